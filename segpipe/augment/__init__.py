@@ -1,0 +1,1 @@
+"""Augmentation: drawn from a random stream, applied to a whole batch on its device."""

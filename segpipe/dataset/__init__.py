@@ -1,0 +1,1 @@
+"""Stage 1: what cases there are, and whether they are sound."""

@@ -1,0 +1,74 @@
+"""Every error segpipe raises on purpose.
+
+::
+
+    SegpipeError                 one line on stderr, exit code 1
+    ├── DatasetError             the folder is not a dataset segpipe knows
+    ├── CaseError                one case is wrong; the others go on
+    │   ├── UnreadableFileError  a file is missing, truncated, or not an image
+    │   └── GeometryMismatchError  two files of a case lie on different grids
+    ├── RecipeError              a recipe file is wrong
+    ├── PlanError                no plan follows from this fingerprint
+    ├── ArtefactError            an artefact is missing, damaged or stale
+    ├── ModelError               a model file or folder cannot be used
+    ├── TrainingError            training cannot start or go on
+    │   └── TrainingInterrupted  a signal asked training to stop; its state is saved
+    └── DeviceError              the device asked for is not there
+
+A message says where, what was found, what was expected and what to do next.
+Anything else that is raised is a bug and keeps its traceback.
+"""
+
+
+class SegpipeError(Exception):
+    """Base of every error that segpipe raises on purpose."""
+
+    exit_code = 1
+
+
+class DatasetError(SegpipeError):
+    """The dataset cannot be understood as a whole."""
+
+
+class CaseError(SegpipeError):
+    """One case cannot be processed; a batch reports it and goes on."""
+
+
+class UnreadableFileError(CaseError):
+    """A file is missing, truncated, or not an image segpipe can read."""
+
+
+class GeometryMismatchError(CaseError):
+    """Two files of one case lie on different grids."""
+
+
+class RecipeError(SegpipeError):
+    """A recipe is missing or holds a wrong value."""
+
+
+class PlanError(SegpipeError):
+    """No plan, or no such configuration, follows from the fingerprint."""
+
+
+class ArtefactError(SegpipeError):
+    """An artefact is missing, damaged, or made from other inputs."""
+
+
+class ModelError(SegpipeError):
+    """A model file or folder cannot be used."""
+
+
+class TrainingError(SegpipeError):
+    """Training cannot start or cannot go on."""
+
+
+class TrainingInterrupted(TrainingError):  # noqa: N818 - it reports an event, not a fault
+    """A signal asked training to stop; its state has been saved."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class DeviceError(SegpipeError):
+    """The device that was asked for is not available."""

@@ -1,0 +1,1 @@
+"""Stage 7: segmentations are scored against references."""

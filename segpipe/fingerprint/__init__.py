@@ -1,0 +1,1 @@
+"""Stage 2: what was measured on the cases."""

@@ -1,0 +1,193 @@
+"""Where voxels lie in the patient: grids, orientations and their changes. Pure numpy.
+
+A voxel index is ``(z, y, x)``, the array's own order. World positions are ``(x, y, z)`` in RAS+ millimetres: x grows to
+the patient's right, y to the front, z to the head. Column ``j`` of ``direction`` is the world direction in which array
+axis ``j`` runs, so that ``position = origin + direction @ (index * spacing)``.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+_T = TypeVar("_T", bound=np.generic)
+Floats = NDArray[np.float64]
+
+# World axis (0 = x, 1 = y, 2 = z) along which canonical array axes z, y, x run.
+_CANONICAL_WORLD_AXES = (2, 1, 0)
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """A reordering and flipping of the three spatial axes.
+
+    Applied to an array, axis ``j`` of the result is axis ``axes[j]`` of the input, reversed where ``flips[j]``.
+    """
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+    flips: tuple[bool, bool, bool] = (False, False, False)
+
+    def apply(self, array: NDArray[_T]) -> NDArray[_T]:
+        """Reorient the last three axes of ``array``, shape (..., Z, Y, X); a view."""
+        lead = array.ndim - 3
+        moved = array.transpose(*range(lead), *(lead + a for a in self.axes))
+        steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return moved[(..., *steps)]
+
+    def inverse(self) -> "Orientation":
+        """Return the orientation that undoes this one."""
+        axes = tuple(int(a) for a in np.argsort(self.axes))
+        return Orientation((axes[0], axes[1], axes[2]), tuple(self.flips[a] for a in axes))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sampling grid of a volume: what turns voxel indices into millimetres.
+
+    Attributes
+    ----------
+    shape : tuple of int, (z, y, x)
+    spacing_mm : tuple of float, (z, y, x)
+    origin_mm : tuple of float, world (x, y, z) of voxel (0, 0, 0)
+    direction : nested tuple, 3x3; column j is the unit world vector of array axis j
+    """
+
+    shape: Shape
+    spacing_mm: Spacing
+    origin_mm: tuple[float, float, float]
+    direction: tuple[tuple[float, float, float], ...]
+
+    @classmethod
+    def from_affine(cls, shape: tuple[int, ...], affine: Floats) -> "Grid":
+        """Build a grid from a 4x4 affine that maps an index (z, y, x) to world (x, y, z) in RAS+ mm.
+
+        Raises
+        ------
+        ValueError
+            If the affine is not finite or not invertible.
+        """
+        columns = np.asarray(affine, dtype=np.float64)[:3, :3]
+        spacing = np.linalg.norm(columns, axis=0)
+        if not np.isfinite(affine).all() or (spacing <= 0).any():
+            raise ValueError(f"voxel-to-world affine is not usable: {np.asarray(affine).tolist()}")
+        direction = columns / spacing
+        if abs(np.linalg.det(direction)) < 1e-4:
+            raise ValueError(f"voxel-to-world affine is singular: {np.asarray(affine).tolist()}")
+        return cls(_triple_int(shape), _triple(spacing), _triple(affine[:3, 3]), tuple(_triple(row) for row in direction))
+
+    @property
+    def affine(self) -> Floats:
+        """The 4x4 map from an index (z, y, x) to world (x, y, z) in RAS+ mm."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.asarray(self.direction) * np.asarray(self.spacing_mm)
+        matrix[:3, 3] = self.origin_mm
+        return matrix
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        """Volume of one voxel."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def diagonal_mm(self) -> float:
+        """Length of the image's diagonal, outer voxel faces included."""
+        return float(np.linalg.norm(np.asarray(self.shape) * np.asarray(self.spacing_mm)))
+
+    def position_mm(self, index: tuple[float, float, float]) -> Floats:
+        """World (x, y, z) of a voxel index (z, y, x)."""
+        position: Floats = self.affine[:3, :3] @ np.asarray(index, dtype=np.float64) + np.asarray(self.origin_mm)
+        return position
+
+    def corners_mm(self) -> Floats:
+        """World positions of the eight corner voxels, shape (8, 3)."""
+        last = np.asarray(self.shape) - 1
+        return np.stack([self.position_mm(tuple(last * np.asarray(bits))) for bits in np.ndindex(2, 2, 2)])  # type: ignore[arg-type]
+
+    def reoriented(self, orientation: Orientation) -> "Grid":
+        """Return the grid of an array to which ``orientation`` was applied; voxels keep their place in the world."""
+        start = [0.0, 0.0, 0.0]
+        for new_axis, old_axis in enumerate(orientation.axes):
+            if orientation.flips[new_axis]:
+                start[old_axis] = self.shape[old_axis] - 1
+        signs = np.where(orientation.flips, -1.0, 1.0)
+        columns = self.affine[:3, list(orientation.axes)] * signs
+        affine = np.eye(4)
+        affine[:3, :3] = columns
+        affine[:3, 3] = self.position_mm((start[0], start[1], start[2]))
+        return Grid.from_affine(tuple(self.shape[a] for a in orientation.axes), affine)
+
+    def with_shape(self, shape: Shape) -> "Grid":
+        """Return a grid of another shape that fills the same box of the world (voxel centres move, edges do not)."""
+        old, new = np.asarray(self.shape, dtype=np.float64), np.asarray(shape, dtype=np.float64)
+        scale = old / new
+        affine = self.affine
+        affine[:3, 3] = self.position_mm(tuple((scale - 1) / 2))  # type: ignore[arg-type]
+        affine[:3, :3] = affine[:3, :3] * scale
+        return Grid.from_affine(shape, affine)
+
+    def describe(self) -> str:
+        """Shape, spacing, origin and axis codes in one line, for messages."""
+        spacing = " x ".join(f"{s:.4g}" for s in self.spacing_mm)
+        origin = ", ".join(f"{o:.5g}" for o in self.origin_mm)
+        return f"shape {'x'.join(map(str, self.shape))}, spacing {spacing} mm (z, y, x), origin ({origin}), axes {self.axis_codes}"
+
+    @property
+    def axis_codes(self) -> str:
+        """Anatomical directions in which axes z, y, x run, such as ``SAR``."""
+        codes = (("L", "R"), ("P", "A"), ("I", "S"))
+        matrix = np.asarray(self.direction)
+        worlds = _nearest_world_axes(matrix)
+        return "".join(codes[w][int(matrix[w, axis] > 0)] for axis, w in enumerate(worlds))
+
+
+def canonical_orientation(grid: Grid) -> Orientation:
+    """Orientation that brings axes (z, y, x) nearest to (superior, anterior, right).
+
+    Source: the nearest-axis rule of nibabel's ``as_closest_canonical``, as the assignment of array to world axes with
+    the largest total cosine.
+    """
+    matrix = np.asarray(grid.direction)
+    worlds = _nearest_world_axes(matrix)
+    axes = tuple(worlds.index(w) for w in _CANONICAL_WORLD_AXES)
+    flips = tuple(bool(matrix[w, axis] < 0) for w, axis in zip(_CANONICAL_WORLD_AXES, axes, strict=True))
+    return Orientation(axes, flips)  # type: ignore[arg-type]
+
+
+def largest_displacement_mm(first: Grid, second: Grid) -> float:
+    """Largest distance in mm between corresponding corner voxels of two grids of one shape."""
+    return float(np.linalg.norm(first.corners_mm() - second.corners_mm(), axis=1).max())
+
+
+# Headers store positions in float32 and tools round them differently; a tenth of a voxel moves no label.
+GRID_TOLERANCE_VOXELS = 0.1
+
+
+def same_grid(first: Grid, second: Grid) -> bool:
+    """Tell whether two grids agree within ``GRID_TOLERANCE_VOXELS`` of the smallest voxel edge."""
+    if first.shape != second.shape:
+        return False
+    return largest_displacement_mm(first, second) <= GRID_TOLERANCE_VOXELS * min(first.spacing_mm)
+
+
+def resampled_shape(shape: tuple[int, ...], spacing_mm: tuple[float, ...], new_spacing_mm: tuple[float, ...]) -> Shape:
+    """Shape after resampling to a new spacing, each axis rounded half to even (nnU-Net's rule)."""
+    return _triple_int([round(s / t * n) for n, s, t in zip(shape, spacing_mm, new_spacing_mm, strict=True)])
+
+
+def _nearest_world_axes(direction: Floats) -> list[int]:
+    """World axis assigned to each array axis, so that the summed absolute cosine is largest."""
+    return list(max(permutations(range(3)), key=lambda p: sum(abs(direction[w, axis]) for axis, w in enumerate(p))))
+
+
+def _triple(values: Floats) -> tuple[float, float, float]:
+    z, y, x = (float(v) for v in values)
+    return z, y, x
+
+
+def _triple_int(values: tuple[int, ...] | list[int]) -> Shape:
+    z, y, x = (int(v) for v in values)
+    return z, y, x

@@ -1,0 +1,1 @@
+"""Other tools' datasets, plans and models."""

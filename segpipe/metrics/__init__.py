@@ -1,0 +1,1 @@
+"""Scores of masks: arrays in, numbers out. No torch."""

@@ -1,0 +1,74 @@
+"""The portable model: one zip of JSON and safetensors. No pickle, nothing to execute."""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from segpipe.artefact import write_atomically
+from segpipe.errors import ModelError
+
+FORMAT = 1
+Weights = dict[str, Tensor]
+
+# A fixed date: the same content gives the same bytes.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file holds: the plan's JSON, how it was trained, and the weights of each fold."""
+
+    plan_json: str
+    configuration: str
+    variant: str
+    mirror_axes: tuple[int, ...]
+    folds: dict[str, Weights]
+
+    def write(self, path: Path) -> None:
+        """Write atomically."""
+        about: dict[str, Any] = {
+            "format": FORMAT, "configuration": self.configuration, "variant": self.variant,
+            "mirror_axes": list(self.mirror_axes), "folds": list(self.folds),
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(zipfile.ZipInfo("model.json", _EPOCH), json.dumps(about, indent=1))
+            archive.writestr(zipfile.ZipInfo("plan.json", _EPOCH), self.plan_json)
+            for fold, weights in self.folds.items():
+                archive.writestr(zipfile.ZipInfo(f"fold_{fold}.safetensors", _EPOCH), save(weights))
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelFile":
+        """Read a model.
+
+        Raises
+        ------
+        ModelError
+            If the file is missing, damaged, or from a newer version.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                about = json.loads(archive.read("model.json"))
+                if about["format"] != FORMAT:
+                    raise ModelError(f"{path}: model format {about['format']}, this version reads {FORMAT}; update segpipe")
+                folds = {str(f): load(archive.read(f"fold_{f}.safetensors")) for f in about["folds"]}
+                plan_json = archive.read("plan.json").decode()
+        except FileNotFoundError as error:
+            raise ModelError(f"{path}: no such model file") from error
+        except (zipfile.BadZipFile, KeyError, ValueError, SafetensorError) as error:
+            raise ModelError(f"{path}: not a segpipe model, or damaged ({error})") from error
+        return cls(plan_json, about["configuration"], about["variant"], tuple(about["mirror_axes"]), folds)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file."""
+    return sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,108 @@
+"""Building blocks of the U-Nets. Parameter names follow nnU-Net's, so that its weights load."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Stride = tuple[int, ...]
+
+
+def conv_class(dims: int) -> Any:
+    """Convolution of 2 or 3 axes."""
+    return {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+
+
+def norm_class(dims: int) -> Any:
+    """Instance normalisation of 2 or 3 axes."""
+    return {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dims]
+
+
+def activation() -> nn.Module:
+    """Leaky ReLU of slope 0.01."""
+    return nn.LeakyReLU(0.01, inplace=True)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, instance normalisation, and (unless told otherwise) leaky ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, *, bias: bool = True, activate: bool = True) -> None:
+        super().__init__()
+        dims = len(kernel)
+        self.conv = conv_class(dims)(c_in, c_out, kernel, stride, padding=tuple((k - 1) // 2 for k in kernel), bias=bias)
+        self.norm = norm_class(dims)(c_out, eps=1e-5, affine=True)
+        self.nonlin = activation() if activate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, ...) to (N, c_out, ...)."""
+        y: Tensor = self.nonlin(self.norm(self.conv(x)))
+        return y
+
+
+class ConvStack(nn.Module):
+    """Several ConvNorm in a row; the first one strides."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, n: int) -> None:
+        super().__init__()
+        ones = (1,) * len(kernel)
+        self.convs = nn.Sequential(*(ConvNorm(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones) for i in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, ...) to (N, c_out, ...)."""
+        y: Tensor = self.convs(x)
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two ConvNorm with a shortcut: average pooling where it strides, 1x1 convolution where channels change.
+
+    Source: He et al. 2016 with the "D" shortcut of He et al. 2019 (arXiv 1812.01187), as in nnU-Net's BasicBlockD.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride) -> None:
+        super().__init__()
+        ones = (1,) * len(kernel)
+        self.conv1 = ConvNorm(c_in, c_out, kernel, stride)
+        self.conv2 = ConvNorm(c_out, c_out, kernel, ones, activate=False)
+        self.nonlin2 = activation()
+        shortcut: list[nn.Module] = []
+        if max(stride) > 1:
+            shortcut.append({2: nn.AvgPool2d, 3: nn.AvgPool3d}[len(kernel)](stride, stride))
+        if c_in != c_out:
+            shortcut.append(ConvNorm(c_in, c_out, ones, ones, bias=False, activate=False))
+        self.skip = nn.Sequential(*shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, ...) to (N, c_out, ...)."""
+        y: Tensor = self.nonlin2(self.conv2(self.conv1(x)) + self.skip(x))
+        return y
+
+
+class ResidualStack(nn.Module):
+    """Several ResidualBlock in a row; the first one strides."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, n: int) -> None:
+        super().__init__()
+        ones = (1,) * len(kernel)
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones) for i in range(n))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, ...) to (N, c_out, ...)."""
+        y: Tensor = self.blocks(x)
+        return y
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """He-normal convolutions for leaky ReLU, zero biases, zero last norm of a residual block (nnU-Net's rule)."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            nn.init.kaiming_normal_(layer.weight, a=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for block in module.modules():
+        if isinstance(block, ResidualBlock):
+            nn.init.zeros_(block.conv2.norm.weight)
+            nn.init.zeros_(block.conv2.norm.bias)

@@ -1,0 +1,16 @@
+"""From a specification to a network."""
+
+import torch
+
+from segpipe.networks.spec import NetworkSpec
+from segpipe.networks.unet import UNet
+
+
+def build_network(spec: NetworkSpec, n_channels: int, n_classes: int) -> UNet:
+    """Build the planned network with fresh weights in torch's current random state."""
+    return UNet(n_channels, n_classes, spec)
+
+
+def fast_memory_format(dims: int) -> torch.memory_format:
+    """Channels-last: what convolutions are fastest in, on CPU and GPU alike (docs/experiments.md)."""
+    return torch.channels_last_3d if dims == 3 else torch.channels_last

@@ -1,0 +1,5 @@
+"""Stage 3: what follows from the fingerprint."""
+
+from segpipe.planning.make import make_plan
+
+__all__ = ["make_plan"]

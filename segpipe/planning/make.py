@@ -1,0 +1,186 @@
+"""From a fingerprint and a recipe to a plan. Pure: the same input gives the same bytes."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.errors import PlanError
+from segpipe.fingerprint.schema import Fingerprint
+from segpipe.planning.configuration import Sized, size_configuration
+from segpipe.planning.recipe import Recipe, load_recipe
+from segpipe.planning.rules import axis_order, masks_for_normalisation, median_shape, normalisation_of, target_spacing
+from segpipe.planning.schema import Configuration, Decision, Normalisation, Plan
+
+LOWRES_THRESHOLD = 0.25
+"""A patch that sees less than this share of the median image calls for a low-resolution stage."""
+LOWRES_STEP = 1.03
+
+_NNUNET_PRESETS = {"default": "ExperimentPlanner", "resenc_m": "nnUNetPlannerResEncM", "resenc_l": "nnUNetPlannerResEncL", "resenc_xl": "nnUNetPlannerResEncXL"}
+
+
+def make_plan(
+    fingerprint: Fingerprint, recipe: str | Path | Recipe = "default", *, spacing_mm: tuple[float, float, float] | None = None
+) -> Plan:
+    """Plan all configurations that follow from a fingerprint.
+
+    Parameters
+    ----------
+    fingerprint : Fingerprint
+        Measurements on the dataset.
+    recipe : str, Path or Recipe
+        A shipped recipe's name, a TOML file, or the recipe itself.
+    spacing_mm : tuple of float, optional
+        Target spacing (z, y, x) instead of the planned one.
+
+    Raises
+    ------
+    RecipeError
+        If the recipe is missing or wrong.
+    PlanError
+        If the fingerprint has no case, or the wished spacing is not positive.
+    """
+    chosen = load_recipe(recipe)
+    if not fingerprint.cases:
+        raise PlanError("the fingerprint holds no case; nothing can be planned")
+    return _Planner(fingerprint, chosen, _target(fingerprint, spacing_mm)).plan()
+
+
+def _target(fingerprint: Fingerprint, wished: tuple[float, float, float] | None) -> tuple[NDArray[np.float64], Decision]:
+    observed = np.median([c.spacing_mm for c in fingerprint.cases], axis=0)
+    if wished is not None:
+        if min(wished) <= 0:
+            raise PlanError(f"--spacing {wished}: expected three positive numbers in mm (z, y, x)")
+        return np.array(wished, dtype=np.float64), Decision(rule="target spacing", chosen=_mm(wished), because="it was asked for")
+    target, refined = target_spacing(fingerprint.cases)
+    because = f"median spacing {_mm(observed)}"
+    if refined:
+        because += "; its coarse axis is over 3 times coarser with under a third of the voxels: 10th percentile there"
+    return target, Decision(rule="target spacing", chosen=_mm(target), because=because)
+
+
+class _Planner:
+    """The values that every rule shares, computed once."""
+
+    def __init__(self, fingerprint: Fingerprint, recipe: Recipe, target: tuple[NDArray[np.float64], Decision]) -> None:
+        self.fingerprint = fingerprint
+        self.recipe = recipe
+        spacing, spacing_decision = target
+        self.forward, self.backward = axis_order(spacing)
+        order = list(self.forward)
+        self.spacing = spacing[order]
+        self.median = median_shape(fingerprint.cases, spacing)[order]
+        self.dataset_voxels = float(np.prod(self.median) * fingerprint.n_training_cases)
+        self.schemes: tuple[Normalisation, ...] = tuple(normalisation_of(name) for name in fingerprint.channel_names)
+        self.masks = masks_for_normalisation(self.schemes, fingerprint.median_relative_size_after_cropping)
+        self.decisions = [spacing_decision, self._order_decision(), self._normalisation_decision()]
+
+    def plan(self) -> Plan:
+        configurations = {"2d": self._configuration("2d", self.spacing[1:], self.median[1:], self.dataset_voxels, batch_dice=True)}
+        if self.median[0] != 1:
+            configurations |= self._three_dimensional()
+        else:
+            self._decide("3D configurations", "none", "the median image has one slice")
+        observed = np.array([c.spacing_mm for c in self.fingerprint.cases])
+        shapes = np.array([c.shape_after_crop for c in self.fingerprint.cases])
+        order = list(self.forward)
+        return Plan(
+            dataset_name=self.fingerprint.dataset_name,
+            fingerprint_digest=self.fingerprint.digest(),
+            recipe=self.recipe.name,
+            planner_preset=_NNUNET_PRESETS.get(self.recipe.name, self.recipe.name),
+            transpose_forward=self.forward,
+            transpose_backward=self.backward,
+            channel_names=self.fingerprint.channel_names,
+            labels=self.fingerprint.labels,
+            original_median_spacing_mm=tuple(float(v) for v in np.median(observed, axis=0)[order]),
+            original_median_shape=tuple(float(v) for v in np.median(shapes, axis=0)[order]),
+            intensities=self.fingerprint.intensities,
+            configurations=configurations,
+            training=self.recipe.training,
+            decisions=tuple(self.decisions),
+        )
+
+    def _three_dimensional(self) -> dict[str, Configuration]:
+        full = self._configuration("3d_fullres", self.spacing, self.median, self.dataset_voxels, batch_dice=False)
+        lowres = self._lowres(full)
+        if lowres is None:
+            return {"3d_fullres": full}
+        full = full.model_copy(update={"batch_dice": True})
+        cascade = full.model_copy(update={"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"})
+        return {"3d_lowres": lowres, "3d_fullres": full, "3d_cascade_fullres": cascade}
+
+    def _lowres(self, full: Configuration) -> Configuration | None:
+        """Coarsen until the patch sees enough of the median image; None where full resolution already does."""
+        patch_voxels, voxels = float(np.prod(full.patch_size)), float(np.prod(self.median))
+        seen = patch_voxels / voxels
+        if seen >= LOWRES_THRESHOLD:
+            self._decide("low-resolution stage", "none", f"the patch sees {seen:.0%} of the median image, at least {LOWRES_THRESHOLD:.0%}")
+            return None
+        spacing = self.spacing.copy()
+        while patch_voxels / voxels < LOWRES_THRESHOLD:
+            finer = spacing.max() / spacing > 2
+            spacing[finer if finer.any() else slice(None)] *= LOWRES_STEP
+            median = self.spacing / spacing * self.median
+            voxels = float(np.prod(median))
+            shape = np.array([round(float(n)) for n in median])
+            sized = self._size(spacing, shape, voxels * self.fingerprint.n_training_cases)
+            patch_voxels = float(np.prod(sized.topology.patch_size))
+        if np.prod(self.median) / voxels < 2:
+            self._decide("low-resolution stage", "none", f"the patch sees {seen:.0%} of the median image, but half its voxels would be kept: too alike")
+            return None
+        self._decide("low-resolution stage", _mm(spacing), f"the patch sees only {seen:.0%} of the median image, less than {LOWRES_THRESHOLD:.0%}")
+        return self._as_configuration("3d_lowres", spacing, shape, sized, batch_dice=False)
+
+    def _configuration(
+        self, name: str, spacing: NDArray[np.float64], median: NDArray[np.float64], voxels: float, *, batch_dice: bool
+    ) -> Configuration:
+        return self._as_configuration(name, spacing, median, self._size(spacing, median, voxels), batch_dice=batch_dice)
+
+    def _size(self, spacing: NDArray[np.float64], median: NDArray[np.float64], voxels: float) -> Sized:
+        return size_configuration(
+            tuple(spacing.tolist()), tuple(median.tolist()), voxels, self.fingerprint.n_label_entries, self.recipe.planner
+        )
+
+    def _as_configuration(
+        self, name: str, spacing: NDArray[np.float64], median: NDArray[np.float64], sized: Sized, *, batch_dice: bool
+    ) -> Configuration:
+        settings = self.recipe.planner
+        patch = "x".join(map(str, sized.topology.patch_size))
+        cut = f"cut {sized.shrink_steps} time(s) to fit {settings.budget_gb:g} GB" if sized.shrink_steps else f"fits {settings.budget_gb:g} GB as it is"
+        self._decide(f"{name}: patch", patch, f"median image {'x'.join(f'{m:g}' for m in median)} at {_mm(spacing)}, {cut}")
+        limit = f", at most {settings.max_batch}" if settings.max_batch else ""
+        self._decide(
+            f"{name}: batch",
+            str(sized.batch_size),
+            f"memory allows {sized.batch_by_memory}, {settings.dataset_cover:.0%} of the dataset's voxels {sized.batch_by_dataset}, at least {settings.min_batch}{limit}",
+        )
+        return Configuration(
+            name=name,
+            spacing_mm=tuple(spacing.tolist()),
+            median_shape=tuple(float(m) for m in median),
+            patch_size=sized.topology.patch_size,
+            batch_size=sized.batch_size,
+            batch_dice=batch_dice,
+            normalisation=self.schemes,
+            use_mask_for_norm=self.masks,
+            network=sized.network,
+            estimated_memory_gb=sized.memory_gb,
+        )
+
+    def _order_decision(self) -> Decision:
+        moved = self.forward != (0, 1, 2)
+        because = "the coarsest axis comes first" if moved else "the coarsest axis is already first"
+        return Decision(rule="axis order", chosen=str(self.forward), because=because)
+
+    def _normalisation_decision(self) -> Decision:
+        chosen = ", ".join(f"{c}: {s}{' in mask' if m else ''}" for c, s, m in zip(self.fingerprint.channel_names, self.schemes, self.masks, strict=True))
+        kept = self.fingerprint.median_relative_size_after_cropping
+        return Decision(rule="normalisation", chosen=chosen, because=f"by channel name; cropping keeps {kept:.0%} of the voxels (mask under 75%)")
+
+    def _decide(self, rule: str, chosen: str, because: str) -> None:
+        self.decisions.append(Decision(rule=rule, chosen=chosen, because=because))
+
+
+def _mm(spacing: NDArray[np.float64] | tuple[float, ...]) -> str:
+    return " x ".join(f"{float(s):.4g}" for s in spacing) + " mm"

@@ -1,0 +1,102 @@
+"""Recipes: the choices that a fingerprint does not make. TOML files in ``plans/``, checked here."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from segpipe.artefact import Record
+from segpipe.errors import RecipeError
+from segpipe.networks.spec import Architecture
+
+
+class PlannerSettings(Record):
+    """How patch, batch and network follow from the fingerprint. Defaults are nnU-Net's ExperimentPlanner."""
+
+    architecture: Architecture = "plain_unet"
+    base_features: int = Field(32, ge=1)
+    """Feature maps of the first stage; each stage doubles them."""
+    max_features_2d: int = Field(512, ge=1)
+    max_features_3d: int = Field(320, ge=1)
+    budget_gb: float = Field(8.0, gt=0)
+    """Device memory to plan for."""
+    reference_gb: float = Field(8.0, gt=0)
+    """Device memory that the reference element counts fill."""
+    reference_elements_2d: int = Field(85_000_000, gt=0)
+    """Convolution output elements of one 2D sample, times reference batch over 2, that fill reference_gb."""
+    reference_elements_3d: int = Field(560_000_000, gt=0)
+    reference_batch_2d: int = Field(12, ge=1)
+    reference_batch_3d: int = Field(2, ge=1)
+    min_batch: int = Field(2, ge=1)
+    max_batch: int | None = Field(None, ge=1)
+    """Upper limit of the batch; None leaves it to memory and dataset size."""
+    dataset_cover: float = Field(0.05, gt=0)
+    """Largest share of all voxels of the dataset in one batch."""
+    patch_fits_reference_batch: bool = False
+    """Shrink the patch until the reference batch fits (residual-encoder planners), not until a batch of 2 fits."""
+
+
+class TrainingSettings(Record):
+    """How a network is trained. Defaults are nnU-Net's."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(3e-5, ge=0)
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """Of SGD, Nesterov's form."""
+    epochs: int = Field(1000, ge=1)
+    iterations_per_epoch: int = Field(250, ge=1)
+    patches_per_case: int | None = Field(None, ge=1)
+    """When set, an epoch is this many patches of every training case, and iterations_per_epoch its upper limit."""
+    validation_batches: int = Field(50, ge=1)
+    foreground_share: float = Field(0.33, ge=0, le=1)
+    """Share of each batch, its last patches, that is centred on a foreground voxel."""
+    gradient_clip: float = Field(12.0, gt=0)
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    augmentation: bool = True
+    mirror: bool = True
+    """Mirror in training, and allow mirroring at inference."""
+
+
+class Recipe(Record):
+    """A named set of choices."""
+
+    name: str
+    description: str
+    planner: PlannerSettings = PlannerSettings()
+    training: TrainingSettings = TrainingSettings()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with segpipe."""
+    return sorted(p.stem for p in _folder().glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path | Recipe) -> Recipe:
+    """Load a recipe by the name of a shipped one, or from a TOML file.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such recipe, or it holds an unknown key or a wrong value.
+    """
+    if isinstance(name_or_path, Recipe):
+        return name_or_path
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = _folder() / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise RecipeError(f"recipe {str(name_or_path)!r}: not found; known are {', '.join(recipe_names())}, or give the path of a .toml file")
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see docs/stages/planning.md") from error
+
+
+def _folder() -> Path:
+    packaged = Path(__file__).parents[1] / "plans"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "plans"

@@ -1,0 +1,56 @@
+"""The stage: fingerprint and recipe in, plan.json out."""
+
+from pathlib import Path
+
+from segpipe.errors import ArtefactError
+from segpipe.fingerprint.schema import Fingerprint
+from segpipe.planning.make import make_plan
+from segpipe.planning.recipe import Recipe, load_recipe
+from segpipe.planning.schema import Plan
+from segpipe.workspace import Workspace
+
+
+def write_plan(
+    fingerprint: Fingerprint,
+    workspace: Workspace,
+    *,
+    recipe: str | Path | Recipe = "default",
+    budget_gb: float | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> Plan:
+    """Plan and write plan.json.
+
+    Parameters
+    ----------
+    fingerprint : Fingerprint
+        Measurements.
+    workspace : Workspace
+        Where to write.
+    recipe : str, Path or Recipe
+        The recipe.
+    budget_gb : float, optional
+        Device memory to plan for, instead of the recipe's.
+    spacing_mm : tuple of float, optional
+        Target spacing (z, y, x) instead of the planned one.
+    """
+    chosen = load_recipe(recipe)
+    if budget_gb is not None:
+        settings = chosen.planner.model_copy(update={"budget_gb": budget_gb})
+        chosen = Recipe.model_validate(chosen.model_dump() | {"planner": settings.model_dump()})
+    plan = make_plan(fingerprint, chosen, spacing_mm=spacing_mm)
+    plan.write(workspace.plan)
+    return plan
+
+
+def read_plan(workspace: Workspace) -> Plan:
+    """Read plan.json and make sure that it was made from the workspace's fingerprint.
+
+    Raises
+    ------
+    ArtefactError
+        If either is missing, or the plan is older than the fingerprint.
+    """
+    plan = Plan.read(workspace.plan)
+    if plan.fingerprint_digest != Fingerprint.read(workspace.fingerprint).digest():
+        raise ArtefactError(f"{workspace.plan}: was made from another fingerprint (the dataset changed since); run `segpipe plan` again")
+    return plan

@@ -1,0 +1,95 @@
+"""The plan artefact: what was chosen, and why."""
+
+from typing import Literal
+
+from segpipe.artefact import Artefact, Record
+from segpipe.errors import PlanError
+from segpipe.fingerprint.schema import IntensityStatistics
+from segpipe.networks.spec import NetworkSpec
+from segpipe.planning.recipe import TrainingSettings
+
+Normalisation = Literal["ct", "zscore", "none", "rescale_0_1", "rgb_0_1"]
+
+
+class Decision(Record):
+    """One rule that fired."""
+
+    rule: str
+    chosen: str
+    because: str
+
+
+class Configuration(Record):
+    """One way to see the data: its resolution, patch, batch and network. Tuples are in the plan's transposed axis order."""
+
+    name: str
+    spacing_mm: tuple[float, ...]
+    """Target spacing, 3 values, or 2 in-plane (slices keep their own distance)."""
+    median_shape: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    batch_size: int
+    batch_dice: bool
+    """Dice over the whole batch instead of sample by sample."""
+    normalisation: tuple[Normalisation, ...]
+    """One a channel."""
+    use_mask_for_norm: tuple[bool, ...]
+    """Normalise inside the non-zero region only, one a channel."""
+    network: NetworkSpec
+    estimated_memory_gb: float
+    """Device memory of a training step, by the planner's reference."""
+    previous_stage: str | None = None
+    """Configuration whose segmentation is a further input (cascade)."""
+
+    @property
+    def dims(self) -> int:
+        """2 or 3."""
+        return len(self.patch_size)
+
+
+class Plan(Artefact):
+    """Everything that was decided from a fingerprint and a recipe."""
+
+    dataset_name: str
+    fingerprint_digest: str
+    recipe: str
+    planner_preset: str
+    """Name of nnU-Net's planner with the same rules, for export."""
+    orientation: Literal["canonical", "as_stored"] = "canonical"
+    transpose_forward: tuple[int, int, int]
+    """Axis of the oriented array that becomes each axis of the plan."""
+    transpose_backward: tuple[int, int, int]
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    """Label names and stored values; class index k is the k-th smallest value."""
+    original_median_spacing_mm: tuple[float, ...]
+    original_median_shape: tuple[float, ...]
+    intensities: tuple[IntensityStatistics, ...]
+    configurations: dict[str, Configuration]
+    training: TrainingSettings
+    decisions: tuple[Decision, ...]
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """Stored value of each class index, background first."""
+        return tuple(sorted(self.labels.values()))
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Name of each class index, background first."""
+        return tuple(sorted(self.labels, key=lambda name: self.labels[name]))
+
+    def configuration(self, name: str) -> Configuration:
+        """Return a configuration.
+
+        Raises
+        ------
+        PlanError
+            If the plan has none of that name.
+        """
+        if name not in self.configurations:
+            raise PlanError(f"configuration {name!r}: this plan has {', '.join(self.configurations)}")
+        return self.configurations[name]
+
+    def default_configuration(self) -> str:
+        """Return the configuration to train when none is asked for: 3D at full resolution, else 2D."""
+        return "3d_fullres" if "3d_fullres" in self.configurations else "2d"

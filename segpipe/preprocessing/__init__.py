@@ -1,0 +1,1 @@
+"""Stage 4: cases become arrays ready for training."""

@@ -1,0 +1,1 @@
+"""Stage 8: a page for people."""

@@ -1,0 +1,72 @@
+"""The machine: device, precision, threads, determinism."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from segpipe.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a network runs."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    """Reduced precision that the device computes natively, or None for float32."""
+
+    def describe(self) -> str:
+        """Device and precision in words."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        return f"{name}, {'float32' if self.autocast is None else str(self.autocast).removeprefix('torch.')}"
+
+    def precision(self) -> torch.autocast:
+        """Context in which the network's forward pass runs."""
+        return torch.autocast(self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+
+def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runtime:
+    """Pick the device and the precision it is fast in.
+
+    Parameters
+    ----------
+    device : str
+        ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+    deterministic : bool
+        Ask torch for algorithms that give the same bytes twice.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"--device {device}: not a device name; expected auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {device}: segpipe runs on cpu and cuda; expected auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {device}: {torch.cuda.device_count()} CUDA device(s) found; use --device cpu or auto")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    return Runtime(chosen, _fast_precision(chosen))
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction set flags of the processor (empty where the system does not list them)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+
+
+def _fast_precision(device: torch.device) -> torch.dtype | None:
+    # Without the instructions, bfloat16 on a CPU is many times slower than float32 (docs/experiments.md).
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    return torch.bfloat16 if cpu_flags() & {"amx_bf16", "avx512_bf16"} else None

@@ -1,0 +1,73 @@
+"""Which patch of which case: drawn from a random stream. Pure numpy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Start of a patch in a case; it may begin before the image or end after it."""
+
+    case: int
+    start: Triple
+
+
+@dataclass(frozen=True)
+class CaseExtent:
+    """What a sampler must know of a case: its shape and its foreground voxels."""
+
+    shape: Triple
+    foreground: NDArray[np.int32]
+    """Rows (class, z, y, x)."""
+
+
+def draw_patches(cases: list[CaseExtent], patch: Triple, batch_size: int, foreground_share: float, rng: np.random.Generator) -> list[Patch]:
+    """Draw a batch: cases uniformly, the last ``foreground_share`` of the patches centred on a foreground voxel.
+
+    The class is uniform over those present in the case, the voxel uniform within the class. A patch is kept inside the
+    image where it fits, and centred on the image along axes where it does not. A case without foreground gives a patch
+    anywhere.
+    """
+    n_forced = batch_size - round(batch_size * (1 - foreground_share))
+    patches = []
+    for position in range(batch_size):
+        index = int(rng.integers(len(cases)))
+        case = cases[index]
+        forced = position >= batch_size - n_forced and len(case.foreground) > 0
+        start = _start_at(case, patch, rng) if forced else _start_anywhere(case.shape, patch, rng)
+        patches.append(Patch(index, start))
+    return patches
+
+
+def _start_anywhere(shape: Triple, patch: Triple, rng: np.random.Generator) -> Triple:
+    z, y, x = (int(rng.integers(n - p + 1)) if n > p else -((p - n) // 2) for n, p in zip(shape, patch, strict=True))
+    return z, y, x
+
+
+def _start_at(case: CaseExtent, patch: Triple, rng: np.random.Generator) -> Triple:
+    classes = case.foreground[:, 0]
+    rows = case.foreground[classes == rng.choice(np.unique(classes))]
+    voxel = rows[rng.integers(len(rows)), 1:]
+    z, y, x = (
+        int(np.clip(v - p // 2, 0, n - p)) if n > p else -((p - n) // 2) for v, n, p in zip(voxel, case.shape, patch, strict=True)
+    )
+    return z, y, x
+
+
+def read_box(array: NDArray[np.generic], start: tuple[int, ...], size: tuple[int, ...], fill: float) -> NDArray[np.generic]:
+    """Read a box of the trailing axes of an array (or of anything that slices like one); outside it is ``fill``."""
+    lead = array.ndim - len(size)
+    shape = array.shape[lead:]
+    first = [max(s, 0) for s in start]
+    last = [max(min(s + p, n), f) for s, p, n, f in zip(start, size, shape, first, strict=True)]
+    inner = array[(slice(None),) * lead + tuple(slice(f, e) for f, e in zip(first, last, strict=True))]
+    if inner.shape[lead:] == tuple(size):
+        return np.asarray(inner)
+    box = np.full((*array.shape[:lead], *size), fill, dtype=array.dtype)
+    where = tuple(slice(f - s, e - s) for f, e, s in zip(first, last, start, strict=True))
+    box[(slice(None),) * lead + where] = inner
+    return box

@@ -1,0 +1,28 @@
+"""The training artefact: what happened."""
+
+from segpipe.artefact import Artefact
+
+
+class TrainingRecord(Artefact):
+    """One finished fold."""
+
+    plan_digest: str
+    splits_digest: str
+    configuration: str
+    variant: str
+    fold: int | str
+    seed: int
+    deterministic: bool
+    device: str
+    epochs: int
+    iterations: int
+    elapsed_s: float
+    """Time spent in training, over all resumptions."""
+    data_wait_share: float
+    train_loss: float
+    validation_dice: dict[str, float | None]
+    """Per label, on validation patches of the last epoch; None where no patch held the label."""
+    mean_validation_dice: float | None
+    mirror_axes: tuple[int, ...]
+    weights_sha256: str
+    versions: dict[str, str]

@@ -1,0 +1,117 @@
+"""Where everything of one dataset is written. Every path is a property; nothing is created here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    """Files of one trained fold."""
+
+    root: Path
+
+    @property
+    def weights(self) -> Path:
+        """Final weights, safetensors."""
+        return self.root / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """State from which training continues."""
+        return self.root / "checkpoint.pt"
+
+    @property
+    def record(self) -> Path:
+        """What happened in training; there only when it finished."""
+        return self.root / "record.json"
+
+    @property
+    def log(self) -> Path:
+        """JSON lines, one an epoch."""
+        return self.root / "log.jsonl"
+
+
+@dataclass(frozen=True)
+class PreparedFiles:
+    """Files of one preprocessed case."""
+
+    folder: Path
+    case_id: str
+
+    @property
+    def image(self) -> Path:
+        """float32 (C, Z, Y, X)."""
+        return self.folder / f"{self.case_id}.b2nd"
+
+    @property
+    def segmentation(self) -> Path:
+        """int16 (Z, Y, X): class indices, -1 outside the non-zero region."""
+        return self.folder / f"{self.case_id}_seg.b2nd"
+
+    @property
+    def foreground(self) -> Path:
+        """int32 (N, 4): class, z, y, x of foreground voxels."""
+        return self.folder / f"{self.case_id}_fg.b2nd"
+
+    @property
+    def record(self) -> Path:
+        """What was done; written last, so its presence means that the case is whole."""
+        return self.folder / f"{self.case_id}.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder tree that the stages share."""
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        """dataset.json."""
+        return self.root / "dataset.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        """fingerprint.json."""
+        return self.root / "fingerprint.json"
+
+    @property
+    def plan(self) -> Path:
+        """plan.json."""
+        return self.root / "plan.json"
+
+    @property
+    def splits(self) -> Path:
+        """splits.json."""
+        return self.root / "splits.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of predictions."""
+        return self.root / "predictions"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of scores."""
+        return self.root / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """The report's page."""
+        return self.root / "report" / "index.html"
+
+    def preprocessed(self, configuration: str) -> Path:
+        """Folder of the arrays of one configuration."""
+        return self.root / "preprocessed" / configuration
+
+    def variant(self, configuration: str, variant: str) -> Path:
+        """Folder of one trained variant of a configuration."""
+        return self.root / "models" / configuration / variant
+
+    def fold(self, configuration: str, variant: str, fold: int | str) -> FoldFolder:
+        """Files of one fold."""
+        return FoldFolder(self.variant(configuration, variant) / f"fold_{fold}")
+
+    def model(self, configuration: str, variant: str) -> Path:
+        """The portable model of a variant."""
+        return self.variant(configuration, variant) / "model.segpipe"
