@@ -35,8 +35,8 @@ class Orientation:
         """Reorient the last three axes of ``array``, shape (..., Z, Y, X); a view."""
         lead = array.ndim - 3
         moved = array.transpose(*range(lead), *(lead + a for a in self.axes))
-        steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
-        return moved[(..., *steps)]
+        z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return moved[..., z, y, x]
 
     def inverse(self) -> "Orientation":
         """Return the orientation that undoes this one."""
@@ -77,7 +77,9 @@ class Grid:
         direction = columns / spacing
         if abs(np.linalg.det(direction)) < 1e-4:
             raise ValueError(f"voxel-to-world affine is singular: {np.asarray(affine).tolist()}")
-        return cls(_triple_int(shape), _triple(spacing), _triple(affine[:3, 3]), tuple(_triple(row) for row in direction))
+        return cls(
+            _triple_int(shape), _triple(spacing), _triple(affine[:3, 3]), tuple(_triple(row) for row in direction)
+        )
 
     @property
     def affine(self) -> Floats:
@@ -105,7 +107,7 @@ class Grid:
     def corners_mm(self) -> Floats:
         """World positions of the eight corner voxels, shape (8, 3)."""
         last = np.asarray(self.shape) - 1
-        return np.stack([self.position_mm(tuple(last * np.asarray(bits))) for bits in np.ndindex(2, 2, 2)])  # type: ignore[arg-type]
+        return np.stack([self.position_mm(tuple(last * np.asarray(bits))) for bits in np.ndindex(2, 2, 2)])
 
     def reoriented(self, orientation: Orientation) -> "Grid":
         """Return the grid of an array to which ``orientation`` was applied; voxels keep their place in the world."""
@@ -125,7 +127,7 @@ class Grid:
         old, new = np.asarray(self.shape, dtype=np.float64), np.asarray(shape, dtype=np.float64)
         scale = old / new
         affine = self.affine
-        affine[:3, 3] = self.position_mm(tuple((scale - 1) / 2))  # type: ignore[arg-type]
+        affine[:3, 3] = self.position_mm(tuple((scale - 1) / 2))
         affine[:3, :3] = affine[:3, :3] * scale
         return Grid.from_affine(shape, affine)
 

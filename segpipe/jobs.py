@@ -5,6 +5,7 @@ that raises is a result like any other. When a worker is killed, the cases that 
 a time, so that the one that kills it is named and the others are not lost.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from segpipe.errors import CaseError
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,8 +55,7 @@ def map_cases(
 ) -> Iterator[Outcome[Item, Result]]:
     """Apply ``function`` to each item and yield the outcomes as they come.
 
-    Expected errors (:class:`~segpipe.errors.CaseError`, out of memory, operating system errors) become failures of
-    their item. Anything else is a bug and is raised.
+    An item that raises becomes a failure with its reason, whatever it raised; the others go on.
     """
     if workers == 1:
         for item in items:
@@ -80,15 +82,18 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Re
         return Outcome(item, failure=str(error))
     except MemoryError as error:
         return Outcome(item, failure=f"out of memory ({error}); use a machine with more memory or fewer --jobs")
-    except OSError as error:
-        return Outcome(item, failure=f"{type(error).__name__}: {error}")
+    except Exception as error:
+        logger.exception("item %s", item)
+        return Outcome(item, failure=f"unexpected {type(error).__name__}: {error}")
 
 
 def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     with ProcessPoolExecutor(max_workers=1, timeout=60) as pool:
         try:
-            return pool.submit(_attempt, function, item).result()
+            outcome: Outcome[Item, Result] = pool.submit(_attempt, function, item).result()
         except TerminatedWorkerError as error:
             pool.shutdown(wait=False, kill_workers=True)
             reason = str(error).strip().splitlines()[-1]
-            return Outcome(item, failure=f"its worker was killed, most likely for memory, also when it ran alone ({reason})")
+            killed = f"its worker was killed, most likely for memory, also when it ran alone ({reason})"
+            outcome = Outcome(item, failure=killed)
+    return outcome

@@ -35,9 +35,12 @@ class ModelFile:
     def write(self, path: Path) -> None:
         """Write atomically."""
         about: dict[str, Any] = {
-            "format": FORMAT, "configuration": self.configuration, "variant": self.variant,
-            "mirror_axes": list(self.mirror_axes), "folds": list(self.folds),
-        }  # fmt: skip
+            "format": FORMAT,
+            "configuration": self.configuration,
+            "variant": self.variant,
+            "mirror_axes": list(self.mirror_axes),
+            "folds": list(self.folds),
+        }
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("model.json", _EPOCH), json.dumps(about, indent=1))
@@ -59,7 +62,9 @@ class ModelFile:
             with zipfile.ZipFile(path) as archive:
                 about = json.loads(archive.read("model.json"))
                 if about["format"] != FORMAT:
-                    raise ModelError(f"{path}: model format {about['format']}, this version reads {FORMAT}; update segpipe")
+                    raise ModelError(
+                        f"{path}: model format {about['format']}, this version reads {FORMAT}; update segpipe"
+                    )
                 folds = {str(f): load(archive.read(f"fold_{f}.safetensors")) for f in about["folds"]}
                 plan_json = archive.read("plan.json").decode()
         except FileNotFoundError as error:

@@ -18,12 +18,18 @@ class Runtime:
 
     def describe(self) -> str:
         """Device and precision in words."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads"
+        )
         return f"{name}, {'float32' if self.autocast is None else str(self.autocast).removeprefix('torch.')}"
 
     def precision(self) -> torch.autocast:
         """Context in which the network's forward pass runs."""
-        return torch.autocast(self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+        return torch.autocast(
+            self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
+        )
 
 
 def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runtime:
@@ -50,7 +56,9 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
     if chosen.type not in ("cpu", "cuda"):
         raise DeviceError(f"--device {device}: segpipe runs on cpu and cuda; expected auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"--device {device}: {torch.cuda.device_count()} CUDA device(s) found; use --device cpu or auto")
+        raise DeviceError(
+            f"--device {device}: {torch.cuda.device_count()} CUDA device(s) found; use --device cpu or auto"
+        )
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return Runtime(chosen, _fast_precision(chosen))

@@ -18,7 +18,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[1:] != self.grid.shape:
-            raise ValueError(f"array of shape {self.array.shape} does not fit a grid of shape {self.grid.shape}; expected (C, Z, Y, X)")
+            raise ValueError(
+                f"array of shape {self.array.shape} does not fit a grid of shape {self.grid.shape}; expected (C, Z, Y, X)"
+            )
 
     def reoriented(self, orientation: Orientation) -> "Volume":
         """Return the same voxels with reordered and flipped axes (a view)."""

@@ -44,7 +44,8 @@ def gaussian_weights(patch: tuple[int, ...], sigma_scale: float = 1 / 8) -> NDAr
     weights = gaussian_filter(impulse, [p * sigma_scale for p in patch], mode="constant")
     weights = (weights / weights.max() * 10).astype(np.float32)
     # Far corners underflow where nnU-Net keeps the weights in half precision; its floor is kept.
-    return np.maximum(weights, np.float32(5.96e-8))
+    floored: NDArray[np.float32] = np.maximum(weights, np.float32(5.96e-8))
+    return floored
 
 
 def padding_to(shape: tuple[int, ...], patch: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -54,7 +54,10 @@ def centre_crop(array: Tensor, patch: tuple[int, ...]) -> Tensor:
 
 def move(images: Tensor, labels: Tensor, spec: AugmentationSpec, drawn: Draw) -> tuple[Tensor, Tensor]:
     """Rotate and scale the samples that were drawn to, cut the others out of the middle."""
-    moved_images, moved_labels = centre_crop(images, spec.patch_size).clone(), centre_crop(labels, spec.patch_size).clone()
+    moved_images, moved_labels = (
+        centre_crop(images, spec.patch_size).clone(),
+        centre_crop(labels, spec.patch_size).clone(),
+    )
     if len(drawn.moved):
         which = torch.as_tensor(drawn.moved, device=images.device)
         grid = _sampling_grid(drawn.matrices[drawn.moved], images, spec)
@@ -83,7 +86,7 @@ def _sample(images: Tensor, grid: Tensor, spec: AugmentationSpec) -> Tensor:
     images = centre_crop(images, (spec.patch_size[0], *images.shape[3:]))
     n, c, z = images.shape[:3]
     sampled = F.grid_sample(images.flatten(1, 2), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return sampled.unflatten(1, (c, z))
+    return sampled.reshape(n, c, z, *sampled.shape[2:])
 
 
 def _sample_labels(labels: Tensor, grid: Tensor, spec: AugmentationSpec) -> Tensor:
@@ -198,4 +201,6 @@ def _per_sample(values: Any, images: Tensor) -> Tensor:
 
 
 def _per_channel(values: Any, images: Tensor) -> Tensor:
-    return torch.as_tensor(values, device=images.device, dtype=images.dtype).reshape(*values.shape, *(1,) * (images.ndim - 2))
+    return torch.as_tensor(values, device=images.device, dtype=images.dtype).reshape(
+        *values.shape, *(1,) * (images.ndim - 2)
+    )

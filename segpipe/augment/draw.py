@@ -78,7 +78,9 @@ def source_patch_size(spec: AugmentationSpec, drawn: Draw) -> tuple[int, ...]:
     reach = np.abs(drawn.matrices) @ half
     needed = reach.max(axis=0) * 2
     # One voxel more on each side for interpolation; even growth keeps the patch in the middle.
-    grown = [p if n <= p + 1e-9 else p + 2 * ceil((n - p) / 2 + 1) for p, n in zip(spec.patch_size, needed, strict=True)]
+    grown = [
+        p if n <= p + 1e-9 else p + 2 * ceil((n - p) / 2 + 1) for p, n in zip(spec.patch_size, needed, strict=True)
+    ]
     return tuple(int(g) for g in grown)
 
 

@@ -43,7 +43,7 @@ def check_case(case: Case, channel_names: tuple[str, ...], declared: dict[str, i
     findings: list[Finding] = []
 
     def report(rule: str, message: str, severity: str = "error") -> None:
-        findings.append(Finding(case=case.id, severity=severity, rule=rule, message=message))  # type: ignore[arg-type]
+        findings.append(Finding(case=case.id, severity=severity, rule=rule, message=message))
 
     image: LoadedImage | None = None
     try:
@@ -64,7 +64,11 @@ def check_case(case: Case, channel_names: tuple[str, ...], declared: dict[str, i
     if problem:
         report(*problem)
     elif not stored.any():
-        report("empty label", f"{case.label.path.name} holds background only; it is used as a case without the structures", "warning")
+        report(
+            "empty label",
+            f"{case.label.path.name} holds background only; it is used as a case without the structures",
+            "warning",
+        )
     checked = CheckedCase(tuple(findings))
     return checked if checked.errors else CheckedCase(checked.findings, image.volume, stored.astype(np.int32))
 
@@ -75,11 +79,13 @@ def image_problems(array: NDArray[np.float32]) -> list[tuple[str, str]]:
     finite = np.isfinite(array)
     if not finite.all():
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        problems.append((
-            "non-finite voxels",
-            f"{int((~finite).sum())} voxel(s) are NaN or infinite, the first at (c, z, y, x) = {first}; "
-            "replace them by the background value",
-        ))  # fmt: skip
+        problems.append(
+            (
+                "non-finite voxels",
+                f"{int((~finite).sum())} voxel(s) are NaN or infinite, the first at (c, z, y, x) = {first}; "
+                "replace them by the background value",
+            )
+        )
     elif not array.any():
         problems.append(("blank image", "every voxel is 0; the export lost its values"))
     return problems
@@ -103,5 +109,8 @@ def label_problem(stored: NDArray[Any], declared: dict[str, int] | None) -> tupl
         outside = [v for v in values if v not in declared.values()]
         if outside:
             counts = ", ".join(f"{v} ({int((stored == v).sum())} voxels)" for v in outside[:8])
-            return "undeclared labels", f"value(s) {counts}; declared are {sorted(declared.values())}: correct the mask or declare them"
+            return (
+                "undeclared labels",
+                f"value(s) {counts}; declared are {sorted(declared.values())}: correct the mask or declare them",
+            )
     return None

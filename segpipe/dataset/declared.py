@@ -42,9 +42,13 @@ def label_values(declared: dict[str, Any]) -> dict[str, int] | None:
 
 def _label_value(name: str, value: Any) -> int:
     if isinstance(value, list):
-        raise DatasetError(f"dataset.json: label {name!r} is a region ({value}); this version trains on plain labels, one value a name")
+        raise DatasetError(
+            f"dataset.json: label {name!r} is a region ({value}); this version trains on plain labels, one value a name"
+        )
     if name == "ignore":
-        raise DatasetError("dataset.json: an 'ignore' label is declared; this version cannot leave voxels out of the loss")
+        raise DatasetError(
+            "dataset.json: an 'ignore' label is declared; this version cannot leave voxels out of the loss"
+        )
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise DatasetError(f"dataset.json: label {name!r} has the value {value!r}; expected a non-negative integer")
     return value

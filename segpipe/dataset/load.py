@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.errors import CaseError, GeometryMismatchError
-from segpipe.geometry import GRID_TOLERANCE_VOXELS, Grid, Orientation, canonical_orientation, largest_displacement_mm, same_grid
+from segpipe.geometry import (
+    GRID_TOLERANCE_VOXELS,
+    Grid,
+    Orientation,
+    canonical_orientation,
+    largest_displacement_mm,
+    same_grid,
+)
 from segpipe.io.formats import read_volume
 from segpipe.volume import Volume, stack_channels
 
@@ -70,7 +77,11 @@ def require_same_grid(case_id: str, first_name: str, first: Grid, second_name: s
     """Raise GeometryMismatchError, with both grids printed, unless they agree."""
     if same_grid(first, second):
         return
-    apart = "" if first.shape != second.shape else f"; corners lie up to {largest_displacement_mm(first, second):.3g} mm apart"
+    apart = (
+        ""
+        if first.shape != second.shape
+        else f"; corners lie up to {largest_displacement_mm(first, second):.3g} mm apart"
+    )
     raise GeometryMismatchError(
         f"case {case_id!r}: {first_name} is on {first.describe()} but {second_name} is on {second.describe()}{apart}; "
         f"expected the same grid within {GRID_TOLERANCE_VOXELS} voxel: resample one onto the other, or repair its header"

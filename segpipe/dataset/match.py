@@ -10,9 +10,8 @@ from typing import Any
 
 from segpipe.dataset.declared import channel_names, label_values
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding, Layout
-from segpipe.errors import DatasetError
+from segpipe.errors import DatasetError, UnreadableFileError
 from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header, stem_of
-from segpipe.errors import UnreadableFileError
 
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _SAFE_ID = re.compile(r"^[^/\\\0]+$")
@@ -44,7 +43,9 @@ def match_dataset(root: Path) -> Dataset:
     layout, rows = _rows(root, folder, declared)
     cases, findings = _cases(rows, _groups(folder, layout))
     if not cases and not findings:
-        raise DatasetError(f"{root}: recognised as {layout}, but no image file was found; endings read: {', '.join(IMAGE_ENDINGS)}")
+        raise DatasetError(
+            f"{root}: recognised as {layout}, but no image file was found; endings read: {', '.join(IMAGE_ENDINGS)}"
+        )
     return Dataset(
         name=str(declared.get("name") or (root.name if root.is_dir() else folder.name)),
         root=root,
@@ -88,7 +89,9 @@ def _is_nnunet_v1(folder: Path, training: list[Any]) -> bool:
 
 def _decathlon_row(folder: Path, entry: Any) -> _Row:
     if not isinstance(entry, dict) or "image" not in entry:
-        raise DatasetError(f"{folder / 'dataset.json'}: an entry of 'training' is {entry!r}; expected an object with image and label")
+        raise DatasetError(
+            f"{folder / 'dataset.json'}: an entry of 'training' is {entry!r}; expected an object with image and label"
+        )
     image, label = folder / str(entry["image"]), entry.get("label")
     return _Row(case=stem_of(image), images=[image], label=folder / str(label) if label else None)
 
@@ -123,7 +126,10 @@ def _folder_rows(images: Path, labels: Path) -> list[_Row]:
 
 def group_images(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Group image files to cases by name, channels in order (the rule of :func:`match_dataset`)."""
-    return {case: [f for _, found in sorted(channels.items()) for f in found] for case, channels in _by_case(list(files)).items()}
+    return {
+        case: [f for _, found in sorted(channels.items()) for f in found]
+        for case, channels in _by_case(list(files)).items()
+    }
 
 
 def _by_case(files: list[Path]) -> dict[str, dict[int, list[Path]]]:
@@ -166,7 +172,9 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     content = json.loads(path.read_text()) if path.stat().st_size else []
     rows = content.get("cases", []) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        raise DatasetError(f"{path}: expected a list of objects with case, image and label (or that list under 'cases')")
+        raise DatasetError(
+            f"{path}: expected a list of objects with case, image and label (or that list under 'cases')"
+        )
     return [{str(k): "" if v is None else str(v) for k, v in row.items()} for row in rows]
 
 
@@ -181,9 +189,15 @@ def _manifest_rows(path: Path) -> list[_Row]:
     for number, row in enumerate(read_manifest(path), start=1):
         images = manifest_images(row, path.parent)
         if not images:
-            raise DatasetError(f"{path}: row {number} has no image; its columns are {', '.join(row)}; expected case, image[, image_2...], label")
+            raise DatasetError(
+                f"{path}: row {number} has no image; its columns are {', '.join(row)}; expected case, image[, image_2...], label"
+            )
         label = path.parent / row["label"] if row.get("label") else None
-        rows.append(_Row(case=row.get("case") or stem_of(images[0]), images=images, label=label, group=row.get("patient") or None))
+        rows.append(
+            _Row(
+                case=row.get("case") or stem_of(images[0]), images=images, label=label, group=row.get("patient") or None
+            )
+        )
     return rows
 
 
@@ -224,7 +238,10 @@ def _row_problem(row: _Row, n_rows: int) -> tuple[str, str] | None:
     if row.get("duplicates"):
         return "duplicate id", f"several files for one image: {', '.join(row['duplicates'])}; keep one of them"
     if row.get("gap"):
-        return "missing channel", f"channels found: {', '.join(f'_{c:04d}' for c in row['gap'])}; expected them from _0000 without a gap"
+        return (
+            "missing channel",
+            f"channels found: {', '.join(f'_{c:04d}' for c in row['gap'])}; expected them from _0000 without a gap",
+        )
     if not row["images"]:
         return "missing pair", f"label {Path(row['label']).name} has no image of the same name"
     if not row["label"]:
@@ -250,5 +267,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DatasetError(f"{path}: is not JSON ({error}); repair it or take it away") from error
     if not isinstance(content, dict):
-        raise DatasetError(f"{path}: holds a {type(content).__name__}; expected an object with labels and channel_names")
+        raise DatasetError(
+            f"{path}: holds a {type(content).__name__}; expected an object with labels and channel_names"
+        )
     return content

@@ -11,8 +11,8 @@ from segpipe import jobs
 from segpipe.dataset.check import check_case
 from segpipe.dataset.match import match_dataset
 from segpipe.dataset.schema import Case, Dataset, Finding
-from segpipe.io.formats import read_header
 from segpipe.errors import UnreadableFileError
+from segpipe.io.formats import read_header
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class CheckResult:
     findings: tuple[Finding, ...]
 
 
-def check(dataset: Path | str, *, jobs_limit: int | None = None, on_case: Callable[[str], None] | None = None) -> CheckResult:
+def check(
+    dataset: Path | str, *, jobs_limit: int | None = None, on_case: Callable[[str], None] | None = None
+) -> CheckResult:
     """Check every case of a dataset; nothing is written.
 
     Parameters
@@ -47,7 +49,9 @@ def check(dataset: Path | str, *, jobs_limit: int | None = None, on_case: Callab
     for outcome in jobs.map_cases(rules, matched.cases, workers=workers):
         findings.extend(outcome.value or ())
         if outcome.failure:
-            findings.append(Finding(case=outcome.item.id, severity="error", rule="check failed", message=outcome.failure))
+            findings.append(
+                Finding(case=outcome.item.id, severity="error", rule="check failed", message=outcome.failure)
+            )
         if on_case:
             on_case(outcome.item.id)
     return CheckResult(matched, tuple(sorted(findings, key=lambda f: f.case)))

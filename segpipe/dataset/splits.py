@@ -61,9 +61,11 @@ def make_splits(groups: dict[str, str], dataset_digest: str, n_folds: int = N_FO
     """
     names = sorted(set(groups.values()))
     if len(names) < 2:
-        raise DatasetError(f"{len(groups)} usable case(s) in {len(names)} group(s); at least 2 are needed to hold one out: add cases")
+        raise DatasetError(
+            f"{len(groups)} usable case(s) in {len(names)} group(s); at least 2 are needed to hold one out: add cases"
+        )
     order = np.arange(len(names))
-    np.random.RandomState(seed).shuffle(order)  # noqa: NPY002 - KFold's own stream, for nnU-Net's folds
+    np.random.RandomState(seed).shuffle(order)
     folds = []
     for held_out in np.array_split(order, min(n_folds, len(names))):
         chosen = {names[i] for i in held_out}

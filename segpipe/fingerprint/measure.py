@@ -82,7 +82,9 @@ def _sketch(voxels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     ordered = np.sort(voxels)
     ranks = np.linspace(0, len(ordered) - 1, N_QUANTILES)
     wide = voxels.astype(np.float64)
-    return np.interp(ranks, np.arange(len(ordered)), ordered).astype(np.float32), np.array([wide.mean(), (wide**2).mean()])
+    return np.interp(ranks, np.arange(len(ordered)), ordered).astype(np.float32), np.array(
+        [wide.mean(), (wide**2).mean()]
+    )
 
 
 def intensity_statistics(cases: list[CaseMeasurements]) -> tuple[IntensityStatistics, ...]:
@@ -97,10 +99,15 @@ def intensity_statistics(cases: list[CaseMeasurements]) -> tuple[IntensityStatis
         low, median, high = np.percentile(pooled, [0.5, 50, 99.5])
         statistics.append(
             IntensityStatistics(
-                mean=float(mean), std=float(np.sqrt(max(mean_square - mean**2, 0))), median=float(median),
-                min=float(pooled.min()), max=float(pooled.max()), percentile_00_5=float(low), percentile_99_5=float(high),
+                mean=float(mean),
+                std=float(np.sqrt(max(mean_square - mean**2, 0))),
+                median=float(median),
+                min=float(pooled.min()),
+                max=float(pooled.max()),
+                percentile_00_5=float(low),
+                percentile_99_5=float(high),
             )
-        )  # fmt: skip
+        )
     return tuple(statistics)
 
 

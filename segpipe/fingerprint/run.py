@@ -16,7 +16,11 @@ from segpipe.workspace import Workspace
 
 
 def fingerprint(
-    dataset: Path | str, workspace: Workspace, *, jobs_limit: int | None = None, on_case: Callable[[str], None] | None = None
+    dataset: Path | str,
+    workspace: Workspace,
+    *,
+    jobs_limit: int | None = None,
+    on_case: Callable[[str], None] | None = None,
 ) -> Fingerprint:
     """Measure a dataset; writes dataset.json and fingerprint.json. An unchanged dataset is not decoded again.
 
@@ -77,7 +81,9 @@ def _summarise(dataset: Dataset, measured: list[CaseMeasurements], findings: lis
     cases = [m.fingerprint for m in measured]
     if not cases:
         reasons = "; ".join(f"{f.case}: {f.rule}" for f in findings[:5])
-        raise DatasetError(f"{dataset.root}: none of {len(dataset.cases)} matched case(s) is usable ({reasons}); `segpipe check` lists everything")
+        raise DatasetError(
+            f"{dataset.root}: none of {len(dataset.cases)} matched case(s) is usable ({reasons}); `segpipe check` lists everything"
+        )
     found = sorted({value for case in cases for value in case.label_voxels})
     if not found:
         raise DatasetError(f"{dataset.root}: no label file holds anything but background; nothing can be learnt")

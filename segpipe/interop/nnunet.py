@@ -8,17 +8,22 @@ from segpipe.networks.spec import NetworkSpec
 from segpipe.planning.schema import Configuration, Plan
 
 _SCHEMES = {
-    "ct": "CTNormalization", "zscore": "ZScoreNormalization", "none": "NoNormalization",
-    "rescale_0_1": "RescaleTo01Normalization", "rgb_0_1": "RGBTo01Normalization",
-}  # fmt: skip
+    "ct": "CTNormalization",
+    "zscore": "ZScoreNormalization",
+    "none": "NoNormalization",
+    "rescale_0_1": "RescaleTo01Normalization",
+    "rgb_0_1": "RGBTo01Normalization",
+}
 _CLASSES = {
     "plain_unet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
     "resenc_unet": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
 }
 _PLANS_NAMES = {
-    "ExperimentPlanner": "nnUNetPlans", "nnUNetPlannerResEncM": "nnUNetResEncUNetMPlans",
-    "nnUNetPlannerResEncL": "nnUNetResEncUNetLPlans", "nnUNetPlannerResEncXL": "nnUNetResEncUNetXLPlans",
-}  # fmt: skip
+    "ExperimentPlanner": "nnUNetPlans",
+    "nnUNetPlannerResEncM": "nnUNetResEncUNetMPlans",
+    "nnUNetPlannerResEncL": "nnUNetResEncUNetLPlans",
+    "nnUNetPlannerResEncXL": "nnUNetResEncUNetXLPlans",
+}
 
 
 def read_fingerprint(mapping: Mapping[str, Any]) -> Fingerprint:
@@ -44,7 +49,9 @@ def read_fingerprint(mapping: Mapping[str, Any]) -> Fingerprint:
         n_label_entries=n_labels,
         n_training_cases=int(mapping["num_training"]),
         cases=tuple(
-            CaseFingerprint(case=f"case_{i:05d}", shape=tuple(shape), spacing_mm=tuple(spacing), shape_after_crop=tuple(shape))
+            CaseFingerprint(
+                case=f"case_{i:05d}", shape=tuple(shape), spacing_mm=tuple(spacing), shape_after_crop=tuple(shape)
+            )
             for i, (spacing, shape) in enumerate(zip(mapping["spacings"], mapping["shapes_after_crop"], strict=True))
         ),
         intensities=(),
@@ -66,7 +73,9 @@ def plan_to_nnunet(plan: Plan) -> dict[str, Any]:
         "configurations": {name: _configuration(c, plan, plans_name) for name, c in plan.configurations.items()},
         "experiment_planner_used": plan.planner_preset,
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {str(i): _intensities(s) for i, s in enumerate(plan.intensities)},
+        "foreground_intensity_properties_per_channel": {
+            str(i): _intensities(s) for i, s in enumerate(plan.intensities)
+        },
     }
 
 
@@ -123,4 +132,6 @@ def _architecture(network: NetworkSpec) -> dict[str, Any]:
 
 
 def _intensities(statistics: IntensityStatistics) -> dict[str, float]:
-    return {k: getattr(statistics, k) for k in ("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std")}
+    return {
+        k: getattr(statistics, k) for k in ("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std")
+    }

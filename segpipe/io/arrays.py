@@ -26,9 +26,12 @@ def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None =
             "blocks": (1,) * lead + _fit(patch, array.shape[lead:], _BLOCK_BYTES // array.itemsize),
         }
     blosc2.asarray(
-        np.ascontiguousarray(array), urlpath=str(partial), mode="w",
-        cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}, **shape,
-    )  # fmt: skip
+        np.ascontiguousarray(array),
+        urlpath=str(partial),
+        mode="w",
+        cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1},
+        **shape,
+    )
     partial.replace(path)
 
 

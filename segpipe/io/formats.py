@@ -76,7 +76,9 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
     elif ending_of(source) in ITK_ENDINGS and ending_of(output) in ITK_ENDINGS:
         write = itk.write_labels_like
     else:
-        raise UnreadableFileError(f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}")
+        raise UnreadableFileError(
+            f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}"
+        )
     _replace_when_whole(output, lambda partial: write(source, partial, labels))
 
 

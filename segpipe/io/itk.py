@@ -78,7 +78,9 @@ def _open(path: Path) -> Any:
 def _n_channels(path: Path, header: Any) -> int:
     size = header.GetSize()
     if header.GetDimension() not in (2, 3, 4) or 0 in size:
-        raise UnreadableFileError(f"{path}: size (x, y, z, ...) is {tuple(size)}; expected two to four axes, none of them empty")
+        raise UnreadableFileError(
+            f"{path}: size (x, y, z, ...) is {tuple(size)}; expected two to four axes, none of them empty"
+        )
     return int(header.GetNumberOfComponents() * (size[3] if len(size) == 4 else 1))
 
 

@@ -69,7 +69,10 @@ def write(output: Path, array: NDArray[Any], grid: Grid) -> None:
 def _save(image: Any, output: Path) -> None:
     if output.name.endswith(".gz"):
         # No file name and no time in the gzip header: the same voxels give the same bytes.
-        with output.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=5, mtime=0) as packed:
+        with (
+            output.open("wb") as raw,
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=5, mtime=0) as packed,
+        ):
             packed.write(image.to_bytes())
     else:
         output.write_bytes(image.to_bytes())
@@ -84,7 +87,9 @@ def _open(path: Path) -> Any:
         raise UnreadableFileError(f"{path}: holds a {type(image).__name__}, expected NIfTI; convert it first")
     kind = image.get_data_dtype()
     if kind.fields is not None or np.issubdtype(kind, np.complexfloating):
-        raise UnreadableFileError(f"{path}: voxels are {_kind_name(kind)}, expected one real number a voxel; convert it to separate channels")
+        raise UnreadableFileError(
+            f"{path}: voxels are {_kind_name(kind)}, expected one real number a voxel; convert it to separate channels"
+        )
     return image
 
 
@@ -102,7 +107,9 @@ def _n_channels(path: Path, shape: tuple[int, ...]) -> int:
         raise UnreadableFileError(f"{path}: shape (x, y, z) is {shape}; expected two to four axes, none of them empty")
     extra = [n for n in shape[3:] if n != 1]
     if len(extra) > 1:
-        raise UnreadableFileError(f"{path}: shape (x, y, z, ...) is {shape}, {len(shape)} axes; expected three, or four with the channels last")
+        raise UnreadableFileError(
+            f"{path}: shape (x, y, z, ...) is {shape}, {len(shape)} axes; expected three, or four with the channels last"
+        )
     return extra[0] if extra else 1
 
 

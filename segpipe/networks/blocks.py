@@ -18,6 +18,16 @@ def norm_class(dims: int) -> Any:
     return {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dims]
 
 
+def pool_class(dims: int) -> Any:
+    """Average pooling of 2 or 3 axes."""
+    return {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
+
+
+def transposed_class(dims: int) -> Any:
+    """Transposed convolution of 2 or 3 axes."""
+    return {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dims]
+
+
 def activation() -> nn.Module:
     """Leaky ReLU of slope 0.01."""
     return nn.LeakyReLU(0.01, inplace=True)
@@ -26,10 +36,14 @@ def activation() -> nn.Module:
 class ConvNorm(nn.Module):
     """Convolution, instance normalisation, and (unless told otherwise) leaky ReLU."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, *, bias: bool = True, activate: bool = True) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, kernel: Stride, stride: Stride, *, bias: bool = True, activate: bool = True
+    ) -> None:
         super().__init__()
         dims = len(kernel)
-        self.conv = conv_class(dims)(c_in, c_out, kernel, stride, padding=tuple((k - 1) // 2 for k in kernel), bias=bias)
+        self.conv = conv_class(dims)(
+            c_in, c_out, kernel, stride, padding=tuple((k - 1) // 2 for k in kernel), bias=bias
+        )
         self.norm = norm_class(dims)(c_out, eps=1e-5, affine=True)
         self.nonlin = activation() if activate else nn.Identity()
 
@@ -45,7 +59,9 @@ class ConvStack(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, n: int) -> None:
         super().__init__()
         ones = (1,) * len(kernel)
-        self.convs = nn.Sequential(*(ConvNorm(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones) for i in range(n)))
+        self.convs = nn.Sequential(
+            *(ConvNorm(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones) for i in range(n))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, ...) to (N, c_out, ...)."""
@@ -67,7 +83,7 @@ class ResidualBlock(nn.Module):
         self.nonlin2 = activation()
         shortcut: list[nn.Module] = []
         if max(stride) > 1:
-            shortcut.append({2: nn.AvgPool2d, 3: nn.AvgPool3d}[len(kernel)](stride, stride))
+            shortcut.append(pool_class(len(kernel))(stride, stride))
         if c_in != c_out:
             shortcut.append(ConvNorm(c_in, c_out, ones, ones, bias=False, activate=False))
         self.skip = nn.Sequential(*shortcut)

@@ -7,7 +7,7 @@ State-dict names are nnU-Net's without its aliases.
 import torch
 from torch import Tensor, nn
 
-from segpipe.networks.blocks import ConvStack, ResidualStack, conv_class, initialise
+from segpipe.networks.blocks import ConvStack, ResidualStack, conv_class, initialise, transposed_class
 from segpipe.networks.spec import NetworkSpec
 
 
@@ -41,7 +41,8 @@ class ResidualEncoder(nn.Module):
         self.stem = ConvStack(c_in, first, spec.kernel_sizes[0], (1,) * spec.dims, 1)
         widths = (first, *spec.features)
         self.stages = nn.ModuleList(
-            ResidualStack(widths[i], widths[i + 1], spec.kernel_sizes[i], spec.strides[i], n) for i, n in enumerate(spec.encoder_blocks)
+            ResidualStack(widths[i], widths[i + 1], spec.kernel_sizes[i], spec.strides[i], n)
+            for i, n in enumerate(spec.encoder_blocks)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -59,7 +60,7 @@ class Decoder(nn.Module):
 
     def __init__(self, c_out: int, spec: NetworkSpec) -> None:
         super().__init__()
-        transposed = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[spec.dims]
+        transposed = transposed_class(spec.dims)
         conv = conv_class(spec.dims)
         ups: list[nn.Module] = []
         stages: list[nn.Module] = []
@@ -69,7 +70,9 @@ class Decoder(nn.Module):
             below, here = spec.features[level + 1], spec.features[level]
             stride = spec.strides[level + 1]
             ups.append(transposed(below, here, stride, stride, bias=True))
-            stages.append(ConvStack(2 * here, here, spec.kernel_sizes[level + 1], (1,) * spec.dims, spec.decoder_convs[i]))
+            stages.append(
+                ConvStack(2 * here, here, spec.kernel_sizes[level + 1], (1,) * spec.dims, spec.decoder_convs[i])
+            )
             heads.append(conv(here, c_out, 1, bias=True))
         self.transpconvs, self.stages, self.seg_layers = nn.ModuleList(ups), nn.ModuleList(stages), nn.ModuleList(heads)
 
@@ -89,7 +92,10 @@ class UNet(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, spec: NetworkSpec) -> None:
         super().__init__()
-        self.encoder: nn.Module = PlainEncoder(c_in, spec) if spec.architecture == "plain_unet" else ResidualEncoder(c_in, spec)
+        self.encoder: nn.Module = (
+            PlainEncoder(c_in, spec) if spec.architecture == "plain_unet" else ResidualEncoder(c_in, spec)
+        )
+        self.dims = spec.dims
         self.decoder = Decoder(c_out, spec)
         # The lowest resolution carries no loss when there is more than one (nnU-Net's deep supervision).
         self.n_supervised = max(len(spec.features) - 2, 1)

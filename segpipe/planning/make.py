@@ -16,11 +16,19 @@ LOWRES_THRESHOLD = 0.25
 """A patch that sees less than this share of the median image calls for a low-resolution stage."""
 LOWRES_STEP = 1.03
 
-_NNUNET_PRESETS = {"default": "ExperimentPlanner", "resenc_m": "nnUNetPlannerResEncM", "resenc_l": "nnUNetPlannerResEncL", "resenc_xl": "nnUNetPlannerResEncXL"}
+_NNUNET_PRESETS = {
+    "default": "ExperimentPlanner",
+    "resenc_m": "nnUNetPlannerResEncM",
+    "resenc_l": "nnUNetPlannerResEncL",
+    "resenc_xl": "nnUNetPlannerResEncXL",
+}
 
 
 def make_plan(
-    fingerprint: Fingerprint, recipe: str | Path | Recipe = "default", *, spacing_mm: tuple[float, float, float] | None = None
+    fingerprint: Fingerprint,
+    recipe: str | Path | Recipe = "default",
+    *,
+    spacing_mm: tuple[float, float, float] | None = None,
 ) -> Plan:
     """Plan all configurations that follow from a fingerprint.
 
@@ -46,12 +54,16 @@ def make_plan(
     return _Planner(fingerprint, chosen, _target(fingerprint, spacing_mm)).plan()
 
 
-def _target(fingerprint: Fingerprint, wished: tuple[float, float, float] | None) -> tuple[NDArray[np.float64], Decision]:
+def _target(
+    fingerprint: Fingerprint, wished: tuple[float, float, float] | None
+) -> tuple[NDArray[np.float64], Decision]:
     observed = np.median([c.spacing_mm for c in fingerprint.cases], axis=0)
     if wished is not None:
         if min(wished) <= 0:
             raise PlanError(f"--spacing {wished}: expected three positive numbers in mm (z, y, x)")
-        return np.array(wished, dtype=np.float64), Decision(rule="target spacing", chosen=_mm(wished), because="it was asked for")
+        return np.array(wished, dtype=np.float64), Decision(
+            rule="target spacing", chosen=_mm(wished), because="it was asked for"
+        )
     target, refined = target_spacing(fingerprint.cases)
     because = f"median spacing {_mm(observed)}"
     if refined:
@@ -76,7 +88,9 @@ class _Planner:
         self.decisions = [spacing_decision, self._order_decision(), self._normalisation_decision()]
 
     def plan(self) -> Plan:
-        configurations = {"2d": self._configuration("2d", self.spacing[1:], self.median[1:], self.dataset_voxels, batch_dice=True)}
+        configurations = {
+            "2d": self._configuration("2d", self.spacing[1:], self.median[1:], self.dataset_voxels, batch_dice=True)
+        }
         if self.median[0] != 1:
             configurations |= self._three_dimensional()
         else:
@@ -115,7 +129,11 @@ class _Planner:
         patch_voxels, voxels = float(np.prod(full.patch_size)), float(np.prod(self.median))
         seen = patch_voxels / voxels
         if seen >= LOWRES_THRESHOLD:
-            self._decide("low-resolution stage", "none", f"the patch sees {seen:.0%} of the median image, at least {LOWRES_THRESHOLD:.0%}")
+            self._decide(
+                "low-resolution stage",
+                "none",
+                f"the patch sees {seen:.0%} of the median image, at least {LOWRES_THRESHOLD:.0%}",
+            )
             return None
         spacing = self.spacing.copy()
         while patch_voxels / voxels < LOWRES_THRESHOLD:
@@ -127,9 +145,17 @@ class _Planner:
             sized = self._size(spacing, shape, voxels * self.fingerprint.n_training_cases)
             patch_voxels = float(np.prod(sized.topology.patch_size))
         if np.prod(self.median) / voxels < 2:
-            self._decide("low-resolution stage", "none", f"the patch sees {seen:.0%} of the median image, but half its voxels would be kept: too alike")
+            self._decide(
+                "low-resolution stage",
+                "none",
+                f"the patch sees {seen:.0%} of the median image, but half its voxels would be kept: too alike",
+            )
             return None
-        self._decide("low-resolution stage", _mm(spacing), f"the patch sees only {seen:.0%} of the median image, less than {LOWRES_THRESHOLD:.0%}")
+        self._decide(
+            "low-resolution stage",
+            _mm(spacing),
+            f"the patch sees only {seen:.0%} of the median image, less than {LOWRES_THRESHOLD:.0%}",
+        )
         return self._as_configuration("3d_lowres", spacing, shape, sized, batch_dice=False)
 
     def _configuration(
@@ -139,7 +165,11 @@ class _Planner:
 
     def _size(self, spacing: NDArray[np.float64], median: NDArray[np.float64], voxels: float) -> Sized:
         return size_configuration(
-            tuple(spacing.tolist()), tuple(median.tolist()), voxels, self.fingerprint.n_label_entries, self.recipe.planner
+            tuple(spacing.tolist()),
+            tuple(median.tolist()),
+            voxels,
+            self.fingerprint.n_label_entries,
+            self.recipe.planner,
         )
 
     def _as_configuration(
@@ -147,13 +177,20 @@ class _Planner:
     ) -> Configuration:
         settings = self.recipe.planner
         patch = "x".join(map(str, sized.topology.patch_size))
-        cut = f"cut {sized.shrink_steps} time(s) to fit {settings.budget_gb:g} GB" if sized.shrink_steps else f"fits {settings.budget_gb:g} GB as it is"
-        self._decide(f"{name}: patch", patch, f"median image {'x'.join(f'{m:g}' for m in median)} at {_mm(spacing)}, {cut}")
+        cut = (
+            f"cut {sized.shrink_steps} time(s) to fit {settings.budget_gb:g} GB"
+            if sized.shrink_steps
+            else f"fits {settings.budget_gb:g} GB as it is"
+        )
+        self._decide(
+            f"{name}: patch", patch, f"median image {'x'.join(f'{m:g}' for m in median)} at {_mm(spacing)}, {cut}"
+        )
         limit = f", at most {settings.max_batch}" if settings.max_batch else ""
         self._decide(
             f"{name}: batch",
             str(sized.batch_size),
-            f"memory allows {sized.batch_by_memory}, {settings.dataset_cover:.0%} of the dataset's voxels {sized.batch_by_dataset}, at least {settings.min_batch}{limit}",
+            f"memory allows {sized.batch_by_memory}, {settings.dataset_cover:.0%} of the dataset's voxels "
+            f"{sized.batch_by_dataset}, at least {settings.min_batch}{limit}",
         )
         return Configuration(
             name=name,
@@ -174,9 +211,16 @@ class _Planner:
         return Decision(rule="axis order", chosen=str(self.forward), because=because)
 
     def _normalisation_decision(self) -> Decision:
-        chosen = ", ".join(f"{c}: {s}{' in mask' if m else ''}" for c, s, m in zip(self.fingerprint.channel_names, self.schemes, self.masks, strict=True))
+        chosen = ", ".join(
+            f"{c}: {s}{' in mask' if m else ''}"
+            for c, s, m in zip(self.fingerprint.channel_names, self.schemes, self.masks, strict=True)
+        )
         kept = self.fingerprint.median_relative_size_after_cropping
-        return Decision(rule="normalisation", chosen=chosen, because=f"by channel name; cropping keeps {kept:.0%} of the voxels (mask under 75%)")
+        return Decision(
+            rule="normalisation",
+            chosen=chosen,
+            because=f"by channel name; cropping keeps {kept:.0%} of the voxels (mask under 75%)",
+        )
 
     def _decide(self, rule: str, chosen: str, because: str) -> None:
         self.decisions.append(Decision(rule=rule, chosen=chosen, because=because))

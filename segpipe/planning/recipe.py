@@ -87,14 +87,18 @@ def load_recipe(name_or_path: str | Path | Recipe) -> Recipe:
     if path.suffix != ".toml":
         path = _folder() / f"{name_or_path}.toml"
     if not path.is_file():
-        raise RecipeError(f"recipe {str(name_or_path)!r}: not found; known are {', '.join(recipe_names())}, or give the path of a .toml file")
+        raise RecipeError(
+            f"recipe {str(name_or_path)!r}: not found; known are {', '.join(recipe_names())}, or give the path of a .toml file"
+        )
     try:
         return Recipe.model_validate(tomllib.loads(path.read_text()))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see docs/stages/planning.md") from error
+        raise RecipeError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see docs/stages/planning.md"
+        ) from error
 
 
 def _folder() -> Path:

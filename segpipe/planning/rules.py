@@ -12,7 +12,13 @@ from segpipe.planning.schema import Normalisation
 ANISOTROPY_THRESHOLD = 3.0
 """Ratio of spacings from which an axis counts as anisotropic."""
 
-_SCHEMES: dict[str, Normalisation] = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
+_SCHEMES: dict[str, Normalisation] = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale_0_1",
+    "rgb_to_0_1": "rgb_0_1",
+}
 
 
 def target_spacing(cases: tuple[CaseFingerprint, ...]) -> tuple[NDArray[np.float64], bool]:
@@ -48,7 +54,8 @@ def axis_order(spacing: NDArray[np.float64]) -> tuple[tuple[int, int, int], tupl
 def median_shape(cases: tuple[CaseFingerprint, ...], spacing: NDArray[np.float64]) -> NDArray[np.float64]:
     """Median over cases of the shape (z, y, x) after resampling to ``spacing``; may hold halves."""
     shapes = [
-        [round(s / t * n) for s, t, n in zip(case.spacing_mm, spacing.tolist(), case.shape_after_crop, strict=True)] for case in cases
+        [round(s / t * n) for s, t, n in zip(case.spacing_mm, spacing.tolist(), case.shape_after_crop, strict=True)]
+        for case in cases
     ]
     median: NDArray[np.float64] = np.median(np.array(shapes, dtype=np.float64), axis=0)
     return median

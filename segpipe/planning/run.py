@@ -52,5 +52,7 @@ def read_plan(workspace: Workspace) -> Plan:
     """
     plan = Plan.read(workspace.plan)
     if plan.fingerprint_digest != Fingerprint.read(workspace.fingerprint).digest():
-        raise ArtefactError(f"{workspace.plan}: was made from another fingerprint (the dataset changed since); run `segpipe plan` again")
+        raise ArtefactError(
+            f"{workspace.plan}: was made from another fingerprint (the dataset changed since); run `segpipe plan` again"
+        )
     return plan

@@ -14,7 +14,11 @@ _STD_FLOOR = 1e-8
 
 
 def normalise(
-    image: Floats, schemes: tuple[Normalisation, ...], use_mask: tuple[bool, ...], inside: NDArray[np.bool_], statistics: tuple[IntensityStatistics, ...]
+    image: Floats,
+    schemes: tuple[Normalisation, ...],
+    use_mask: tuple[bool, ...],
+    inside: NDArray[np.bool_],
+    statistics: tuple[IntensityStatistics, ...],
 ) -> Floats:
     """Normalise each channel of an image (C, Z, Y, X) by its own scheme.
 
@@ -45,7 +49,10 @@ def normalise(
             normalised[channel] = (array - low) / max(float(array.max() - low), _STD_FLOOR)
         elif scheme == "rgb_0_1":
             if array.min() < 0 or array.max() > 255:
-                raise CaseError(f"channel {channel} holds {array.min():g} to {array.max():g}; 'rgb_to_0_1' expects 0 to 255: choose another normalisation")
+                raise CaseError(
+                    f"channel {channel} holds {array.min():g} to {array.max():g}; "
+                    "'rgb_to_0_1' expects 0 to 255: choose another normalisation"
+                )
             normalised[channel] = array / 255
         else:
             normalised[channel] = array

@@ -65,12 +65,15 @@ def prepare(image: Volume, labels: NDArray[np.int32] | None, plan: Plan, configu
     """
     order = plan.transpose_forward
     voxels = image.array.transpose(0, *(1 + a for a in order))
-    spacing = tuple(image.grid.spacing_mm[a] for a in order)
+    z, y, x = (image.grid.spacing_mm[a] for a in order)
+    spacing = (z, y, x)
     mask = nonzero_mask(voxels)
     box = bounding_box(mask)
     inside = mask[box]
     cropped = np.ascontiguousarray(voxels[(slice(None), *box)])
-    normalised = normalise(cropped, configuration.normalisation, configuration.use_mask_for_norm, inside, plan.intensities)
+    normalised = normalise(
+        cropped, configuration.normalisation, configuration.use_mask_for_norm, inside, plan.intensities
+    )
 
     to_spacing = target_spacing(configuration, spacing)
     shape = resampled_shape(inside.shape, spacing, to_spacing)
@@ -80,7 +83,9 @@ def prepare(image: Volume, labels: NDArray[np.int32] | None, plan: Plan, configu
         classes = class_indices(labels.transpose(order)[box], plan.label_values)
         classes[(classes == 0) & ~inside] = -1
         segmentation = resample_labels(classes, shape, apart=apart)
-    placement = Placement(_triple(voxels.shape[1:]), _triple([s.start for s in box]), _triple(inside.shape), spacing, apart)  # type: ignore[arg-type]
+    placement = Placement(
+        _triple(voxels.shape[1:]), _triple([s.start for s in box]), _triple(inside.shape), spacing, apart
+    )
     return Prepared(resample_image(normalised, shape, apart=apart), segmentation, placement)
 
 

@@ -50,7 +50,9 @@ def resample_image(image: Floats, shape: Shape, *, apart: int | None) -> Floats:
         low, high = array.min(axis=axes, keepdims=True), array.max(axis=axes, keepdims=True)
         values = _along_axes(array, shape, order=3, skip=apart)
         np.clip(values, low, high, out=values)
-        resampled[channel] = values if apart is None else values.take(nearest_indices(array.shape[apart], shape[apart]), axis=apart)
+        resampled[channel] = (
+            values if apart is None else values.take(nearest_indices(array.shape[apart], shape[apart]), axis=apart)
+        )
     return resampled
 
 
@@ -82,7 +84,8 @@ def resample_labels(labels: NDArray[np.int16], shape: Shape, *, apart: int | Non
 def nearest_indices(n_in: int, n_out: int) -> NDArray[np.intp]:
     """Index of the nearest input voxel for each output voxel; computed in float64 in the interpolator's own order of operations."""
     centres = n_in / n_out * (np.arange(n_out) + 0.5) - 0.5
-    return np.clip(np.floor(centres + 0.5), 0, n_in - 1).astype(np.intp)
+    indices: NDArray[np.intp] = np.clip(np.floor(centres + 0.5), 0, n_in - 1).astype(np.intp)
+    return indices
 
 
 @lru_cache(maxsize=128)

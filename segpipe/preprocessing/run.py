@@ -21,7 +21,12 @@ from segpipe.workspace import PreparedFiles, Workspace
 
 
 def preprocess(
-    workspace: Workspace, plan: Plan, *, configuration: str, jobs_limit: int | None = None, on_case: Callable[[str], None] | None = None
+    workspace: Workspace,
+    plan: Plan,
+    *,
+    configuration: str,
+    jobs_limit: int | None = None,
+    on_case: Callable[[str], None] | None = None,
 ) -> PreprocessedIndex:
     """Prepare the usable cases of the workspace's dataset for one configuration.
 
@@ -55,7 +60,12 @@ def preprocess(
             done.append(outcome.item.id)
         if on_case:
             on_case(outcome.item.id)
-    index = PreprocessedIndex(configuration=configuration, plan_digest=plan.digest(), cases=tuple(sorted(done)), failed=dict(sorted(failed.items())))
+    index = PreprocessedIndex(
+        configuration=configuration,
+        plan_digest=plan.digest(),
+        cases=tuple(sorted(done)),
+        failed=dict(sorted(failed.items())),
+    )
     index.write(folder / "index.json")
     return index
 
@@ -71,7 +81,9 @@ def read_index(workspace: Workspace, configuration: str, plan: Plan) -> Preproce
     path = workspace.preprocessed(configuration) / "index.json"
     index = PreprocessedIndex.read(path)
     if index.plan_digest != plan.digest():
-        raise ArtefactError(f"{path}: was prepared by another plan; run `segpipe preprocess` again (unchanged cases are kept)")
+        raise ArtefactError(
+            f"{path}: was prepared by another plan; run `segpipe preprocess` again (unchanged cases are kept)"
+        )
     return index
 
 
@@ -87,7 +99,9 @@ def peak_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuratio
     return largest
 
 
-def _prepare_case(case: Case, channel_names: tuple[str, ...], plan: Plan, configuration: Configuration, folder: Path) -> None:
+def _prepare_case(
+    case: Case, channel_names: tuple[str, ...], plan: Plan, configuration: Configuration, folder: Path
+) -> None:
     files = PreparedFiles(folder, case.id)
     source = _source_digest(case, plan, configuration)
     if files.record.is_file() and PreparedRecord.read(files.record).source_digest == source:
@@ -102,19 +116,27 @@ def _prepare_case(case: Case, channel_names: tuple[str, ...], plan: Plan, config
     patch = (1,) * (3 - configuration.dims) + configuration.patch_size
     write_array(files.image, prepared.image, patch)
     write_array(files.segmentation, prepared.segmentation, patch)
-    write_array(files.foreground, foreground_index(prepared.segmentation, n_classes, seeds.stream(0, "foreground", case.id)))
+    write_array(
+        files.foreground, foreground_index(prepared.segmentation, n_classes, seeds.stream(0, "foreground", case.id))
+    )
     z, y, x = prepared.segmentation.shape
     PreparedRecord(
         case=case.id, source_digest=source, shape=(z, y, x), class_voxels=class_voxels(prepared.segmentation, n_classes)
-    ).write(files.record)  # fmt: skip
+    ).write(files.record)
 
 
 def _source_digest(case: Case, plan: Plan, configuration: Configuration) -> str:
-    return json_digest({
-        "case": case.model_dump(mode="json"),
-        "orientation": plan.orientation,
-        "transpose": plan.transpose_forward,
-        "labels": plan.label_values,
-        "intensities": [s.model_dump(mode="json") for s in plan.intensities] if "ct" in configuration.normalisation else [],
-        "configuration": configuration.model_dump(mode="json", include={"spacing_mm", "patch_size", "normalisation", "use_mask_for_norm"}),
-    })  # fmt: skip
+    return json_digest(
+        {
+            "case": case.model_dump(mode="json"),
+            "orientation": plan.orientation,
+            "transpose": plan.transpose_forward,
+            "labels": plan.label_values,
+            "intensities": [s.model_dump(mode="json") for s in plan.intensities]
+            if "ct" in configuration.normalisation
+            else [],
+            "configuration": configuration.model_dump(
+                mode="json", include={"spacing_mm", "patch_size", "normalisation", "use_mask_for_norm"}
+            ),
+        }
+    )

@@ -25,16 +25,26 @@ class Progress:
     validation_dice: list[float | None] = field(default_factory=list)
 
 
-def save_checkpoint(path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, identity: dict[str, str]) -> None:
+def save_checkpoint(
+    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, identity: dict[str, str]
+) -> None:
     """Write the state; a reader sees the old one or the new one."""
     buffer = io.BytesIO()
     torch.save(
-        {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress), "identity": identity}, buffer
+        {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "progress": asdict(progress),
+            "identity": identity,
+        },
+        buffer,
     )
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, str]) -> Progress:
+def load_checkpoint(
+    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, str]
+) -> Progress:
     """Restore the state of an interrupted training.
 
     Raises

@@ -66,7 +66,11 @@ def open_cases(folder: Path, case_ids: tuple[str, ...]) -> list[TrainingCase]:
     opened = []
     for case in case_ids:
         files = PreparedFiles(folder, case)
-        opened.append(TrainingCase(case, open_array(files.image), open_array(files.segmentation), open_array(files.foreground)[...]))
+        opened.append(
+            TrainingCase(
+                case, open_array(files.image), open_array(files.segmentation), open_array(files.foreground)[...]
+            )
+        )
     n_bytes = sum(int(np.prod(c.image.shape)) * 4 + int(np.prod(c.segmentation.shape)) * 2 for c in opened)
     if n_bytes > _MEMORY_SHARE * psutil.virtual_memory().available:
         return opened
@@ -77,11 +81,19 @@ class BatchSource:
     """Draws and reads batches by number."""
 
     def __init__(
-        self, cases: list[TrainingCase], patch_size: tuple[int, ...], batch_size: int, foreground_share: float,
-        augmentation: AugmentationSpec | None, seed: int, name: str,
-    ) -> None:  # fmt: skip
+        self,
+        cases: list[TrainingCase],
+        patch_size: tuple[int, ...],
+        batch_size: int,
+        foreground_share: float,
+        augmentation: AugmentationSpec | None,
+        seed: int,
+        name: str,
+    ) -> None:
         if not cases:
-            raise TrainingError(f"no case to take {name} patches from; run `segpipe preprocess` and look at its failures")
+            raise TrainingError(
+                f"no case to take {name} patches from; run `segpipe preprocess` and look at its failures"
+            )
         self.cases, self.batch_size, self.foreground_share = cases, batch_size, foreground_share
         self.augmentation, self.seed, self.name = augmentation, seed, name
         self.flat = len(patch_size) == 2
@@ -99,7 +111,9 @@ class BatchSource:
             size = (1, *source) if self.flat else source  # type: ignore[assignment]
         images = np.stack([self._read(p, self.cases[p.case].image, size, 0) for p in patches])
         labels = np.stack([self._read(p, self.cases[p.case].segmentation, size, -1) for p in patches])
-        return Batch(torch.from_numpy(images), torch.from_numpy(labels), drawn, tuple(self.cases[p.case].id for p in patches))
+        return Batch(
+            torch.from_numpy(images), torch.from_numpy(labels), drawn, tuple(self.cases[p.case].id for p in patches)
+        )
 
     def _read(self, patch: Patch, array: Any, size: Triple, fill: float) -> Any:
         start = tuple(s - (n - p) // 2 for s, n, p in zip(patch.start, size, self.patch, strict=True))

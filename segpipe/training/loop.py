@@ -12,7 +12,7 @@ import torch
 
 from segpipe.errors import TrainingError, TrainingInterrupted
 from segpipe.losses.compound import deep_supervision, dice_cross_entropy
-from segpipe.networks.build import fast_memory_format
+from segpipe.networks.build import fast_memory_format, to_device
 from segpipe.networks.unet import UNet
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.runtime import Runtime
@@ -68,9 +68,8 @@ class Trainer:
         TrainingError
             If the loss is not finite, or the checkpoint does not fit.
         """
-        dims = self.network.decoder.seg_layers[0].weight.ndim - 2  # type: ignore[union-attr,operator]
-        self.network.to(self.runtime.device, memory_format=fast_memory_format(dims))
-        self.format = fast_memory_format(dims)
+        to_device(self.network, self.runtime.device)
+        self.format = fast_memory_format(self.network.dims)
         self.optimizer = make_optimizer(self.network, self.settings)
         self.state = Progress()
         if resume and self.folder.checkpoint.is_file():
@@ -97,7 +96,9 @@ class Trainer:
         return max(min(self.settings.validation_batches, self.schedule.iterations_per_epoch // 5), 1)
 
     def _step(self, batch: Batch) -> float:
-        rate = poly_learning_rate(self.settings.learning_rate, self.schedule.progress(self.state.iteration, self.state.elapsed_s))
+        rate = poly_learning_rate(
+            self.settings.learning_rate, self.schedule.progress(self.state.iteration, self.state.elapsed_s)
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.learning_rate = rate
@@ -106,7 +107,7 @@ class Trainer:
         with self.runtime.precision():
             logits = self.network.supervised(images)
         loss = deep_supervision(logits, labels, self.loss)
-        value = float(loss)
+        value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise TrainingError(
                 f"iteration {self.state.iteration}: the loss is {value} on patches of {', '.join(batch.case_ids)}; "
@@ -126,22 +127,35 @@ class Trainer:
             self._end_epoch()
         self.on_iteration(
             Status(
-                self.schedule.progress(state.iteration, state.elapsed_s), state.elapsed_s, state.epoch, loss, mean_dice(state.validation_dice)
+                self.schedule.progress(state.iteration, state.elapsed_s),
+                state.elapsed_s,
+                state.epoch,
+                loss,
+                mean_dice(state.validation_dice),
             )
-        )  # fmt: skip
+        )
 
     def _end_epoch(self) -> None:
         state, start = self.state, time.perf_counter()
-        state.validation_dice = patch_dice(self.network, self.validation, self.validation_batches, self.n_classes, self.runtime)
+        state.validation_dice = patch_dice(
+            self.network, self.validation, self.validation_batches, self.n_classes, self.runtime
+        )
         state.elapsed_s += time.perf_counter() - start
         state.train_loss = sum(state.epoch_losses) / len(state.epoch_losses)
         state.epoch += 1
         state.epoch_losses = []
-        self._log({
-            "epoch": state.epoch, "iteration": state.iteration, "elapsed_s": round(state.elapsed_s, 2), "train_loss": state.train_loss,
-            "validation_dice": state.validation_dice, "mean_validation_dice": mean_dice(state.validation_dice),
-            "learning_rate": self.learning_rate, "data_wait_share": round(state.waited_s / state.elapsed_s, 4),
-        })  # fmt: skip
+        self._log(
+            {
+                "epoch": state.epoch,
+                "iteration": state.iteration,
+                "elapsed_s": round(state.elapsed_s, 2),
+                "train_loss": state.train_loss,
+                "validation_dice": state.validation_dice,
+                "mean_validation_dice": mean_dice(state.validation_dice),
+                "learning_rate": self.learning_rate,
+                "data_wait_share": round(state.waited_s / state.elapsed_s, 4),
+            }
+        )
 
     def _log(self, line: dict[str, Any]) -> None:
         with self.folder.log.open("a") as file:
@@ -166,7 +180,11 @@ def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torc
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        network.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.momentum > 0
+        network.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
     )
 
 

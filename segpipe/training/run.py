@@ -78,12 +78,16 @@ def train(
         return _finished(folder, plan, splits)
     if folder.checkpoint.is_file() and not resume:
         raise TrainingError(
-            f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, or delete the folder to start afresh"
+            f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, "
+            "or delete the folder to start afresh"
         )
     if not resume:
         folder.log.unlink(missing_ok=True)
     cases = splits.fold(fold)
-    usable = Fold(train=tuple(c for c in cases.train if c in prepared), validation=tuple(c for c in cases.validation if c in prepared))
+    usable = Fold(
+        train=tuple(c for c in cases.train if c in prepared),
+        validation=tuple(c for c in cases.validation if c in prepared),
+    )
     trainer = _make_trainer(workspace, plan, chosen, usable, folder, runtime, (epochs, minutes), seed)
     trainer.identity = {"plan": plan.digest(), "splits": splits.digest(), "seed": str(seed)}
     trainer.on_iteration = on_iteration
@@ -91,12 +95,24 @@ def train(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.network.state_dict().items()}
     _save_weights(weights, folder.weights)
     record = TrainingRecord(
-        plan_digest=plan.digest(), splits_digest=splits.digest(), configuration=configuration, variant=plan.recipe, fold=fold, seed=seed,
-        deterministic=deterministic, device=runtime.describe(), epochs=state.epoch, iterations=state.iteration, elapsed_s=round(state.elapsed_s, 2),
-        data_wait_share=state.waited_s / max(state.elapsed_s, 1e-9), train_loss=state.train_loss, **_scores(plan, state),
-        mirror_axes=tuple(range(chosen.dims)) if plan.training.mirror else (), weights_sha256=file_sha256(folder.weights),
+        plan_digest=plan.digest(),
+        splits_digest=splits.digest(),
+        configuration=configuration,
+        variant=plan.recipe,
+        fold=fold,
+        seed=seed,
+        deterministic=deterministic,
+        device=runtime.describe(),
+        epochs=state.epoch,
+        iterations=state.iteration,
+        elapsed_s=round(state.elapsed_s, 2),
+        data_wait_share=state.waited_s / max(state.elapsed_s, 1e-9),
+        train_loss=state.train_loss,
+        **_scores(plan, state),
+        mirror_axes=tuple(range(chosen.dims)) if plan.training.mirror else (),
+        weights_sha256=file_sha256(folder.weights),
         versions={"segpipe": version("segpipe"), "torch": torch.__version__, "python": platform.python_version()},
-    )  # fmt: skip
+    )
     record.write(folder.record)
     pack_model(workspace, plan, configuration)
     return record
@@ -109,9 +125,12 @@ def pack_model(workspace: Workspace, plan: Plan, configuration: str) -> Path:
     records = [TrainingRecord.read(f.record) for f in folders]
     current = [(f, r) for f, r in zip(folders, records, strict=True) if r.plan_digest == plan.digest()]
     model = ModelFile(
-        plan_json=plan.to_json(), configuration=configuration, variant=plan.recipe, mirror_axes=current[0][1].mirror_axes,
+        plan_json=plan.to_json(),
+        configuration=configuration,
+        variant=plan.recipe,
+        mirror_axes=current[0][1].mirror_axes,
         folds={str(r.fold): load_file(f.weights) for f, r in current},
-    )  # fmt: skip
+    )
     path = workspace.model(configuration, plan.recipe)
     model.write(path)
     return path
@@ -120,22 +139,30 @@ def pack_model(workspace: Workspace, plan: Plan, configuration: str) -> Path:
 def _require_trainable(configuration: Configuration) -> None:
     if configuration.previous_stage is not None:
         raise TrainingError(
-            f"configuration {configuration.name!r} needs the segmentations of {configuration.previous_stage!r} as input, which this version "
-            "does not train on; choose 3d_fullres, 3d_lowres or 2d"
+            f"configuration {configuration.name!r} needs the segmentations of {configuration.previous_stage!r} as input, "
+            "which this version does not train on; choose 3d_fullres, 3d_lowres or 2d"
         )
 
 
 def _finished(folder: FoldFolder, plan: Plan, splits: Splits) -> TrainingRecord:
     record = TrainingRecord.read(folder.record)
     if (record.plan_digest, record.splits_digest) != (plan.digest(), splits.digest()):
-        raise TrainingError(f"{folder.root}: was trained with another plan or other splits; use another --work, or delete the folder to train it afresh")
+        raise TrainingError(
+            f"{folder.root}: was trained with another plan or other splits; use another --work, or delete the folder to train it afresh"
+        )
     return record
 
 
 def _make_trainer(
-    workspace: Workspace, plan: Plan, configuration: Configuration, cases: Fold, folder: FoldFolder, runtime: Runtime,
-    end: tuple[int | None, float | None], seed: int,
-) -> Trainer:  # fmt: skip
+    workspace: Workspace,
+    plan: Plan,
+    configuration: Configuration,
+    cases: Fold,
+    folder: FoldFolder,
+    runtime: Runtime,
+    end: tuple[int | None, float | None],
+    seed: int,
+) -> Trainer:
     settings, patch, batch = plan.training, configuration.patch_size, configuration.batch_size
     arrays = workspace.preprocessed(configuration.name)
     augmentation = default_spec(patch, mirror=settings.mirror) if settings.augmentation else None
@@ -145,10 +172,14 @@ def _make_trainer(
         network=build_network(configuration.network, len(plan.channel_names), len(plan.label_values)),
         training=BatchSource(open_cases(arrays, cases.train), patch, batch, share, augmentation, seed, "training"),
         validation=BatchSource(open_cases(arrays, cases.validation), patch, batch, share, None, seed, "validation"),
-        n_classes=len(plan.label_values), batch_dice=configuration.batch_dice, settings=settings,
+        n_classes=len(plan.label_values),
+        batch_dice=configuration.batch_dice,
+        settings=settings,
         schedule=make_schedule(settings, len(cases.train), batch, epochs=end[0], minutes=end[1]),
-        runtime=runtime, folder=folder, identity={},
-    )  # fmt: skip
+        runtime=runtime,
+        folder=folder,
+        identity={},
+    )
 
 
 def _scores(plan: Plan, state: Progress) -> dict[str, object]:

@@ -25,7 +25,9 @@ class CaseExtent:
     """Rows (class, z, y, x)."""
 
 
-def draw_patches(cases: list[CaseExtent], patch: Triple, batch_size: int, foreground_share: float, rng: np.random.Generator) -> list[Patch]:
+def draw_patches(
+    cases: list[CaseExtent], patch: Triple, batch_size: int, foreground_share: float, rng: np.random.Generator
+) -> list[Patch]:
     """Draw a batch: cases uniformly, the last ``foreground_share`` of the patches centred on a foreground voxel.
 
     The class is uniform over those present in the case, the voxel uniform within the class. A patch is kept inside the
@@ -53,12 +55,15 @@ def _start_at(case: CaseExtent, patch: Triple, rng: np.random.Generator) -> Trip
     rows = case.foreground[classes == rng.choice(np.unique(classes))]
     voxel = rows[rng.integers(len(rows)), 1:]
     z, y, x = (
-        int(np.clip(v - p // 2, 0, n - p)) if n > p else -((p - n) // 2) for v, n, p in zip(voxel, case.shape, patch, strict=True)
+        int(np.clip(v - p // 2, 0, n - p)) if n > p else -((p - n) // 2)
+        for v, n, p in zip(voxel, case.shape, patch, strict=True)
     )
     return z, y, x
 
 
-def read_box(array: NDArray[np.generic], start: tuple[int, ...], size: tuple[int, ...], fill: float) -> NDArray[np.generic]:
+def read_box(
+    array: NDArray[np.generic], start: tuple[int, ...], size: tuple[int, ...], fill: float
+) -> NDArray[np.generic]:
     """Read a box of the trailing axes of an array (or of anything that slices like one); outside it is ``fill``."""
     lead = array.ndim - len(size)
     shape = array.shape[lead:]

@@ -18,11 +18,17 @@ class Schedule:
 
     def progress(self, iteration: int, elapsed_s: float) -> float:
         """Return the share of training that is done, 0 to 1."""
-        done = iteration / (self.epochs * self.iterations_per_epoch) if self.minutes is None else elapsed_s / (60 * self.minutes)
+        done = (
+            iteration / (self.epochs * self.iterations_per_epoch)
+            if self.minutes is None
+            else elapsed_s / (60 * self.minutes)
+        )
         return min(done, 1.0)
 
 
-def make_schedule(settings: TrainingSettings, n_cases: int, batch_size: int, *, epochs: int | None, minutes: float | None) -> Schedule:
+def make_schedule(
+    settings: TrainingSettings, n_cases: int, batch_size: int, *, epochs: int | None, minutes: float | None
+) -> Schedule:
     """Return the schedule of a recipe, with the user's own end where one is given."""
     per_epoch = settings.iterations_per_epoch
     if settings.patches_per_case is not None:
@@ -32,4 +38,4 @@ def make_schedule(settings: TrainingSettings, n_cases: int, batch_size: int, *, 
 
 def poly_learning_rate(initial: float, progress: float) -> float:
     """Polynomial decay: ``initial * (1 - progress) ** 0.9``."""
-    return initial * (1 - progress) ** POLY_EXPONENT
+    return float(initial * (1 - progress) ** POLY_EXPONENT)

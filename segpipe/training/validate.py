@@ -9,7 +9,9 @@ from segpipe.training.data import Batch, BatchSource
 
 
 @torch.inference_mode()
-def patch_dice(network: UNet, source: BatchSource, batches: list[Batch], n_classes: int, runtime: Runtime) -> list[float | None]:
+def patch_dice(
+    network: UNet, source: BatchSource, batches: list[Batch], n_classes: int, runtime: Runtime
+) -> list[float | None]:
     """Dice of each foreground class over all voxels of the batches; None for a class that is in neither.
 
     Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
@@ -29,5 +31,9 @@ def patch_dice(network: UNet, source: BatchSource, batches: list[Batch], n_class
 
 def _counts(classes: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Voxels of each foreground class in both, in the prediction, in the reference: (3, K - 1)."""
-    joint = torch.bincount((labels * n_classes + classes).flatten(), minlength=n_classes**2).reshape(n_classes, n_classes).double()
+    joint = (
+        torch.bincount((labels * n_classes + classes).flatten(), minlength=n_classes**2)
+        .reshape(n_classes, n_classes)
+        .double()
+    )
     return torch.stack((joint.diagonal()[1:], joint.sum(0)[1:], joint.sum(1)[1:]))

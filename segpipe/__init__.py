@@ -1,0 +1,23 @@
+"""Plan, train and run medical image segmentation from a folder of scans.
+
+``import segpipe`` brings in nothing heavy; each function is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segpipe.commands import check, demo, evaluate, plan, predict, preprocess, report, run, train
+
+__all__ = ["check", "demo", "evaluate", "plan", "predict", "preprocess", "report", "run", "train"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("segpipe.commands"), name)
+    raise AttributeError(f"module 'segpipe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

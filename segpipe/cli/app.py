@@ -1,0 +1,62 @@
+"""The command line: names of commands, and errors to exit codes.
+
+Exit codes: 0 done, 1 a stated error, 2 wrong usage, 3 done but some cases failed, 130 / 143 stopped by a signal after saving.
+"""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from segpipe import __version__
+from segpipe.cli import data_commands, model_commands
+from segpipe.errors import SegpipeError
+
+app = typer.Typer(
+    name="segpipe",
+    help="Plan, train and run medical image segmentation from a folder of scans.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for command in (
+    model_commands.run,
+    data_commands.check,
+    data_commands.plan,
+    data_commands.preprocess,
+    model_commands.train,
+    model_commands.predict,
+    data_commands.evaluate,
+    data_commands.report,
+    data_commands.demo,
+    model_commands.doctor,
+):
+    app.command()(command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"segpipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Plan, train and run medical image segmentation from a folder of scans."""
+
+
+def main() -> None:
+    """Run the command line; a stated error becomes one line on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except SegpipeError as error:
+        typer.echo(f"segpipe: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,189 @@
+"""Commands that need no network: check, plan, preprocess, evaluate, report, demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segpipe.cli.options import (
+    ConfigurationOption,
+    DatasetArg,
+    JobsOption,
+    JsonOption,
+    QuietOption,
+    ToleranceOption,
+    WorkOption,
+)
+
+FAILED_CASES = 3
+"""Exit code of a batch that finished with failed cases."""
+
+
+def check(
+    dataset: DatasetArg, jobs: JobsOption = None, quiet: QuietOption = False, as_json: JsonOption = False
+) -> None:
+    """Hold every case against every rule; exit 1 if anything is wrong. Nothing is written."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, out, show_json, table, watch
+
+    result = commands.check(dataset, jobs=jobs, watch=watch(quiet=quiet or as_json))
+    found = result.dataset
+    if as_json:
+        show_json({"dataset": as_plain(found), "findings": [as_plain(f) for f in result.findings]})
+    else:
+        labels = (
+            "found in the files" if found.labels is None else ", ".join(f"{n}={v}" for n, v in found.labels.items())
+        )
+        rows = [
+            ["layout", found.layout],
+            ["cases", str(len(found.cases))],
+            ["channels", ", ".join(found.channel_names)],
+            ["labels", labels],
+        ]
+        examples = [
+            [f"case {c.id}", f"{', '.join(i.path.name for i in c.images)} + {c.label.path.name if c.label else '-'}"]
+            for c in found.cases[:3]
+        ]
+        out().print(table(f"{found.name}: what was matched", ["", ""], rows + examples))
+        if result.findings:
+            out().print(
+                table(
+                    f"{len(result.findings)} finding(s)",
+                    ["case", "", "rule", "what"],
+                    [[f.case, f.severity, f.rule, f.message] for f in result.findings],
+                )
+            )
+        else:
+            out().print(f"nothing wrong with {len(found.cases)} case(s)")
+    if result.findings:
+        raise typer.Exit(1)
+
+
+def plan(
+    dataset: DatasetArg,
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", help="Name of a recipe (default, resenc_m, resenc_l, resenc_xl, cpu) or a TOML file."),
+    ] = "default",
+    budget_gb: Annotated[
+        float | None,
+        typer.Option(
+            "--budget-gb", min=0.1, help="Device memory to plan for.  [default: the recipe's]", show_default=False
+        ),
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            "--spacing", metavar="Z Y X", help="Target spacing in mm instead of the planned one.", show_default=False
+        ),
+    ] = None,
+    work: WorkOption = None,
+    jobs: JobsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the dataset and plan for it; writes fingerprint.json and plan.json."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, show_failures, show_json, watch
+    from segpipe.cli.plan_page import show_plan
+    from segpipe.fingerprint.schema import Fingerprint
+
+    made = commands.plan(
+        dataset,
+        work=work,
+        recipe=recipe,
+        budget_gb=budget_gb,
+        spacing_mm=spacing,
+        jobs=jobs,
+        watch=watch(quiet=quiet or as_json),
+    )
+    workspace = commands.workspace_of(dataset, work)
+    measured = Fingerprint.read(workspace.fingerprint)
+    if as_json:
+        show_json(as_plain(made))
+    else:
+        show_plan(measured, made, workspace)
+        show_failures("Cases left out", measured.left_out)
+    if measured.left_out:
+        raise typer.Exit(FAILED_CASES)
+
+
+def preprocess(
+    dataset: DatasetArg,
+    configuration: ConfigurationOption = None,
+    work: WorkOption = None,
+    jobs: JobsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare the arrays of one configuration; cases that are prepared already are kept."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
+    from segpipe.fingerprint.schema import Fingerprint
+
+    index = commands.preprocess(
+        dataset, work=work, configuration=configuration, jobs=jobs, watch=watch(quiet=quiet or as_json)
+    )
+    workspace = commands.workspace_of(dataset, work)
+    left_out = Fingerprint.read(workspace.fingerprint).left_out | index.failed
+    if as_json:
+        show_json(as_plain(index) | {"failed": left_out})
+    else:
+        out().print(
+            f"{len(index.cases)} case(s) prepared in {workspace.preprocessed(index.configuration)}", markup=False
+        )
+        show_failures("Cases left out", left_out)
+    if left_out:
+        raise typer.Exit(FAILED_CASES)
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of segmentations, or one file.", show_default=False)],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of references of the same names, or one file.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file to write.", show_default=False)
+    ] = None,
+    tolerance_mm: ToleranceOption = 1.0,
+    jobs: JobsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score segmentations: Dice, normalised surface Dice, HD95 and volumes, per label and overall."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, show_failures, show_json, show_scores, watch
+
+    result = commands.evaluate(
+        predictions,
+        references,
+        output=output,
+        tolerance_mm=tolerance_mm,
+        jobs=jobs,
+        watch=watch(quiet=quiet or as_json),
+    )
+    if as_json:
+        show_json(as_plain(result))
+    else:
+        show_scores(result)
+        show_failures("Cases not scored", result.failed)
+    if result.failed:
+        raise typer.Exit(FAILED_CASES)
+
+
+def report(
+    work: Annotated[
+        Path, typer.Argument(metavar="WORK", help="Workspace in which `segpipe run` finished.", show_default=False)
+    ],
+) -> None:
+    """Write the report page of a workspace again."""
+    from segpipe import commands
+
+    typer.echo(commands.report(work))
+
+
+def demo(folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_default=False)]) -> None:
+    """Write the demo dataset: drawn organs in 12 small volumes."""
+    from segpipe import commands
+
+    typer.echo(f"demo dataset in {commands.demo(folder)}; try: segpipe run {folder} --minutes 1")

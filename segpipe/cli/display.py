@@ -1,0 +1,178 @@
+"""What a person sees: progress on stderr, results on stdout."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from segpipe.watch import Watch
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from segpipe.evaluation.schema import Evaluation
+
+
+def _width() -> int | None:
+    """Width for output that is no terminal: wide enough that no cell is cut."""
+    return None if Console().is_terminal else 160
+
+
+def out() -> Console:
+    """Console for results."""
+    return Console(width=_width(), highlight=False)
+
+
+def err() -> Console:
+    """Console for progress and notes."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_json(value: object) -> None:
+    """Print a value as JSON on stdout."""
+    import typer
+
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+class RichWatch(Watch):
+    """Progress bars with the time left, on a terminal; a line at the start of each step elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = err()
+
+    def note(self, text: str) -> None:
+        """Print a sentence."""
+        self.console.print(escape(text))
+
+    @contextmanager
+    def counting(self, title: str, total: int | None) -> Iterator[Callable[[str], None]]:
+        """Count finished items."""
+        if not self.console.is_terminal:
+            self.note(f"{title} ..." if total is None else f"{title}: {total} case(s) ...")
+            yield lambda _: None
+            return
+        with _progress(self.console) as bars:
+            task = bars.add_task(escape(title), total=total, text="")
+            yield lambda name: bars.update(task, advance=1, text=escape(name))
+
+    @contextmanager
+    def training(self, title: str) -> Iterator[Callable[[float, float | None, str], None]]:
+        """Show the share done, the time left, and the loss; off a terminal, a line each tenth."""
+        if not self.console.is_terminal:
+            yield _tenths(title, self.note)
+            return
+        with _progress(self.console) as bars:
+            task = bars.add_task(escape(title), total=1.0, text="")
+            yield lambda share, _left, text: bars.update(task, completed=share, text=escape(text))
+
+
+def _tenths(title: str, note: Callable[[str], None]) -> Callable[[float, float | None, str], None]:
+    shown = -1
+
+    def show(share: float, left: float | None, text: str) -> None:
+        nonlocal shown
+        if int(share * 10) > shown:
+            shown = int(share * 10)
+            eta = "" if left is None else f", about {left / 60:.1f} min left"
+            note(f"{title}: {share:.0%}, {text}{eta}")
+
+    return show
+
+
+def _progress(console: Console) -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+    )
+
+
+def watch(*, quiet: bool) -> Watch:
+    """Return the watch for a command."""
+    return Watch() if quiet else RichWatch()
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Table:
+    """Return a table; the columns numbered in ``right`` are flush right."""
+    made = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+def show_scores(evaluation: "Evaluation") -> None:
+    """Print the scores per label and what was not scored."""
+    rows = [
+        [
+            name,
+            _score(s.mean_dice),
+            _score(s.mean_nsd),
+            _score(s.mean_hd95_mm, 2),
+            str(s.n_applicable),
+            str(s.n_missed),
+            str(s.n_spurious),
+            str(s.n_not_applicable),
+        ]
+        for name, s in evaluation.by_label.items()
+    ]
+    rows.append(
+        [
+            "mean of labels",
+            _score(evaluation.mean_dice),
+            _score(evaluation.mean_nsd),
+            _score(evaluation.mean_hd95_mm, 2),
+            "",
+            str(evaluation.n_missed),
+            "",
+            "",
+        ]
+    )
+    columns = [
+        "label",
+        "Dice",
+        f"NSD {evaluation.tolerance_mm:g} mm",
+        "HD95 mm",
+        "cases",
+        "missed",
+        "false alarms",
+        "n/a",
+    ]
+    out().print(table(f"Scores of {len(evaluation.cases)} case(s)", columns, rows, right=(1, 2, 3, 4, 5, 6, 7)))
+    if evaluation.without_cases:
+        out().print(f"in no case, so not in the mean: {', '.join(evaluation.without_cases)}", markup=False)
+
+
+def show_failures(title: str, failed: dict[str, str]) -> None:
+    """Print the cases that were lost, with their reasons."""
+    if failed:
+        out().print(table(title, ["case", "reason"], [[case, reason] for case, reason in sorted(failed.items())]))
+
+
+def _score(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def as_plain(record: Any) -> Any:
+    """Turn an artefact into plain values for JSON."""
+    return record.model_dump(mode="json")

@@ -1,0 +1,206 @@
+"""Commands that run a network: run, train, predict, doctor."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segpipe.cli.data_commands import FAILED_CASES
+from segpipe.cli.options import (
+    ConfigurationOption,
+    DatasetArg,
+    DeterministicOption,
+    DeviceOption,
+    EpochsOption,
+    JobsOption,
+    JsonOption,
+    MinutesOption,
+    QuietOption,
+    ResumeOption,
+    SeedOption,
+    ToleranceOption,
+    TtaOption,
+    WorkOption,
+)
+
+
+def run(
+    dataset: DatasetArg,
+    minutes: MinutesOption = None,
+    epochs: EpochsOption = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="Name of a recipe or a TOML file.  [default: default with a GPU, cpu without]",
+            show_default=False,
+        ),
+    ] = None,
+    configuration: ConfigurationOption = None,
+    fold: Annotated[int, typer.Option("--fold", min=0, help="Fold to hold out, predict and score.")] = 0,
+    resume: ResumeOption = False,
+    tta: TtaOption = True,
+    tolerance_mm: ToleranceOption = 1.0,
+    work: WorkOption = None,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = None,
+    seed: SeedOption = 0,
+    deterministic: DeterministicOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Do the whole line: check, plan, preprocess, train, predict the held-out cases, evaluate, report."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, out, show_failures, show_json, show_scores, watch
+
+    done = commands.run(
+        dataset,
+        work=work,
+        recipe=recipe,
+        configuration=configuration,
+        fold=fold,
+        epochs=epochs,
+        minutes=minutes,
+        tta=tta,
+        tolerance_mm=tolerance_mm,
+        device=device,
+        jobs=jobs,
+        seed=seed,
+        deterministic=deterministic,
+        resume=resume,
+        watch=watch(quiet=quiet or as_json),
+    )
+    places = {
+        "model": done.model,
+        "predictions": done.predictions,
+        "scores": done.evaluation_file,
+        "report": done.report,
+    }
+    if as_json:
+        show_json(
+            {"evaluation": as_plain(done.evaluation), "training": as_plain(done.record), "failed": done.failed}
+            | {k: str(v) for k, v in places.items()}
+        )
+    else:
+        show_scores(done.evaluation)
+        for name, path in places.items():
+            out().print(f"{name:12} {path}", markup=False, soft_wrap=True)
+        show_failures("Cases that were lost", done.failed)
+    if done.failed:
+        raise typer.Exit(FAILED_CASES)
+
+
+def train(
+    dataset: DatasetArg,
+    configuration: ConfigurationOption = None,
+    fold: Annotated[str, typer.Option("--fold", help="Fold to hold out (0, 1, ...), or all: hold out nothing.")] = "0",
+    minutes: MinutesOption = None,
+    epochs: EpochsOption = None,
+    resume: ResumeOption = False,
+    work: WorkOption = None,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = None,
+    seed: SeedOption = 0,
+    deterministic: DeterministicOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one fold by the workspace's plan; plans and preprocesses first what is not there yet."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, out, show_json, watch
+
+    if fold != "all" and not fold.isdigit():
+        raise typer.BadParameter(f"{fold!r}: expected a number or 'all'", param_hint="--fold")
+    record = commands.train(
+        dataset,
+        work=work,
+        configuration=configuration,
+        fold=fold if fold == "all" else int(fold),
+        epochs=epochs,
+        minutes=minutes,
+        device=device,
+        jobs=jobs,
+        seed=seed,
+        deterministic=deterministic,
+        resume=resume,
+        watch=watch(quiet=quiet or as_json),
+    )
+    if as_json:
+        show_json(as_plain(record))
+        return
+    dice = "-" if record.mean_validation_dice is None else f"{record.mean_validation_dice:.3f}"
+    model = commands.workspace_of(dataset, work).model(record.configuration, record.variant)
+    out().print(
+        f"{record.iterations} iterations in {record.elapsed_s / 60:.1f} min; Dice on validation patches {dice} "
+        "(whole cases: segpipe predict, evaluate)",
+        markup=False,
+    )
+    out().print(f"model {model}", markup=False, soft_wrap=True)
+
+
+def predict(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="An image, a folder of images, or a manifest.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the segmentations.", show_default=False)],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", help="model.segpipe, or the folder that holds it.", show_default=False)
+    ],
+    folds: Annotated[
+        list[str] | None,
+        typer.Option("--folds", help="Fold to use; give it again for more.  [default: all]", show_default=False),
+    ] = None,
+    tta: TtaOption = True,
+    resume: ResumeOption = False,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Segment images, each onto its own grid; a bad file is reported and passed over (exit 3)."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
+
+    rows = commands.predict(
+        source,
+        output,
+        model=model,
+        folds=tuple(folds or ()),
+        tta=tta,
+        device=device,
+        resume=resume,
+        watch=watch(quiet=quiet or as_json),
+    )
+    failed = {row.case: row.reason or "" for row in rows if row.status == "failed"}
+    if as_json:
+        show_json([as_plain(row) for row in rows])
+    else:
+        out().print(
+            f"{len(rows) - len(failed)} of {len(rows)} case(s) predicted, in {output}", markup=False, soft_wrap=True
+        )
+        show_failures("Cases that failed", failed)
+    if failed:
+        raise typer.Exit(FAILED_CASES)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this machine can do: device, precision, memory, versions."""
+    from importlib.metadata import version
+
+    import psutil
+
+    from segpipe.cli.display import out, show_json, table
+    from segpipe.runtime import choose_runtime, cpu_flags
+
+    runtime = choose_runtime()
+    fast = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"})
+    facts = {
+        "runs on": runtime.describe(),
+        "recipe of `segpipe run`": "default" if runtime.device.type == "cuda" else "cpu",
+        "processor features": ", ".join(fast) or "none known",
+        "memory free": f"{psutil.virtual_memory().available / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB",
+        **{name: version(name) for name in ("segpipe", "torch", "numpy", "nibabel", "SimpleITK")},
+    }
+    if as_json:
+        show_json(facts)
+    else:
+        out().print(table("This machine", ["", ""], [[k, v] for k, v in facts.items()]))

@@ -1,0 +1,54 @@
+"""Options that several commands share, each defined once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DatasetArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET",
+        help="Folder (nnU-Net, Decathlon, images/ + labels/) or manifest (cases.csv, cases.json).",
+        show_default=False,
+    ),
+]
+WorkOption = Annotated[
+    Path | None, typer.Option("--work", help="Workspace folder.  [default: runs/<dataset name>]", show_default=False)
+]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", min=1, help="Most worker processes.  [default: what processors and memory allow]", show_default=False
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of weights, patches and augmentation.")]
+DeterministicOption = Annotated[
+    bool, typer.Option("--deterministic", help="The same bytes twice on the same machine; may be slower.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no notes; results and errors only.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ConfigurationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--configuration",
+        "-c",
+        help="2d, 3d_fullres or 3d_lowres.  [default: 3d_fullres, 2d where there is none]",
+        show_default=False,
+    ),
+]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option("--epochs", min=1, help="Train this many epochs.  [default: the recipe's]", show_default=False),
+]
+MinutesOption = Annotated[
+    float | None, typer.Option("--minutes", min=0.01, help="Train this long instead.", show_default=False)
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted; keep what is finished.")]
+TtaOption = Annotated[
+    bool, typer.Option("--tta/--no-tta", help="Average over mirrored images (up to 8 times the work).")
+]
+ToleranceOption = Annotated[
+    float, typer.Option("--tolerance-mm", min=0, help="Tolerance of the normalised surface Dice (NSD).")
+]

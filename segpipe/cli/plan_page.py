@@ -1,0 +1,76 @@
+"""A plan as a page a person can read."""
+
+from segpipe.cli.display import out, table
+from segpipe.fingerprint.schema import Fingerprint
+from segpipe.planning.schema import Configuration, Plan
+from segpipe.workspace import Workspace
+
+
+def show_plan(measured: Fingerprint, plan: Plan, workspace: Workspace) -> None:
+    """Print what was measured, what was chosen, and why."""
+    console = out()
+    console.print(table(f"{plan.dataset_name}: what was measured", ["", ""], _measured(measured)))
+    console.print(
+        table(f"What was chosen (recipe {plan.recipe})", _COLUMNS, [_chosen(c) for c in plan.configurations.values()])
+    )
+    console.print(table("Why", ["rule", "chosen", "because"], [[d.rule, d.chosen, d.because] for d in plan.decisions]))
+    console.print(f"plan         {workspace.plan}\nfingerprint  {workspace.fingerprint}", markup=False, soft_wrap=True)
+
+
+_COLUMNS = [
+    "configuration",
+    "spacing (mm)",
+    "median image",
+    "patch",
+    "batch",
+    "stages",
+    "features",
+    "network",
+    "memory (GB)",
+]
+
+
+def _chosen(c: Configuration) -> list[str]:
+    features = f"{c.network.features[0]}-{c.network.features[-1]}"
+    name = c.name if c.previous_stage is None else f"{c.name} (after {c.previous_stage})"
+    return [
+        name,
+        " x ".join(f"{s:.3g}" for s in c.spacing_mm),
+        "x".join(f"{m:g}" for m in c.median_shape),
+        "x".join(map(str, c.patch_size)),
+        str(c.batch_size),
+        str(len(c.network.features)),
+        features,
+        c.network.architecture,
+        f"{c.estimated_memory_gb:.2f}",
+    ]
+
+
+def _measured(measured: Fingerprint) -> list[list[str]]:
+    def span(values: list[tuple[float, ...]]) -> str:
+        return ", ".join(
+            f"{min(v):.4g} to {max(v):.4g}" if min(v) != max(v) else f"{v[0]:.4g}" for v in zip(*values, strict=True)
+        )
+
+    rows = [
+        ["cases", f"{len(measured.cases)} usable, {len(measured.left_out)} left out"],
+        ["shape (z, y, x)", span([c.shape for c in measured.cases])],
+        ["spacing (mm)", span([c.spacing_mm for c in measured.cases])],
+        [
+            "left after cropping to non-zero",
+            f"{measured.median_relative_size_after_cropping:.0%} of the voxels (median)",
+        ],
+    ]
+    for name, s in zip(measured.channel_names, measured.intensities, strict=False):
+        rows.append(
+            [
+                f"foreground intensity, {name}",
+                f"mean {s.mean:.4g}, sd {s.std:.4g}, 0.5 to 99.5 percentile {s.percentile_00_5:.4g} to {s.percentile_99_5:.4g}",
+            ]
+        )
+    for name, value in measured.labels.items():
+        if value:
+            holding = [c.label_voxels[value] for c in measured.cases if value in c.label_voxels]
+            size = f", {min(holding)} to {max(holding)} voxels" if holding else ""
+            rows.append([f"label {name} = {value}", f"in {len(holding)} case(s){size}"])
+    return rows

@@ -1,0 +1,566 @@
+"""Every command as a Python function, for scripts and notebooks; the command line calls these and nothing else.
+
+A dataset's workspace (``work``) is ``runs/<dataset name>`` in the current folder unless another is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segpipe.errors import ArtefactError, SegpipeError
+from segpipe.watch import Watch
+from segpipe.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segpipe.dataset.run import CheckResult
+    from segpipe.dataset.schema import Dataset
+    from segpipe.dataset.splits import Splits
+    from segpipe.evaluation.schema import Evaluation
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.inference.schema import PredictionRow
+    from segpipe.planning.schema import Plan
+    from segpipe.preprocessing.schema import PreprocessedIndex
+    from segpipe.runtime import Runtime
+    from segpipe.training.schema import TrainingRecord
+
+PathLike = Path | str
+_SILENT = Watch()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What ``run`` made."""
+
+    plan: Plan
+    record: TrainingRecord
+    evaluation: Evaluation
+    workspace: Workspace
+    model: Path
+    predictions: Path
+    evaluation_file: Path
+    report: Path
+    failed: dict[str, str] = field(default_factory=dict)
+    """Cases that were lost on the way, with the stage and the reason."""
+
+
+def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
+    """Return the workspace of a dataset."""
+    if work is not None:
+        return Workspace(Path(work))
+    from segpipe.dataset.match import match_dataset
+
+    return Workspace(Path("runs") / match_dataset(Path(dataset)).name)
+
+
+def check(dataset: PathLike, *, jobs: int | None = None, watch: Watch = _SILENT) -> CheckResult:
+    """Check every case of a dataset against every rule; nothing is written.
+
+    Parameters
+    ----------
+    dataset : path
+        Folder or manifest.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.dataset.run import check as stage
+
+    with watch.counting("checking", None) as done:
+        return stage(dataset, jobs_limit=jobs, on_case=done)
+
+
+def plan(
+    dataset: PathLike,
+    *,
+    work: PathLike | None = None,
+    recipe: PathLike = "default",
+    budget_gb: float | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
+    jobs: int | None = None,
+    watch: Watch = _SILENT,
+) -> Plan:
+    """Measure a dataset and plan for it; writes dataset.json, fingerprint.json and plan.json.
+
+    Parameters
+    ----------
+    dataset : path
+        Folder or manifest.
+    work : path, optional
+        The workspace.
+    recipe : str or path
+        A shipped recipe's name or a TOML file.
+    budget_gb : float, optional
+        Device memory to plan for, instead of the recipe's.
+    spacing_mm : tuple of float, optional
+        Target spacing (z, y, x), instead of the planned one.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.planning.run import write_plan
+
+    workspace = workspace_of(dataset, work)
+    measured = fingerprint(dataset, workspace, jobs=jobs, watch=watch)
+    return write_plan(measured, workspace, recipe=recipe, budget_gb=budget_gb, spacing_mm=spacing_mm)
+
+
+def fingerprint(
+    dataset: PathLike, workspace: Workspace, *, jobs: int | None = None, watch: Watch = _SILENT
+) -> Fingerprint:
+    """Check and measure a dataset; writes dataset.json and fingerprint.json."""
+    from segpipe.fingerprint.run import fingerprint as stage
+
+    with watch.counting("checking and measuring", None) as done:
+        return stage(dataset, workspace, jobs_limit=jobs, on_case=done)
+
+
+def preprocess(
+    dataset: PathLike,
+    *,
+    work: PathLike | None = None,
+    configuration: str | None = None,
+    jobs: int | None = None,
+    watch: Watch = _SILENT,
+) -> PreprocessedIndex:
+    """Prepare the dataset's usable cases for one configuration; what is prepared already is kept.
+
+    Parameters
+    ----------
+    dataset : path
+        Folder or manifest.
+    work : path, optional
+        The workspace; its plan is used, or the default plan is made.
+    configuration : str, optional
+        The plan's 3d_fullres (2d where there is none) unless given.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+        Told of progress.
+    """
+    workspace = workspace_of(dataset, work)
+    current = _current_plan(dataset, workspace, jobs, watch)
+    return _preprocess(workspace, current, configuration or current.default_configuration(), jobs, watch)
+
+
+def train(
+    dataset: PathLike,
+    *,
+    work: PathLike | None = None,
+    configuration: str | None = None,
+    fold: int | str = 0,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+    resume: bool = False,
+    watch: Watch = _SILENT,
+) -> TrainingRecord:
+    """Train one fold; plans and preprocesses first what is not there yet.
+
+    Parameters
+    ----------
+    dataset : path
+        Folder or manifest.
+    work : path, optional
+        The workspace; its plan is used, or the default plan is made.
+    configuration : str, optional
+        The plan's 3d_fullres (2d where there is none) unless given.
+    fold : int or "all"
+        Fold to hold out; "all" trains on every case.
+    epochs, minutes : optional
+        End of training, instead of the recipe's.
+    device : str
+        auto, cpu, cuda or cuda:N.
+    jobs : int, optional
+        Most worker processes in preprocessing.
+    seed : int
+        Of weights, patches and augmentation.
+    deterministic : bool
+        The same bytes twice on the same machine.
+    resume : bool
+        Continue an interrupted fold; a finished one is kept.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.runtime import choose_runtime
+
+    _require_one_end(epochs, minutes)
+    runtime = choose_runtime(device, deterministic=deterministic)
+    workspace = workspace_of(dataset, work)
+    current = _current_plan(dataset, workspace, jobs, watch)
+    chosen = configuration or current.default_configuration()
+    index = _preprocess(workspace, current, chosen, jobs, watch)
+    return _train(
+        workspace,
+        current,
+        index,
+        runtime,
+        fold=fold,
+        epochs=epochs,
+        minutes=minutes,
+        seed=seed,
+        deterministic=deterministic,
+        resume=resume,
+        watch=watch,
+    )
+
+
+def predict(
+    source: PathLike,
+    output: PathLike,
+    *,
+    model: PathLike,
+    folds: tuple[str, ...] = (),
+    tta: bool = True,
+    device: str = "auto",
+    resume: bool = False,
+    watch: Watch = _SILENT,
+) -> list[PredictionRow]:
+    """Segment images; each result lies on its image's own grid, with its header. A bad case is reported and passed over.
+
+    Parameters
+    ----------
+    source : path
+        An image, a folder of images, or a manifest.
+    output : path
+        Folder for the segmentations and predictions.jsonl (or one file, for one image).
+    model : path
+        A model.segpipe file, or the folder that holds one.
+    folds : tuple of str
+        Folds to ensemble; empty for all that the model has.
+    tta : bool
+        Average over mirrored images.
+    device : str
+        auto, cpu, cuda or cuda:N.
+    resume : bool
+        Skip cases that this model has done already.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.inference.inputs import find_inputs
+    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.run import predict as stage
+    from segpipe.io.formats import ending_of
+    from segpipe.runtime import choose_runtime
+
+    target = Path(output)
+    cases = find_inputs(Path(source), target)
+    predictor = Predictor.load(Path(model), choose_runtime(device), folds=folds, tta=tta)
+    log = (target.parent if ending_of(target) else target) / "predictions.jsonl"
+    with watch.counting("predicting", len(cases)) as done:
+        return stage(cases, predictor, log, resume=resume, on_case=lambda row: done(row.case))
+
+
+def evaluate(
+    predictions: PathLike,
+    references: PathLike,
+    *,
+    output: PathLike | None = None,
+    tolerance_mm: float = 1.0,
+    jobs: int | None = None,
+    watch: Watch = _SILENT,
+) -> Evaluation:
+    """Score segmentations against references of the same name.
+
+    Parameters
+    ----------
+    predictions, references : path
+        Two folders, or two files.
+    output : path, optional
+        JSON file to write.
+    tolerance_mm : float
+        Of the normalised surface Dice.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.evaluation.run import evaluate as stage
+    from segpipe.evaluation.run import match_pairs
+
+    pairs, missing = match_pairs(Path(predictions), Path(references))
+    with watch.counting("scoring", len(pairs)) as done:
+        result = stage(pairs, None, missing=missing, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=done)
+    if output is not None:
+        result.write(Path(output))
+    return result
+
+
+def run(
+    dataset: PathLike,
+    *,
+    work: PathLike | None = None,
+    recipe: PathLike | None = None,
+    configuration: str | None = None,
+    fold: int = 0,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    tta: bool = True,
+    tolerance_mm: float = 1.0,
+    device: str = "auto",
+    jobs: int | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+    resume: bool = False,
+    watch: Watch = _SILENT,
+) -> RunResult:
+    """Do the whole line: check, plan, preprocess, train one fold, predict its held-out cases, evaluate, report.
+
+    Parameters
+    ----------
+    dataset : path
+        Folder or manifest.
+    work : path, optional
+        The workspace.
+    recipe : str or path, optional
+        ``default`` with a GPU, ``cpu`` without one, unless given.
+    configuration : str, optional
+        The plan's 3d_fullres (2d where there is none) unless given.
+    fold : int
+        Fold to hold out.
+    epochs, minutes : optional
+        End of training, instead of the recipe's.
+    tta : bool
+        Average predictions over mirrored images.
+    tolerance_mm : float
+        Of the normalised surface Dice.
+    device : str
+        auto, cpu, cuda or cuda:N.
+    jobs : int, optional
+        Most worker processes.
+    seed : int
+        Of weights, patches and augmentation.
+    deterministic : bool
+        The same bytes twice on the same machine.
+    resume : bool
+        Continue an interrupted run; finished stages are kept.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.dataset.schema import Dataset
+    from segpipe.planning.run import write_plan
+    from segpipe.runtime import choose_runtime
+
+    _require_one_end(epochs, minutes)
+    runtime = choose_runtime(device, deterministic=deterministic)
+    workspace = workspace_of(dataset, work)
+    measured = fingerprint(dataset, workspace, jobs=jobs, watch=watch)
+    matched = Dataset.read(workspace.dataset)
+    watch.note(
+        f"{matched.name}: {matched.layout} layout, {len(measured.cases)} usable case(s), {len(measured.left_out)} left out"
+    )
+    chosen_recipe = recipe or ("default" if runtime.device.type == "cuda" else "cpu")
+    why = "" if recipe else " (no GPU: the recipe for CPUs)" if chosen_recipe == "cpu" else " (a GPU is there)"
+    current = write_plan(measured, workspace, recipe=chosen_recipe)
+    chosen = configuration or current.default_configuration()
+    shape = "x".join(map(str, current.configuration(chosen).patch_size))
+    watch.note(
+        f"recipe {current.recipe}{why}, configuration {chosen}: patch {shape}, batch {current.configuration(chosen).batch_size}"
+    )
+    index = _preprocess(workspace, current, chosen, jobs, watch)
+    watch.note(f"training on {runtime.describe()}")
+    record = _train(
+        workspace,
+        current,
+        index,
+        runtime,
+        fold=fold,
+        epochs=epochs,
+        minutes=minutes,
+        seed=seed,
+        deterministic=deterministic,
+        resume=resume,
+        watch=watch,
+    )
+    return _score_held_out(
+        _HeldOut(workspace, current, measured, matched, index, record),
+        runtime,
+        tta=tta,
+        tolerance_mm=tolerance_mm,
+        jobs=jobs,
+        resume=resume,
+        watch=watch,
+    )
+
+
+def report(work: PathLike) -> Path:
+    """Write the report of a workspace from its latest evaluation; returns the page.
+
+    Parameters
+    ----------
+    work : path
+        A workspace in which ``run`` has finished.
+    """
+    from segpipe.reporting.run import report as stage
+
+    return stage(Workspace(Path(work)))
+
+
+def demo(folder: PathLike) -> Path:
+    """Write the demo dataset of drawn organs into a folder; returns the folder.
+
+    Parameters
+    ----------
+    folder : path
+        Created when missing; must not hold another dataset.
+    """
+    from segpipe.phantoms import write_phantoms
+
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()):
+        raise SegpipeError(f"{target}: is not empty; give a new folder for the demo dataset")
+    write_phantoms(target)
+    return target
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """What scoring the held-out cases needs from the stages before."""
+
+    workspace: Workspace
+    plan: Plan
+    measured: Fingerprint
+    matched: Dataset
+    index: PreprocessedIndex
+    record: TrainingRecord
+
+
+def _score_held_out(
+    done: _HeldOut, runtime: Runtime, *, tta: bool, tolerance_mm: float, jobs: int | None, resume: bool, watch: Watch
+) -> RunResult:
+    from segpipe.evaluation.run import evaluate as evaluate_stage
+    from segpipe.inference.inputs import InputCase
+    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.run import predict as predict_stage
+    from segpipe.io.formats import ending_of
+    from segpipe.reporting.run import report as report_stage
+
+    workspace, current, record = done.workspace, done.plan, done.record
+    place = Path(record.configuration) / record.variant / f"fold_{record.fold}"
+    predictions, evaluation_file = workspace.predictions / place, workspace.evaluation / f"{place}.json"
+    model = workspace.model(record.configuration, record.variant)
+    # Only the fold that did not train on these cases; the model file may hold others.
+    predictor = Predictor.load(model, runtime, folds=(str(record.fold),), tta=tta)
+    held_out = set(_splits(workspace, done.measured).fold(record.fold).validation)
+    cases = [c for c in done.matched.cases if c.id in held_out]
+    inputs = [
+        InputCase(c.id, tuple(i.path for i in c.images), predictions / f"{c.id}{ending_of(c.images[0].path)}")
+        for c in cases
+    ]
+    with watch.counting("predicting held-out cases", len(inputs)) as step:
+        rows = predict_stage(
+            inputs, predictor, predictions / "predictions.jsonl", resume=resume, on_case=lambda row: step(row.case)
+        )
+    not_predicted = {row.case: row.reason or "" for row in rows if row.status == "failed"}
+    pairs = [
+        (c.id, i.output, c.label.path)
+        for c, i in zip(cases, inputs, strict=True)
+        if c.label and c.id not in not_predicted
+    ]
+    with watch.counting("scoring", len(pairs)) as step:
+        foreground = {name: value for name, value in sorted(current.labels.items(), key=lambda kv: kv[1]) if value > 0}
+        evaluation = evaluate_stage(
+            pairs, foreground, missing=not_predicted, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=step
+        )
+    evaluation.write(evaluation_file)
+    failed = {c: f"left out: {r}" for c, r in done.measured.left_out.items()}
+    failed |= {c: f"preprocessing: {r}" for c, r in done.index.failed.items()}
+    failed |= {c: f"prediction or scoring: {r}" for c, r in evaluation.failed.items()}
+    return RunResult(
+        plan=current,
+        record=record,
+        evaluation=evaluation,
+        workspace=workspace,
+        model=model,
+        predictions=predictions,
+        evaluation_file=evaluation_file,
+        report=report_stage(workspace),
+        failed=failed,
+    )
+
+
+def _current_plan(dataset: PathLike, workspace: Workspace, jobs: int | None, watch: Watch) -> Plan:
+    """Return the workspace's plan, or make the default one where there is none."""
+    from segpipe.planning.run import read_plan
+
+    fingerprint(dataset, workspace, jobs=jobs, watch=watch)
+    if not workspace.plan.is_file():
+        watch.note(f"no plan in {workspace.root} yet: planning with the default recipe")
+        return plan(dataset, work=workspace.root, jobs=jobs)
+    return read_plan(workspace)
+
+
+def _preprocess(
+    workspace: Workspace, current: Plan, configuration: str, jobs: int | None, watch: Watch
+) -> PreprocessedIndex:
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.preprocessing.run import preprocess as stage
+
+    total = len(Fingerprint.read(workspace.fingerprint).cases)
+    with watch.counting(f"preprocessing for {configuration}", total) as done:
+        index = stage(workspace, current, configuration=configuration, jobs_limit=jobs, on_case=done)
+    for case, reason in index.failed.items():
+        watch.note(f"preprocessing: {case}: {reason}")
+    if not index.cases:
+        raise ArtefactError(
+            f"{workspace.preprocessed(configuration)}: no case could be prepared; the reasons are above"
+        )
+    return index
+
+
+def _train(
+    workspace: Workspace,
+    current: Plan,
+    index: PreprocessedIndex,
+    runtime: Runtime,
+    *,
+    fold: int | str,
+    epochs: int | None,
+    minutes: float | None,
+    seed: int,
+    deterministic: bool,
+    resume: bool,
+    watch: Watch,
+) -> TrainingRecord:
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.training.loop import Status
+    from segpipe.training.run import train as stage
+
+    with watch.training(f"training fold {fold}") as show:
+
+        def on_iteration(status: Status) -> None:
+            dice = "" if status.mean_dice is None else f", patch Dice {status.mean_dice:.3f}"
+            show(status.progress, status.remaining_s, f"epoch {status.epoch + 1}, loss {status.loss:.3f}{dice}")
+
+        return stage(
+            workspace,
+            current,
+            _splits(workspace, Fingerprint.read(workspace.fingerprint)),
+            index.cases,
+            configuration=index.configuration,
+            runtime=runtime,
+            fold=fold,
+            epochs=epochs,
+            minutes=minutes,
+            seed=seed,
+            deterministic=deterministic,
+            resume=resume,
+            on_iteration=on_iteration,
+        )
+
+
+def _splits(workspace: Workspace, measured: Fingerprint) -> Splits:
+    from segpipe.dataset.splits import read_or_make
+
+    return read_or_make(workspace.splits, measured.groups, measured.digest())
+
+
+def _require_one_end(epochs: int | None, minutes: float | None) -> None:
+    if epochs is not None and minutes is not None:
+        raise SegpipeError(f"--epochs {epochs} and --minutes {minutes:g} are two ends of training; give one of them")

@@ -1,0 +1,146 @@
+"""The stage: predictions and references in, scores out."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe import jobs
+from segpipe.dataset.check import label_problem
+from segpipe.dataset.load import require_same_grid
+from segpipe.dataset.match import image_files_in
+from segpipe.errors import CaseError, DatasetError, UnreadableFileError
+from segpipe.evaluation.schema import CaseScores, Evaluation
+from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
+from segpipe.geometry import Grid
+from segpipe.io.formats import read_header, read_volume, stem_of
+
+Pair = tuple[str, Path, Path]
+
+
+def evaluate(
+    pairs: list[Pair],
+    labels: dict[str, int] | None,
+    *,
+    missing: dict[str, str] | None = None,
+    tolerance_mm: float = 1.0,
+    jobs_limit: int | None = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Score predictions against references.
+
+    Parameters
+    ----------
+    pairs : list of (case, prediction, reference)
+    labels : dict of str to int, or None
+        Foreground labels; None takes every value found in the files.
+    missing : dict of str to str, optional
+        Cases that are known to have no prediction, with the reasons; they are reported as failed.
+    tolerance_mm : float
+        Of the normalised surface Dice.
+    jobs_limit : int, optional
+        Most worker processes.
+    on_case : callable, optional
+        Told each case id when it is done.
+    """
+    failed = dict(missing or {})
+    workers = jobs.worker_count(jobs_limit, len(pairs), _pair_bytes(pairs))
+    if labels is None:
+        labels = _labels_found(pairs, workers, failed)
+        pairs = [p for p in pairs if p[0] not in failed]
+    scores: list[CaseScores] = []
+    for outcome in jobs.map_cases(
+        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm), pairs, workers=workers
+    ):
+        if outcome.value is None:
+            failed[outcome.item[0]] = outcome.failure or "no result"
+        else:
+            scores.append(outcome.value)
+        if on_case:
+            on_case(outcome.item[0])
+    scores.sort(key=lambda s: s.case)
+    by_label = {name: summarise_label([s.labels[name] for s in scores]) for name in labels}
+    return Evaluation(
+        tolerance_mm=tolerance_mm,
+        labels=labels,
+        cases=tuple(scores),
+        by_label=by_label,
+        mean_dice=mean_over_labels([s.mean_dice for s in by_label.values()]),
+        mean_nsd=mean_over_labels([s.mean_nsd for s in by_label.values()]),
+        mean_hd95_mm=mean_over_labels([s.mean_hd95_mm for s in by_label.values()]),
+        n_missed=sum(s.n_missed for s in by_label.values()),
+        without_cases=tuple(name for name, s in by_label.items() if not s.n_applicable),
+        failed=dict(sorted(failed.items())),
+    )
+
+
+def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[str, str]]:
+    """Match two files, or the files of two folders by name; a reference without a prediction is named with its reason.
+
+    Raises
+    ------
+    DatasetError
+        If there is nothing to compare.
+    """
+    for path in (predictions, references):
+        if not path.exists():
+            raise DatasetError(f"{path}: no such file or folder")
+    if references.is_file():
+        return [(stem_of(references), predictions, references)], {}
+    by_case = {stem_of(p): p for p in image_files_in(predictions)}
+    reference_files = {stem_of(r): r for r in image_files_in(references)}
+    if not reference_files:
+        raise DatasetError(f"{references}: no image file found")
+    pairs = [(case, by_case[case], file) for case, file in reference_files.items() if case in by_case]
+    if not pairs:
+        raise DatasetError(
+            f"{predictions}: no file has the name of a reference in {references} (such as {next(iter(reference_files))})"
+        )
+    return pairs, {
+        case: f"no prediction of this name in {predictions}" for case in reference_files if case not in by_case
+    }
+
+
+def _read_labels(path: Path) -> tuple[NDArray[np.int64], Grid]:
+    volume = read_volume(path)
+    if volume.array.shape[0] != 1:
+        raise CaseError(f"{path}: {volume.array.shape[0]} channels; expected one label value a voxel")
+    problem = label_problem(volume.array, None)
+    if problem:
+        raise CaseError(f"{path}: {problem[0]}: {problem[1]}")
+    return volume.array[0].astype(np.int64), volume.grid
+
+
+def _score_pair(pair: Pair, labels: dict[str, int], tolerance_mm: float) -> CaseScores:
+    case, prediction_path, reference_path = pair
+    prediction, grid = _read_labels(prediction_path)
+    reference, reference_grid = _read_labels(reference_path)
+    require_same_grid(case, "prediction", grid, "reference", reference_grid)
+    return score_case(case, prediction, reference, grid, labels, tolerance_mm)
+
+
+def _values_of(pair: Pair) -> set[int]:
+    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(path)[0])}
+
+
+def _labels_found(pairs: list[Pair], workers: int, failed: dict[str, str]) -> dict[str, int]:
+    found: set[int] = set()
+    for outcome in jobs.map_cases(_values_of, pairs, workers=workers):
+        if outcome.value is None:
+            failed[outcome.item[0]] = outcome.failure or "no result"
+        else:
+            found |= outcome.value
+    return {f"label_{v}": v for v in sorted(found) if v > 0}
+
+
+def _pair_bytes(pairs: list[Pair]) -> int:
+    """Forecast for the largest pair: two label arrays of 8 bytes a voxel, masks and distances of the part they fill."""
+    largest = 1
+    for _, _, reference in pairs:
+        with suppress(UnreadableFileError):
+            largest = max(largest, prod(read_header(reference).grid.shape) * 40)
+    return largest

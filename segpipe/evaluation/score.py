@@ -1,0 +1,93 @@
+"""Scores from arrays. Pure."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.evaluation.schema import CaseScores, LabelScore, LabelSummary, Status
+from segpipe.geometry import Grid
+from segpipe.metrics.overlap import dice
+from segpipe.metrics.surface import surface_distances
+
+
+def score_case(
+    case: str,
+    prediction: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    grid: Grid,
+    labels: dict[str, int],
+    tolerance_mm: float,
+) -> CaseScores:
+    """Score every label of a case.
+
+    Parameters
+    ----------
+    case : str
+    prediction, reference : ndarray of int, shape (Z, Y, X)
+    grid : Grid
+        Of both.
+    labels : dict of str to int
+        Foreground labels.
+    tolerance_mm : float
+        Of the normalised surface Dice.
+    """
+    scores = {
+        name: _score_label(prediction == value, reference == value, grid, tolerance_mm)
+        for name, value in labels.items()
+    }
+    return CaseScores(case=case, labels=scores)
+
+
+def _score_label(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], grid: Grid, tolerance_mm: float
+) -> LabelScore:
+    voxel_ml = grid.voxel_volume_mm3 / 1000
+    n_predicted, n_reference = int(prediction.sum()), int(reference.sum())
+
+    def scored(status: Status, dice: float | None, nsd: float | None, hd95_mm: float | None) -> LabelScore:
+        return LabelScore(
+            status=status,
+            dice=dice,
+            nsd=nsd,
+            hd95_mm=hd95_mm,
+            volume_prediction_ml=n_predicted * voxel_ml,
+            volume_reference_ml=n_reference * voxel_ml,
+        )
+
+    if not n_predicted and not n_reference:
+        return scored("not_applicable", None, None, None)
+    if not n_predicted or not n_reference:
+        return scored("missed" if n_reference else "spurious", 0.0, 0.0, grid.diagonal_mm)
+    distances = surface_distances(prediction, reference, grid.spacing_mm)
+    return scored(
+        "scored",
+        dice(prediction, reference),
+        distances.normalised_surface_dice(tolerance_mm),
+        distances.hausdorff_mm(95),
+    )
+
+
+def summarise_label(scores: list[LabelScore]) -> LabelSummary:
+    """Summarise one label over cases."""
+    counts = {status: sum(s.status == status for s in scores) for status in ("missed", "spurious", "not_applicable")}
+    return LabelSummary(
+        n_cases=len(scores),
+        n_applicable=len(scores) - counts["not_applicable"],
+        n_missed=counts["missed"],
+        n_spurious=counts["spurious"],
+        n_not_applicable=counts["not_applicable"],
+        mean_dice=_mean(scores, lambda s: s.dice),
+        mean_nsd=_mean(scores, lambda s: s.nsd),
+        mean_hd95_mm=_mean(scores, lambda s: s.hd95_mm),
+    )
+
+
+def mean_over_labels(values: list[float | None]) -> float | None:
+    """Mean of the labels that apply to a case at all; None when none does."""
+    present = [v for v in values if v is not None]
+    return float(np.mean(present)) if present else None
+
+
+def _mean(scores: list[LabelScore], of: Callable[[LabelScore], float | None]) -> float | None:
+    return mean_over_labels([of(s) for s in scores])

@@ -1,0 +1,125 @@
+"""A model loaded once, ready to predict any number of volumes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segpipe.errors import ModelError
+from segpipe.inference.restore import classes_at, uncrop
+from segpipe.inference.sliding import Forward, mirrored, sliding_logits
+from segpipe.modelfile import ModelFile, file_sha256
+from segpipe.networks.build import build_network, fast_memory_format, to_device
+from segpipe.planning.schema import Configuration, Plan
+from segpipe.preprocessing.prepare import prepare, stored_values
+from segpipe.runtime import Runtime
+from segpipe.volume import Volume
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Networks of one model, on their device."""
+
+    plan: Plan
+    configuration: Configuration
+    networks: tuple[Forward, ...]
+    """One a fold; their logits are averaged."""
+    runtime: Runtime
+    digest: str
+    """sha256 of the model file, with the folds and the mirroring that are used."""
+    step: float = 0.5
+
+    @classmethod
+    def load(
+        cls, path: Path, runtime: Runtime, *, folds: tuple[str, ...] = (), tta: bool = True, step: float = 0.5
+    ) -> "Predictor":
+        """Load a model.
+
+        Parameters
+        ----------
+        path : Path
+            A .segpipe file, or a folder that holds model.segpipe.
+        runtime : Runtime
+        folds : tuple of str
+            Folds to ensemble; empty for all.
+        tta : bool
+            Average over mirrored images, along the axes that were mirrored in training.
+        step : float
+            Largest step of the sliding window, as a share of the patch.
+
+        Raises
+        ------
+        ModelError
+            If the file is no model or lacks a fold.
+        """
+        path = path / "model.segpipe" if path.is_dir() else path
+        model = ModelFile.read(path)
+        missing = [f for f in folds if f not in model.folds]
+        if missing:
+            raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
+        plan = Plan.model_validate_json(model.plan_json)
+        configuration = plan.configuration(model.configuration)
+        axes = model.mirror_axes if tta else ()
+        used = folds or tuple(model.folds)
+        networks = tuple(mirrored(_network(plan, configuration, model.folds[f], runtime), axes) for f in used)
+        digest = f"{file_sha256(path)}:folds={','.join(used)}:mirror={axes}:step={step}"
+        return cls(plan, configuration, networks, runtime, digest, step)
+
+    def predict(self, image: Volume, on_window: Callable[[], None] = lambda: None) -> NDArray[np.unsignedinteger]:
+        """Segment an image.
+
+        Parameters
+        ----------
+        image : Volume
+            (C, Z, Y, X) in the plan's orientation (canonical).
+        on_window : callable
+            Called after each window.
+
+        Returns
+        -------
+        ndarray
+            (Z, Y, X) stored label values, in the smallest unsigned type that holds all of them.
+
+        Raises
+        ------
+        CaseError
+            If the image cannot be prepared.
+        """
+        prepared = prepare(image, None, self.plan, self.configuration)
+        voxels = torch.from_numpy(prepared.image)
+        total: Tensor | None = None
+        for forward in self.networks:
+            logits = sliding_logits(
+                forward,
+                voxels,
+                self.configuration.patch_size,
+                device=self.runtime.device,
+                step=self.step,
+                on_window=on_window,
+            )
+            total = logits if total is None else total.add_(logits)
+        assert total is not None
+        classes = classes_at(total, prepared.placement.shape_after_crop, prepared.placement.apart)
+        labels = stored_values(uncrop(classes, prepared.placement), self.plan.label_values)
+        return labels.transpose(self.plan.transpose_backward)
+
+
+def _network(plan: Plan, configuration: Configuration, weights: dict[str, Tensor], runtime: Runtime) -> Forward:
+    network = build_network(configuration.network, len(plan.channel_names), len(plan.label_values))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"the weights do not fit the planned network: {error}") from error
+    memory_format = fast_memory_format(configuration.dims)
+    to_device(network, runtime.device).eval()
+
+    def forward(x: Tensor) -> Tensor:
+        with runtime.precision():
+            logits: Tensor = network(x.contiguous(memory_format=memory_format))
+        return logits
+
+    return forward

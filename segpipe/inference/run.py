@@ -1,0 +1,114 @@
+"""The stage: images in, segmentations on their own grids out. One bad case never stops the rest."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.dataset.check import image_problems
+from segpipe.dataset.load import LoadedImage, load_image
+from segpipe.dataset.schema import FileStamp
+from segpipe.errors import CaseError
+from segpipe.inference.inputs import InputCase
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.schema import PredictionRow
+from segpipe.io.formats import write_labels_like
+
+logger = logging.getLogger(__name__)
+
+
+def predict(
+    cases: list[InputCase],
+    predictor: Predictor,
+    log: Path,
+    *,
+    resume: bool = False,
+    on_case: Callable[[PredictionRow], None] = lambda _: None,
+) -> list[PredictionRow]:
+    """Predict every case and write a row for each to a log.
+
+    Parameters
+    ----------
+    cases : list of InputCase
+    predictor : Predictor
+        The loaded model.
+    log : Path
+        JSON lines, appended to.
+    resume : bool
+        Skip cases whose output is there, made by the same model from the same files.
+    on_case : callable
+        Told the row of each case.
+
+    Returns
+    -------
+    list of PredictionRow
+        One a case, in order; failed ones with their reason.
+    """
+    known = _known(log) if resume else {}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for case in cases:
+        row = known.get(case.id)
+        if row is None or not _still_holds(row, case, predictor):
+            row = _predict_case(case, predictor)
+            with log.open("a") as file:
+                file.write(row.model_dump_json() + "\n")
+        rows.append(row)
+        on_case(row)
+    return rows
+
+
+def _predict_case(case: InputCase, predictor: Predictor) -> PredictionRow:
+    start = time.perf_counter()
+    try:
+        image = load_image(case.id, list(case.images), predictor.plan.channel_names)
+        problems = image_problems(image.volume.array)
+        if problems:
+            raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
+        labels = predictor.predict(image.volume)
+        write_labels_like(case.images[0], case.output, image.to_stored(labels))
+    except CaseError as error:
+        return _failed(case, predictor, str(error))
+    except Exception as error:
+        logger.exception("case %s", case.id)
+        return _failed(case, predictor, f"unexpected {type(error).__name__}: {error}")
+    return PredictionRow(
+        case=case.id,
+        status="done",
+        output=case.output,
+        images=tuple(FileStamp.of(i) for i in case.images),
+        model=predictor.digest,
+        elapsed_s=round(time.perf_counter() - start, 3),
+        volumes_ml=_volumes(labels, image, predictor),
+    )
+
+
+def _failed(case: InputCase, predictor: Predictor, reason: str) -> PredictionRow:
+    return PredictionRow(case=case.id, status="failed", output=case.output, reason=reason, model=predictor.digest)
+
+
+def _volumes(labels: NDArray[np.unsignedinteger], image: LoadedImage, predictor: Predictor) -> dict[str, float]:
+    voxel_ml = image.volume.grid.voxel_volume_mm3 / 1000
+    plan = predictor.plan
+    return {name: round(float((labels == plan.labels[name]).sum() * voxel_ml), 4) for name in plan.label_names[1:]}
+
+
+def _known(log: Path) -> dict[str, PredictionRow]:
+    """Latest row of each case; a line cut off by a crash is passed over, its case is predicted again."""
+    rows: dict[str, PredictionRow] = {}
+    for line in log.read_text().splitlines() if log.is_file() else []:
+        try:
+            row = PredictionRow.model_validate_json(line)
+        except ValueError:
+            continue
+        rows[row.case] = row
+    return rows
+
+
+def _still_holds(row: PredictionRow, case: InputCase, predictor: Predictor) -> bool:
+    if row.status != "done" or row.model != predictor.digest or row.output != case.output or not case.output.is_file():
+        return False
+    return all(i.is_file() for i in case.images) and row.images == tuple(FileStamp.of(i) for i in case.images)

@@ -1,0 +1,96 @@
+"""The stage: artefacts in, one self-contained page out."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from segpipe.artefact import write_atomically
+from segpipe.dataset.schema import Dataset
+from segpipe.errors import ArtefactError
+from segpipe.evaluation.schema import CaseScores, Evaluation
+from segpipe.fingerprint.schema import Fingerprint
+from segpipe.io.formats import ending_of
+from segpipe.planning.schema import Plan
+from segpipe.reporting.figures import as_data_url, overlay, training_curve
+from segpipe.training.schema import TrainingRecord
+from segpipe.workspace import FoldFolder, Workspace
+
+_N_EXAMPLES = 3
+
+
+def report(workspace: Workspace) -> Path:
+    """Write report/index.html from the latest evaluation, with its figures beside it.
+
+    Raises
+    ------
+    ArtefactError
+        If nothing has been evaluated.
+    """
+    evaluations = sorted(workspace.evaluation.rglob("fold_*.json"), key=lambda p: p.stat().st_mtime_ns)
+    if not evaluations:
+        raise ArtefactError(f"{workspace.evaluation}: nothing has been evaluated; run `segpipe run` first")
+    place = evaluations[-1].relative_to(workspace.evaluation).with_suffix("")
+    evaluation = Evaluation.read(evaluations[-1])
+    fold = FoldFolder(workspace.root / "models" / place)
+    folder = workspace.report.parent
+    dataset = Dataset.read(workspace.dataset)
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            plan=Plan.read(workspace.plan),
+            record=TrainingRecord.read(fold.record),
+            evaluation=evaluation,
+            problems=_problems(Fingerprint.read(workspace.fingerprint), evaluation),
+            overlays=[as_data_url(p) for p in _overlays(evaluation, dataset, workspace.predictions / place, folder)],
+            curve=as_data_url(training_curve(fold.log, folder / "training.png")),
+        )
+    )
+    write_atomically(workspace.report, page.encode())
+    return workspace.report
+
+
+def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[str, str]]:
+    found = [(f.case, f"{f.rule}: {f.message}") for f in fingerprint.findings]
+    return [*found, *((case, f"not scored: {reason}") for case, reason in evaluation.failed.items())]
+
+
+def _overlays(evaluation: Evaluation, dataset: Dataset, predictions: Path, folder: Path) -> list[Path]:
+    """Draw the worst, the median and the best case by mean Dice."""
+    ranked = sorted(evaluation.cases, key=_mean_dice)
+    if not ranked:
+        return []
+    picks = sorted({0, len(ranked) // 2, len(ranked) - 1})[:_N_EXAMPLES]
+    names = {0: "worst", len(ranked) - 1: "best"}
+    cases = {c.id: c for c in dataset.cases}
+    drawn = []
+    for pick in picks:
+        scores = ranked[pick]
+        case = cases[scores.case]
+        if case.label is None:
+            continue
+        image = case.images[0].path
+        title = f"{scores.case}: {names.get(pick, 'median')} case, mean Dice {_mean_dice(scores):.3f}"
+        prediction = predictions / f"{case.id}{ending_of(image)}"
+        drawn.append(
+            overlay(image, prediction, case.label.path, evaluation.labels, title, folder / f"overlay_{case.id}.png")
+        )
+    return drawn
+
+
+def _mean_dice(scores: CaseScores) -> float:
+    values = [s.dice for s in scores.labels.values() if s.dice is not None]
+    return sum(values) / len(values) if values else 1.0
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("segpipe.reporting"), autoescape=select_autoescape(), trim_blocks=False
+    )
+    environment.filters["score"] = _score
+    return environment
+
+
+def _score(value: Any, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
