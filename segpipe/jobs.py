@@ -6,6 +6,7 @@ a time, so that the one that kills it is named and the others are not lost.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
             outcome: Outcome[Item, Result] = pool.submit(_attempt, function, item).result()
         except TerminatedWorkerError as error:
             pool.shutdown(wait=False, kill_workers=True)
-            reason = str(error).strip().splitlines()[-1]
-            killed = f"its worker was killed, most likely for memory, also when it ran alone ({reason})"
+            codes = re.search(r"\{.*?\}", str(error))
+            how = codes.group() if codes else "no exit code"
+            killed = f"its worker was killed ({how}), most likely for memory, also when it ran alone; use a machine with more"
             outcome = Outcome(item, failure=killed)
     return outcome

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,20 @@ class LoadedImage:
         return np.ascontiguousarray(self.orientation.inverse().apply(array))
 
 
-def load_image(case_id: str, paths: list[Path], channel_names: tuple[str, ...]) -> LoadedImage:
+def load_image(
+    case_id: str, paths: list[Path], channel_names: tuple[str, ...], to: Literal["canonical", "as_stored"] = "canonical"
+) -> LoadedImage:
     """Read and join the channels of a case, as float32.
+
+    Parameters
+    ----------
+    case_id : str
+    paths : list of Path
+        One file a channel, or one with all channels.
+    channel_names : tuple of str
+        The dataset's.
+    to : "canonical" or "as_stored"
+        Orientation of the result; imported models were trained on images as they are stored.
 
     Raises
     ------
@@ -51,7 +63,7 @@ def load_image(case_id: str, paths: list[Path], channel_names: tuple[str, ...]) 
             f"case {case_id!r}: {n_channels} channel(s) in {', '.join(p.name for p in paths)}; "
             f"expected {len(channel_names)} ({', '.join(channel_names)})"
         )
-    orientation = canonical_orientation(stacked.grid)
+    orientation = canonical_orientation(stacked.grid) if to == "canonical" else Orientation()
     return LoadedImage(stacked.reoriented(orientation), stacked.grid, orientation)
 
 

@@ -5,6 +5,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,18 @@ def _channels_found(cases: list[Case]) -> tuple[str, ...]:
             continue
         return tuple(f"channel_{i}" for i in range(n))
     return ("channel_0",)
+
+
+def largest_case_bytes(dataset: Dataset) -> int:
+    """float32 bytes of the largest case, from the headers."""
+    largest = 0
+    for case in dataset.cases:
+        try:
+            headers = [read_header(image.path) for image in case.images]
+        except UnreadableFileError:
+            continue
+        largest = max(largest, sum(4 * h.n_channels * prod(h.grid.shape) for h in headers))
+    return largest
 
 
 def _read_json(path: Path) -> dict[str, Any]:

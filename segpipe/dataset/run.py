@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from segpipe import jobs
 from segpipe.dataset.check import check_case
-from segpipe.dataset.match import match_dataset
+from segpipe.dataset.match import largest_case_bytes, match_dataset
 from segpipe.dataset.schema import Case, Dataset, Finding
-from segpipe.errors import UnreadableFileError
-from segpipe.io.formats import read_header
 
 
 @dataclass(frozen=True)
@@ -55,18 +51,6 @@ def check(
         if on_case:
             on_case(outcome.item.id)
     return CheckResult(matched, tuple(sorted(findings, key=lambda f: f.case)))
-
-
-def largest_case_bytes(dataset: Dataset) -> int:
-    """float32 bytes of the largest case, from the headers."""
-    largest = 0
-    for case in dataset.cases:
-        try:
-            headers = [read_header(image.path) for image in case.images]
-        except UnreadableFileError:
-            continue
-        largest = max(largest, sum(4 * h.n_channels * int(np.prod(h.grid.shape)) for h in headers))
-    return largest
 
 
 def _findings(case: Case, channel_names: tuple[str, ...], declared: dict[str, int] | None) -> tuple[Finding, ...]:

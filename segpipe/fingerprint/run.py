@@ -6,8 +6,7 @@ from pathlib import Path
 
 from segpipe import jobs
 from segpipe.dataset.check import CheckedCase, check_case
-from segpipe.dataset.match import match_dataset
-from segpipe.dataset.run import largest_case_bytes
+from segpipe.dataset.match import largest_case_bytes, match_dataset
 from segpipe.dataset.schema import Case, Dataset, Finding
 from segpipe.errors import DatasetError
 from segpipe.fingerprint.measure import CaseMeasurements, intensity_statistics, measure_case, median_relative_size

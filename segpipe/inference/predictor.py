@@ -69,13 +69,14 @@ class Predictor:
         digest = f"{file_sha256(path)}:folds={','.join(used)}:mirror={axes}:step={step}"
         return cls(plan, configuration, networks, runtime, digest, step)
 
+    @torch.inference_mode()
     def predict(self, image: Volume, on_window: Callable[[], None] = lambda: None) -> NDArray[np.unsignedinteger]:
         """Segment an image.
 
         Parameters
         ----------
         image : Volume
-            (C, Z, Y, X) in the plan's orientation (canonical).
+            (C, Z, Y, X) in the plan's orientation.
         on_window : callable
             Called after each window.
 

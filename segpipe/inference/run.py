@@ -64,7 +64,7 @@ def predict(
 def _predict_case(case: InputCase, predictor: Predictor) -> PredictionRow:
     start = time.perf_counter()
     try:
-        image = load_image(case.id, list(case.images), predictor.plan.channel_names)
+        image = load_image(case.id, list(case.images), predictor.plan.channel_names, predictor.plan.orientation)
         problems = image_problems(image.volume.array)
         if problems:
             raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))

@@ -105,12 +105,11 @@ def _spatial(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _n_channels(path: Path, shape: tuple[int, ...]) -> int:
     if 0 in shape or len(shape) < 2:
         raise UnreadableFileError(f"{path}: shape (x, y, z) is {shape}; expected two to four axes, none of them empty")
-    extra = [n for n in shape[3:] if n != 1]
-    if len(extra) > 1:
+    if any(n != 1 for n in shape[4:]):
         raise UnreadableFileError(
-            f"{path}: shape (x, y, z, ...) is {shape}, {len(shape)} axes; expected three, or four with the channels last"
+            f"{path}: shape (x, y, z, t, ...) is {shape}, {len(shape)} axes; expected three, or four with the channels last"
         )
-    return extra[0] if extra else 1
+    return shape[3] if len(shape) > 3 else 1
 
 
 def _grid(path: Path, image: Any) -> Grid:

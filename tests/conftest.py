@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests: where the shared real data are, and small datasets."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.phantoms import write_small_dataset
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(config, items):
+    chosen = config.getoption("-m") or ""
+    for item in items:
+        if "bench" in item.keywords and "bench" not in chosen:
+            item.add_marker(pytest.mark.skip(reason="a benchmark; run with -m bench"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def _shared(name: str, variable: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / name))
+    if not folder.is_dir():
+        pytest.skip(f"the shared {name} is not at {folder}; set {variable}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared real scans."""
+    return _shared("data", "SEGPIPE_TEST_DATA")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """What nnU-Net itself planned and predicted."""
+    return _shared("golden", "SEGPIPE_TEST_GOLDEN")
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory) -> Path:
+    """Six small cases, images/ + labels/, read-only for the tests."""
+    return write_small_dataset(tmp_path_factory.mktemp("small") / "dataset")

@@ -1,0 +1,167 @@
+import gzip
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from segpipe import commands
+from segpipe.io.formats import read_volume, write_volume
+from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
+
+GRID = axis_grid((16, 20, 24))
+
+
+def broken(folder, case, how):
+    """A sound case with one fault."""
+    image, labels = cube_case(np.random.default_rng(1), GRID.shape, (1, 2))
+    labels = labels.astype(np.float32) if how == "float" else labels
+    if how == "nan":
+        image[3, 4, 5] = np.nan
+    if how == "blank":
+        image[:] = 0
+    if how == "float":
+        labels[labels == 1] = 0.4
+    if how == "value 7":
+        labels[0, 0, :3] = 7
+    if how == "empty":
+        labels[:] = 0
+    write_case(folder, case, image, labels, GRID)
+    if how == "negative":
+        write_volume(folder / "labels" / f"{case}.nii.gz", labels.astype(np.int16) - 1, GRID)
+    if how == "flipped":
+        path = folder / "images" / f"{case}.nii.gz"
+        stored = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(stored.dataobj), stored.affine @ np.diag([-1, 1, 1, 1])), path)
+    if how == "smaller":
+        write_volume(folder / "labels" / f"{case}.nii.gz", labels[:-1], axis_grid((15, 20, 24)))
+    if how == "truncated":
+        path = folder / "images" / f"{case}.nii.gz"
+        path.write_bytes(path.read_bytes()[:-2000])
+    if how == "two channels":
+        nib.save(nib.Nifti1Image(np.ones((24, 20, 16, 2), dtype=np.float32), np.eye(4)), folder / "images" / f"{case}.nii.gz")
+
+
+FAULTS = {
+    "nan": ("non-finite voxels", r"1 voxel\(s\).*\(0, 3, 4, 5\)"),
+    "blank": ("blank image", "every voxel is 0"),
+    "float": ("non-integer labels", "0.4"),
+    "value 7": ("undeclared labels", r"7 \(3 voxels\); declared are \[0, 1, 2\]"),
+    "empty": ("empty label", "background only"),
+    "negative": ("negative labels", "-1"),
+    "flipped": ("different grids", r"SAR.*SAL|SAL.*SAR"),
+    "smaller": ("different grids", "16x20x24.*15x20x24"),
+    "truncated": ("unreadable", "truncated"),
+    "two channels": ("channels", "2 channel.*expected 1"),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = write_small_dataset(tmp_path_factory.mktemp("broken") / "dataset", n_cases=2)
+    for how in FAULTS:
+        broken(folder, how.replace(" ", "_"), how)
+    return commands.check(folder, jobs=2)
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_every_fault_is_named_with_its_case_and_reason(results, how):
+    import re
+
+    rule, message = FAULTS[how]
+    found = [f for f in results.findings if f.case == how.replace(" ", "_")]
+    assert [f.rule for f in found] == [rule]
+    assert re.search(message, found[0].message), found[0].message
+
+
+def test_sound_cases_have_no_finding(results):
+    assert {f.case for f in results.findings} == {how.replace(" ", "_") for how in FAULTS}
+
+
+def test_only_an_empty_label_is_a_warning(results):
+    assert [f.case for f in results.findings if f.severity == "warning"] == ["empty"]
+
+
+def test_integers_stored_as_float_are_labels(tmp_path):
+    image, labels = cube_case(np.random.default_rng(0), GRID.shape)
+    write_case(tmp_path, "a", image, labels.astype(np.float64), GRID)
+    assert not commands.check(tmp_path).findings
+
+
+def test_nothing_is_written_into_the_dataset(small_dataset):
+    before = sorted((p, p.stat().st_mtime_ns) for p in small_dataset.rglob("*"))
+    commands.check(small_dataset)
+    assert sorted((p, p.stat().st_mtime_ns) for p in small_dataset.rglob("*")) == before
+
+
+@pytest.mark.data
+def test_copies_of_real_cases_that_were_broken(data, tmp_path):
+    source, target = data / "hippocampus", tmp_path / "hippocampus"
+    names = [f"hippocampus_{n}" for n in ("006", "007", "014", "017", "024", "025", "033")]
+    for kind, ours in (("imagesTr", "images"), ("labelsTr", "labels")):
+        (target / ours).mkdir(parents=True)
+        for name in names:
+            shutil.copy(source / kind / f"{name}.nii.gz", target / ours)
+    (target / "dataset.json").write_text('{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "Anterior": 1, "Posterior": 2}}')
+    cut, flipped, nan, floats, seven, lost, _ = names
+
+    path = target / "images" / f"{cut}.nii.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    image = nib.load(target / "images" / f"{flipped}.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([-1, 1, 1, 1])), target / "images" / f"{flipped}.nii.gz")
+    volume = read_volume(target / "images" / f"{nan}.nii.gz")
+    voxels = volume.array[0].astype(np.float32)
+    voxels[10, 10, 10] = np.inf
+    write_volume(target / "images" / f"{nan}.nii.gz", voxels, volume.grid)
+    for name, change in ((floats, lambda a: a * 0.75), (seven, lambda a: np.where(a == 2, 7, a))):
+        volume = read_volume(target / "labels" / f"{name}.nii.gz")
+        write_volume(target / "labels" / f"{name}.nii.gz", change(volume.array[0]), volume.grid)
+    (target / "labels" / f"{lost}.nii.gz").unlink()
+
+    found = commands.check(target)
+    assert {f.case: f.rule for f in found.findings} == {
+        cut: "unreadable", flipped: "different grids", nan: "non-finite voxels", floats: "non-integer labels",
+        seven: "undeclared labels", lost: "missing pair",
+    }  # fmt: skip
+
+
+@pytest.mark.data
+def test_odd_files_each_have_a_finding(data, tmp_path):
+    """Loose files as a manifest; the label of each is its own image, so the image rules speak."""
+    odd = data / "odd"
+    names = ["empty_file.nii.gz", "header_without_data.nii", "not_nifti.nii", "five_dimensional.nii", "rgb24.nii.gz",
+             "four_dimensional.nii.gz", "nan_voxels_big_endian.nii", "non_finite_voxels.nii.gz"]  # fmt: skip
+    rows = [f"{n.split('.')[0]},{odd / n},{odd / n}" for n in names]
+    rows.append(f"float_label,{odd / 'interpolated_float_label_image.nii.gz'},{odd / 'interpolated_float_label.nii.gz'}")
+    (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "MR"}}')
+    found = commands.check(tmp_path / "cases.csv", jobs=1)
+    rules = {}
+    for finding in found.findings:
+        rules.setdefault(finding.case, set()).add(finding.rule)
+    for name in ("empty_file", "header_without_data", "not_nifti", "five_dimensional", "rgb24"):
+        assert rules[name] == {"unreadable"}
+    assert "channels" in rules["four_dimensional"]
+    assert "non-finite voxels" in rules["nan_voxels_big_endian"]
+    assert "non-finite voxels" in rules["non_finite_voxels"]
+    assert "non-integer labels" in rules["float_label"]
+
+
+@pytest.mark.data
+def test_channels_on_different_grids(data, tmp_path):
+    session = data / "odd" / "channels_on_different_grids"
+    images = sorted((session / "rawdata").rglob("*.nii.gz"))
+    (label,) = (session / "derivatives").rglob("*msk.nii.gz")
+    header = ",".join(["case", "image", *(f"image_{i}" for i in range(2, len(images) + 1)), "label"])
+    (tmp_path / "cases.csv").write_text(f"{header}\nstroke,{','.join(map(str, images))},{label}\n")
+    (finding,) = commands.check(tmp_path / "cases.csv", jobs=1).findings
+    assert finding.rule == "different grids"
+    assert finding.message.count("shape") >= 2
+
+
+def test_gzip_of_garbage(tmp_path):
+    image, labels = cube_case(np.random.default_rng(0), GRID.shape)
+    write_case(tmp_path, "a", image, labels, GRID)
+    (tmp_path / "images" / "a.nii.gz").write_bytes(gzip.compress(b"garbage" * 1000))
+    (finding,) = commands.check(tmp_path).findings
+    assert (finding.case, finding.rule) == ("a", "unreadable")

@@ -1,0 +1,192 @@
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segpipe.errors import UnreadableFileError
+from segpipe.geometry import largest_displacement_mm
+from segpipe.io.formats import read_header, read_volume, smallest_label_dtype, write_labels_like, write_volume
+from tests.phantoms import axis_grid
+from tests.strategies import grids
+
+
+@settings(deadline=None, max_examples=25)
+@given(grids(), st.sampled_from([".nii.gz", ".nii", ".nrrd", ".mha"]))
+def test_what_is_written_is_read(tmp_path_factory, grid, ending):
+    path = tmp_path_factory.mktemp("io") / f"case{ending}"
+    array = np.arange(np.prod(grid.shape), dtype=np.int16).reshape(grid.shape)
+    write_volume(path, array, grid)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array[0], array)
+    assert largest_displacement_mm(volume.grid, grid) < 1e-3
+    header = read_header(path)
+    assert header.n_channels == 1
+    assert header.grid == volume.grid
+
+
+def test_both_readers_see_one_world(tmp_path):
+    """nibabel's RAS and ITK's LPS are brought to the same positions."""
+    grid = axis_grid((4, 5, 6))
+    array = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
+    write_volume(tmp_path / "a.nii.gz", array, grid)
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "a.nii.gz")), str(tmp_path / "a.nrrd"))
+    nifti, nrrd = read_volume(tmp_path / "a.nii.gz"), read_volume(tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(nifti.array, nrrd.array)
+    assert largest_displacement_mm(nifti.grid, nrrd.grid) < 1e-4
+
+
+def test_four_dimensions_are_channels(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(5, 4, 3, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert volume.array.shape == (2, 3, 4, 5)
+    np.testing.assert_array_equal(volume.array[1], voxels[..., 1].T)
+    assert read_header(tmp_path / "a.nii.gz").n_channels == 2
+
+
+def test_header_scaling_is_applied(tmp_path):
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    image.header.set_slope_inter(2, -1024)
+    nib.save(image, tmp_path / "ct.nii")
+    written = nib.load(tmp_path / "ct.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "ct.nii").array[0], np.asarray(written.dataobj).T)
+
+
+@pytest.mark.parametrize("klass", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_a_nifti_header_is_kept(tmp_path, klass, endian):
+    affine = np.array([[-1.0, 0.1, 0, 7], [0, 2, 0.2, 8], [0, 0, 3, 9], [0, 0, 0, 1]])
+    header = klass.header_class(endianness=endian)
+    image = klass(np.zeros((4, 5, 6), dtype=np.float32), affine, header)
+    image.set_sform(affine, code=2)
+    image.set_qform(np.diag([1.0, 2, 3, 1]), code=1)
+    image.header["descrip"] = b"a scan"
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "image.nii.gz")
+    labels = np.random.default_rng(0).integers(0, 300, (6, 5, 4)).astype(np.uint16)
+    write_labels_like(tmp_path / "image.nii.gz", tmp_path / "labels.nii.gz", labels)
+    before, after = nib.load(tmp_path / "image.nii.gz"), nib.load(tmp_path / "labels.nii.gz")
+    assert type(after) is klass
+    assert after.shape == before.shape
+    assert after.get_data_dtype() == np.dtype("uint16").newbyteorder(endian)
+    np.testing.assert_array_equal(after.affine, before.affine)
+    np.testing.assert_array_equal(after.get_qform(), before.get_qform())
+    assert [int(after.header[k]) for k in ("sform_code", "qform_code")] == [2, 1]
+    assert after.header["descrip"] == before.header["descrip"]
+    assert after.header.get_xyzt_units() == ("mm", "sec")
+    np.testing.assert_array_equal(np.asarray(after.dataobj), labels.T)
+
+
+def test_an_nrrd_header_is_kept(tmp_path):
+    image = sitk.GetImageFromArray(np.zeros((6, 5, 4), dtype=np.float32))
+    image.SetSpacing((0.5, 0.6, 2.0))
+    image.SetOrigin((1, 2, 3))
+    image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, -1))
+    image.SetMetaData("scanner", "one")
+    sitk.WriteImage(image, str(tmp_path / "image.nrrd"))
+    labels = np.random.default_rng(0).integers(0, 2, (6, 5, 4)).astype(np.uint8)
+    write_labels_like(tmp_path / "image.nrrd", tmp_path / "labels.nrrd", labels)
+    after = sitk.ReadImage(str(tmp_path / "labels.nrrd"))
+    assert after.GetSpacing() == image.GetSpacing()
+    assert after.GetOrigin() == image.GetOrigin()
+    assert after.GetDirection() == image.GetDirection()
+    assert after.GetMetaData("scanner") == "one"
+    assert after.GetPixelIDTypeAsString() == "8-bit unsigned integer"
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(after), labels)
+
+
+def test_two_dimensional_files_keep_their_shape(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((7, 5), dtype=np.float32), np.eye(4)), tmp_path / "flat.nii.gz")
+    assert read_volume(tmp_path / "flat.nii.gz").array.shape == (1, 1, 5, 7)
+    write_labels_like(tmp_path / "flat.nii.gz", tmp_path / "out.nii.gz", np.ones((1, 5, 7), dtype=np.uint8))
+    assert nib.load(tmp_path / "out.nii.gz").shape == (7, 5)
+
+
+def test_the_same_labels_give_the_same_bytes(tmp_path):
+    grid = axis_grid((4, 5, 6))
+    write_volume(tmp_path / "image.nii.gz", np.zeros(grid.shape, dtype=np.float32), grid)
+    for name in ("a", "b"):
+        write_labels_like(tmp_path / "image.nii.gz", tmp_path / f"{name}.nii.gz", np.ones(grid.shape, dtype=np.uint8))
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
+    grid = axis_grid((4, 5, 6))
+    write_volume(tmp_path / "image.nii.gz", np.zeros(grid.shape, dtype=np.float32), grid)
+    monkeypatch.setattr(nib.Nifti1Image, "to_bytes", lambda self: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_labels_like(tmp_path / "image.nii.gz", tmp_path / "out.nii.gz", np.ones(grid.shape, dtype=np.uint8))
+    assert [p.name for p in tmp_path.iterdir()] == ["image.nii.gz"]
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16"), (65536, "uint32")])
+def test_smallest_type_that_holds_the_labels(largest, kind):
+    assert smallest_label_dtype(largest) == np.dtype(kind)
+
+
+def _truncated_gzip(path):
+    whole = gzip.compress(np.random.default_rng(0).bytes(400_000))
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(30, 30, 30)), np.eye(4)), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("gone.nii.gz", lambda p: None, "no such file"),
+        ("empty.nii.gz", lambda p: p.write_bytes(b""), "0 bytes"),
+        ("text.nii", lambda p: p.write_text("not an image" * 100), "not a readable NIfTI"),
+        ("cut.nii.gz", _truncated_gzip, "truncated"),
+        ("text.nrrd", lambda p: p.write_text("not an image"), "not a readable image"),
+        ("scan.jpg", lambda p: p.write_bytes(b"x"), "ending is not one of"),
+    ],
+)
+def test_unreadable_files_say_why(tmp_path, name, make, message):
+    make(tmp_path / name)
+    with pytest.raises(UnreadableFileError, match=message):
+        read_volume(tmp_path / name)
+
+
+def test_a_truncated_nrrd_is_refused(tmp_path):
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(20, 20, 20)))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"), useCompression=True)
+    content = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnreadableFileError, match="truncated or damaged"):
+        read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty_file.nii.gz", "0 bytes"),
+        ("header_without_data.nii", "truncated"),
+        ("not_nifti.nii", "not a readable NIfTI"),
+        ("five_dimensional.nii", "5 axes"),
+        ("rgb24.nii.gz", "colour"),
+    ],
+)
+def test_odd_files_are_refused_with_their_reason(data, name, message):
+    with pytest.raises(UnreadableFileError, match=message):
+        read_volume(data / "odd" / name)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["big_endian.nii.gz", "little_endian_4d_last_1.nii.gz"])
+def test_odd_but_sound_files_are_read(data, name):
+    volume = read_volume(data / "odd" / name)
+    image = nib.load(data / "odd" / name)
+    np.testing.assert_array_equal(volume.array[0], np.asarray(image.dataobj).reshape(image.shape[:3]).T)
+
+
+@pytest.mark.data
+def test_nifti_2_with_two_channels(data):
+    volume = read_volume(data / "odd" / "nifti2.nii.gz")
+    assert volume.array.shape == (2, 12, 20, 32)

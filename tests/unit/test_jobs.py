@@ -1,0 +1,43 @@
+import os
+import signal
+from functools import partial
+
+import pytest
+
+from segpipe.errors import CaseError
+from segpipe.jobs import map_cases, worker_count
+
+
+def work(item, kill=()):
+    if item in kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == 3:
+        raise CaseError("three is no case")
+    if item == 4:
+        raise MemoryError("all of it")
+    if item == 5:
+        raise KeyError("a bug")
+    return item * 10
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failure_is_the_outcome_of_its_item_alone(workers):
+    outcomes = {o.item: o for o in map_cases(work, range(8), workers=workers)}
+    assert {i: o.value for i, o in outcomes.items()} == {0: 0, 1: 10, 2: 20, 3: None, 4: None, 5: None, 6: 60, 7: 70}
+    assert outcomes[3].failure == "three is no case"
+    assert "out of memory" in outcomes[4].failure
+    assert "unexpected KeyError" in outcomes[5].failure
+
+
+def test_a_killed_worker_is_named_and_loses_nobody_else():
+    outcomes = {o.item: o for o in map_cases(partial(work, kill=(2,)), [0, 1, 2, 6, 7], workers=2)}
+    assert {i: o.value for i, o in outcomes.items()} == {0: 0, 1: 10, 2: None, 6: 60, 7: 70}
+    assert "killed" in outcomes[2].failure
+    assert "SIGKILL" in outcomes[2].failure
+
+
+def test_workers_are_as_many_as_memory_allows():
+    assert worker_count(4, 10, 1) >= 1
+    assert worker_count(4, 1, 1) == 1
+    assert worker_count(8, 10, 2**60) == 1
+    assert worker_count(1, 10, 1) == 1

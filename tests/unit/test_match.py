@@ -1,0 +1,176 @@
+import json
+
+import numpy as np
+import pytest
+
+from segpipe.dataset.match import match_dataset
+from segpipe.errors import DatasetError
+from segpipe.io.formats import write_volume
+from tests.phantoms import axis_grid
+
+GRID = axis_grid((3, 4, 5))
+
+
+def put(path, value=1):
+    write_volume(path, np.full(GRID.shape, value, dtype=np.int16), GRID)
+
+
+def ids(dataset):
+    return [c.id for c in dataset.cases]
+
+
+def test_nnunet_raw(tmp_path):
+    for case in ("b", "a"):
+        for channel in (0, 1):
+            put(tmp_path / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
+        put(tmp_path / "labelsTr" / f"{case}.nii.gz")
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"})
+    )
+    found = match_dataset(tmp_path)
+    assert found.layout == "nnunet"
+    assert ids(found) == ["a", "b"]
+    assert [i.path.name for i in found.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert found.channel_names == ("T1", "T2")
+    assert found.labels == {"background": 0, "x": 1}
+
+
+def test_decathlon(tmp_path):
+    put(tmp_path / "imagesTr" / "a.nii.gz")
+    put(tmp_path / "labelsTr" / "a.nii.gz")
+    training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"name": "Organ", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "x"}, "training": training})
+    )
+    found = match_dataset(tmp_path)
+    assert (found.name, found.layout, ids(found), found.channel_names) == ("Organ", "decathlon", ["a"], ("MRI",))
+    assert found.labels == {"background": 0, "x": 1}
+
+
+def test_nnunet_version_1_lists_images_without_their_suffix(tmp_path):
+    put(tmp_path / "imagesTr" / "a_0000.nii.gz")
+    put(tmp_path / "labelsTr" / "a.nii.gz")
+    training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "bg", "1": "x"}, "training": training}))
+    assert match_dataset(tmp_path).layout == "nnunet"
+    assert ids(match_dataset(tmp_path)) == ["a"]
+
+
+def test_nnunet_with_listed_files(tmp_path):
+    put(tmp_path / "somewhere" / "one.nii.gz")
+    put(tmp_path / "elsewhere" / "two.nii.gz")
+    listed = {"a": {"images": ["somewhere/one.nii.gz"], "label": "elsewhere/two.nii.gz"}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0}, "dataset": listed}))
+    assert ids(match_dataset(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("image", "label")])
+def test_pairs_of_mixed_endings(tmp_path, images, labels):
+    put(tmp_path / images / "a.nii.gz")
+    put(tmp_path / labels / "a.nrrd")
+    put(tmp_path / images / "b.mha")
+    put(tmp_path / labels / "b.nii")
+    found = match_dataset(tmp_path)
+    assert (found.layout, ids(found), found.labels) == ("pairs", ["a", "b"], None)
+    assert found.channel_names == ("channel_0",)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_manifest(tmp_path, kind):
+    for name in ("x1", "x2", "y"):
+        put(tmp_path / f"{name}.nii.gz")
+    if kind == "csv":
+        path = tmp_path / "cases.csv"
+        path.write_text("case,image,image_2,label,patient\na,x1.nii.gz,x2.nii.gz,y.nii.gz,p1\n")
+    else:
+        path = tmp_path / "cases.json"
+        path.write_text(json.dumps([{"case": "a", "image": "x1.nii.gz", "image_2": "x2.nii.gz", "label": "y.nii.gz", "patient": "p1"}]))
+    for root in (tmp_path, path):
+        found = match_dataset(root)
+        assert (found.layout, ids(found), found.cases[0].group) == ("manifest", ["a"], "p1")
+        assert [i.path.name for i in found.cases[0].images] == ["x1.nii.gz", "x2.nii.gz"]
+        assert len(found.channel_names) == 2
+
+
+def test_patients_beside_another_layout(tmp_path):
+    put(tmp_path / "images" / "a.nii.gz")
+    put(tmp_path / "labels" / "a.nii.gz")
+    (tmp_path / "cases.csv").write_text("case,patient\na,p7\n")
+    assert match_dataset(tmp_path).cases[0].group == "p7"
+
+
+def test_what_does_not_match_is_found_and_the_rest_goes_on(tmp_path):
+    for case in ("whole", "no_label", "twice"):
+        put(tmp_path / "images" / f"{case}.nii.gz")
+    put(tmp_path / "images" / "twice.nrrd")
+    for case in ("whole", "no_image", "twice"):
+        put(tmp_path / "labels" / f"{case}.nii.gz")
+    found = match_dataset(tmp_path)
+    assert ids(found) == ["whole"]
+    assert {f.case: f.rule for f in found.findings} == {"no_label": "missing pair", "no_image": "missing pair", "twice": "duplicate id"}
+    assert "twice.nii.gz, twice.nrrd" in next(f.message for f in found.findings if f.case == "twice")
+
+
+def test_a_gap_in_the_channels(tmp_path):
+    for name in ("a_0000", "a_0001", "b_0001"):
+        put(tmp_path / "imagesTr" / f"{name}.nii.gz")
+    for case in ("a", "b"):
+        put(tmp_path / "labelsTr" / f"{case}.nii.gz")
+    found = match_dataset(tmp_path)
+    assert ids(found) == ["a"]
+    assert [(f.case, f.rule) for f in found.findings] == [("b", "missing channel")]
+
+
+def test_manifest_faults(tmp_path):
+    put(tmp_path / "x.nii.gz")
+    rows = ["a,x.nii.gz,x.nii.gz", "a,x.nii.gz,x.nii.gz", "b,gone.nii.gz,x.nii.gz", "c/d,x.nii.gz,x.nii.gz", "e,x.nii.gz,"]
+    (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n")
+    found = match_dataset(tmp_path)
+    assert not found.cases
+    assert sorted((f.case, f.rule) for f in found.findings) == [
+        ("a", "duplicate id"), ("a", "duplicate id"), ("b", "missing file"), ("c/d", "case id"), ("e", "missing pair"),
+    ]  # fmt: skip
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    put(tmp_path / "images" / "a.nii.gz")
+    put(tmp_path / "labels" / "a.nii.gz")
+    (tmp_path / "images" / "._a.nii.gz").write_bytes(b"resource fork")
+    assert not match_dataset(tmp_path).findings
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "one value to two names"),
+        ({"labels": {"background": 0, "a": -1}}, "non-negative"),
+        ({"labels": {"background": 0, "a": 1.5}}, "1.5"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "region"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
+        ({"channel_names": {"first": "T1"}}, "channel_names"),
+    ],
+)
+def test_a_wrong_declaration_says_what(tmp_path, declared, message):
+    put(tmp_path / "images" / "a.nii.gz")
+    put(tmp_path / "labels" / "a.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps(declared))
+    with pytest.raises(DatasetError, match=message):
+        match_dataset(tmp_path)
+
+
+def test_an_unknown_layout_names_what_is_there(tmp_path):
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(DatasetError, match=r"scans/.*expected imagesTr"):
+        match_dataset(tmp_path)
+    with pytest.raises(DatasetError, match="no such folder"):
+        match_dataset(tmp_path / "gone")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "layout", "n_cases", "n_groups"), [("hippocampus", "decathlon", 80, 0), ("cardiac_cine", "nnunet", 10, 5), ("fetal_brain", "nnunet", 16, 0)]
+)
+def test_real_datasets(data, name, layout, n_cases, n_groups):
+    found = match_dataset(data / name)
+    assert (found.layout, len(found.cases), found.findings) == (layout, n_cases, ())
+    assert len({c.group for c in found.cases} - {None}) == n_groups

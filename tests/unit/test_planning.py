@@ -1,0 +1,162 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segpipe.errors import PlanError, RecipeError
+from segpipe.interop.nnunet import read_fingerprint
+from segpipe.networks.build import build_network
+from segpipe.planning import make_plan
+from segpipe.planning.memory import activation_elements
+from segpipe.planning.recipe import Recipe, load_recipe, recipe_names
+from segpipe.planning.rules import normalisation_of, target_spacing
+from segpipe.planning.schema import Plan
+from segpipe.planning.topology import make_topology
+
+
+def mapping(**changes):
+    base = {
+        "num_training": 20, "channel_names": ["T1"], "num_labels_with_background": 3, "spacings": [[1.0, 1.0, 1.0]] * 3,
+        "shapes_after_crop": [[40, 48, 56]] * 3, "median_relative_size_after_cropping": 1.0,
+    }  # fmt: skip
+    return base | changes
+
+
+@pytest.mark.parametrize("name", ["default", "resenc_m", "resenc_l", "resenc_xl", "cpu"])
+def test_every_shipped_recipe_plans(name):
+    assert name in recipe_names()
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    plan = make_plan(read_fingerprint(mapping()), recipe)
+    assert list(plan.configurations) == ["2d", "3d_fullres"]
+
+
+def test_no_recipe_is_untested():
+    assert set(recipe_names()) == {"default", "resenc_m", "resenc_l", "resenc_xl", "cpu"}
+
+
+def test_the_cpu_recipe_keeps_batches_and_networks_small():
+    plan = make_plan(read_fingerprint(mapping(spacings=[[1.0, 0.8, 0.8]] * 3, shapes_after_crop=[[300, 512, 512]] * 3)), "cpu")
+    for configuration in plan.configurations.values():
+        assert configuration.batch_size == 2
+        assert configuration.estimated_memory_gb <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = 'x'\ndescription = 'y'\n[planner]\nbase_featurs = 3", "planner.base_featurs"),
+        ("name = 'x'\ndescription = 'y'\n[training]\nepochs = 0", "training.epochs.*found 0"),
+        ("name = ", "not TOML"),
+    ],
+)
+def test_a_wrong_recipe_says_where(tmp_path, text, message):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_an_unknown_recipe_names_the_known():
+    with pytest.raises(RecipeError, match=r"'fast': not found; known are cpu, default"):
+        load_recipe("fast")
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.tuples(*[st.floats(0.4, 5)] * 3), min_size=1, max_size=5),
+    st.tuples(*[st.integers(1, 160)] * 3),
+    st.sampled_from(["default", "resenc_l", "cpu"]),
+)
+def test_a_plan_is_a_function_of_its_fingerprint(spacings, shape, recipe):
+    fingerprint = read_fingerprint(mapping(spacings=[list(s) for s in spacings], shapes_after_crop=[list(shape)] * len(spacings)))
+    first, second = make_plan(fingerprint, recipe), make_plan(fingerprint, recipe)
+    assert first.to_json() == second.to_json()
+    assert Plan.model_validate_json(first.to_json()) == first
+    for configuration in first.configurations.values():
+        for axis, patch in enumerate(configuration.patch_size):
+            assert patch % np.prod([s[axis] for s in configuration.network.strides]) == 0
+        assert configuration.batch_size >= 2
+
+
+def _counted_outputs(network, x):
+    """What nnU-Net's estimate counts: elements of every convolution's output, without deep supervision."""
+    total = 0
+
+    def count(_module, _inputs, output):
+        nonlocal total
+        total += output[0].numel()
+
+    kinds = (torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
+    handles = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
+    network(x)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.parametrize("recipe", ["default", "resenc_m"])
+@pytest.mark.parametrize(("spacing", "shape"), [((1.0, 1.0, 1.0), [24, 32, 40]), ((4.0, 1.0, 1.0), [8, 48, 40])])
+def test_closed_form_memory_equals_the_network_that_is_built(recipe, spacing, shape):
+    plan = make_plan(read_fingerprint(mapping(spacings=[list(spacing)] * 3, shapes_after_crop=[shape] * 3)), recipe)
+    for configuration in plan.configurations.values():
+        patch = configuration.patch_size
+        network = build_network(configuration.network, 1, 3)
+        with torch.inference_mode():
+            counted = _counted_outputs(network, torch.zeros(1, 1, *patch))
+        assert activation_elements(configuration.network, patch, 3) == counted
+
+
+def test_half_voxels_are_padded_up():
+    topology = make_topology((1.0, 1.0, 1.0), (20.5, 40.0, 40.0))
+    assert topology.patch_size[0] == 24
+
+
+def test_an_axis_is_refined_only_when_coarse_and_short():
+    def target(shape):
+        return target_spacing(read_fingerprint(mapping(spacings=[[5.0, 1.0, 1.0], [3.5, 1.0, 1.0]], shapes_after_crop=[shape] * 2)).cases)
+
+    refined, fired = target([20, 200, 200])
+    assert fired
+    np.testing.assert_allclose(refined, [np.percentile([5.0, 3.5], 10), 1, 1])
+    kept, fired = target([100, 200, 200])
+    assert not fired
+    np.testing.assert_allclose(kept, [4.25, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("CT", "ct"), ("noNorm", "none"), ("zscore", "zscore"), ("rescale_to_0_1", "rescale_0_1"), ("RGB_to_0_1", "rgb_0_1"), ("FLAIR", "zscore")],
+)
+def test_normalisation_follows_the_channel_name(name, scheme):
+    assert normalisation_of(name) == scheme
+
+
+def test_a_wished_spacing_is_kept():
+    plan = make_plan(read_fingerprint(mapping()), spacing_mm=(2.0, 1.0, 1.0))
+    assert plan.configurations["3d_fullres"].spacing_mm == (2.0, 1.0, 1.0)
+    with pytest.raises(PlanError, match="positive"):
+        make_plan(read_fingerprint(mapping()), spacing_mm=(0.0, 1.0, 1.0))
+
+
+def test_every_decision_has_its_reason():
+    plan = make_plan(read_fingerprint(mapping()))
+    assert {"target spacing", "axis order", "normalisation", "3d_fullres: patch", "3d_fullres: batch"} <= {d.rule for d in plan.decisions}
+    assert all(d.because for d in plan.decisions)
+
+
+def test_a_missing_configuration_names_those_there():
+    with pytest.raises(PlanError, match="2d, 3d_fullres"):
+        make_plan(read_fingerprint(mapping())).configuration("3d_lowres")
+
+
+def test_a_larger_budget_gives_no_smaller_patch():
+    fingerprint = read_fingerprint(mapping(shapes_after_crop=[[200, 200, 200]] * 3))
+    sizes = []
+    for budget in (4.0, 8.0, 16.0):
+        recipe = Recipe.model_validate(json.loads(json.dumps({"name": "x", "description": "y", "planner": {"budget_gb": budget}})))
+        sizes.append(np.prod(make_plan(fingerprint, recipe).configurations["3d_fullres"].patch_size))
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
