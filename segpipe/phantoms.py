@@ -67,12 +67,12 @@ def draw_phantom(number: int, rng: np.random.Generator, *, lesion: bool = True) 
 
     labels = np.zeros(grid.shape, dtype=np.uint8)
     body = ellipsoid(np.zeros(3), (36, 33, 46))
-    labels[ellipsoid(liver_centre, (20, 16, 18)) & body] = LABELS["liver"]
+    labels[ellipsoid(liver_centre, (24, 20, 22)) & body] = LABELS["liver"]
     for side in (-1, 1):
-        centre = np.array([-4, -14, side * 22]) + rng.normal(0, 1.5, 3)
-        labels[ellipsoid(centre, (13, 7, 7)) & body] = LABELS["kidneys"]
+        centre = np.array([-4, -17, side * 24]) + rng.normal(0, 1.5, 3)
+        labels[ellipsoid(centre, (16, 9, 10)) & body] = LABELS["kidneys"]
     if lesion:
-        radius = rng.uniform(6, 8)
+        radius = rng.uniform(8, 10)
         labels[ellipsoid(lesion_centre, (radius, radius, radius)) & (labels == LABELS["liver"])] = LABELS["lesion"]
     return Phantom(_image(labels, body, rng), labels, grid)
 
@@ -101,9 +101,9 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> F
 
 def _grid(number: int, rng: np.random.Generator) -> Grid:
     """Thick slices; a third of the cases oblique, a third with axes that run to the left and back."""
-    in_plane = float(np.round(rng.uniform(1.6, 2.0), 2))
-    thickness = float(np.round(rng.uniform(3.0, 4.0), 1))
-    shape = (round(78 / thickness), round(84 / in_plane), round(104 / in_plane))
+    in_plane = float(np.round(rng.uniform(2.2, 2.6), 2))
+    thickness = float(np.round(rng.uniform(3.6, 4.4), 1))
+    shape = (round(76 / thickness), round(76 / in_plane), round(100 / in_plane))
     columns = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
     if number % 3 == 1:
         tilt, turn = np.deg2rad(rng.uniform(5, 18, 2))

@@ -41,5 +41,7 @@ def write_small_dataset(folder: Path, n_cases=6, values=(1, 2), shape=(16, 20, 2
         image, labels = cube_case(rng, shape, values)
         write_case(folder, f"case_{number}", image, labels, axis_grid(shape), ".nrrd" if number % 2 else ".nii.gz")
     declared = names or {"background": 0, **{f"cube_{v}": v for v in values}}
-    (folder / "dataset.json").write_text(json.dumps({"name": folder.name, "channel_names": {"0": "MR"}, "labels": declared}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"name": folder.name, "channel_names": {"0": "MR"}, "labels": declared})
+    )
     return folder

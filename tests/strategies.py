@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from segpipe.geometry import Grid, Orientation
 
-ORIENTATIONS = [Orientation(axes, flips) for axes in permutations(range(3)) for flips in product((False, True), repeat=3)]
+ORIENTATIONS = [
+    Orientation(axes, flips) for axes in permutations(range(3)) for flips in product((False, True), repeat=3)
+]
 
 orientations = st.sampled_from(ORIENTATIONS)
 shapes = st.tuples(*[st.integers(2, 9)] * 3)

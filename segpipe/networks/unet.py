@@ -70,9 +70,7 @@ class Decoder(nn.Module):
             below, here = spec.features[level + 1], spec.features[level]
             stride = spec.strides[level + 1]
             ups.append(transposed(below, here, stride, stride, bias=True))
-            stages.append(
-                ConvStack(2 * here, here, spec.kernel_sizes[level], (1,) * spec.dims, spec.decoder_convs[i])
-            )
+            stages.append(ConvStack(2 * here, here, spec.kernel_sizes[level], (1,) * spec.dims, spec.decoder_convs[i]))
             heads.append(conv(here, c_out, 1, bias=True))
         self.transpconvs, self.stages, self.seg_layers = nn.ModuleList(ups), nn.ModuleList(stages), nn.ModuleList(heads)
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe.dataset.load import load_image
 from segpipe.fingerprint.schema import IntensityStatistics
+from segpipe.inference.inputs import find_inputs
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.run import predict as predict_stage
-from segpipe.inference.inputs import find_inputs
 from segpipe.io.formats import read_volume
 from segpipe.modelfile import ModelFile
 from segpipe.networks.build import build_network
@@ -70,7 +69,9 @@ def _model(folder, configuration_name, folds):
     weights, axes = {}, ()
     for fold in folds:
         with torch.serialization.safe_globals(_SAFE):
-            checkpoint = torch.load(model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=True, map_location="cpu")
+            checkpoint = torch.load(
+                model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=True, map_location="cpu"
+            )
         axes = checkpoint["inference_allowed_mirroring_axes"] or ()
         # nnU-Net stores two aliases of the same tensors.
         weights[fold] = {

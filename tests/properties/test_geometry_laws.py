@@ -27,7 +27,9 @@ def test_a_voxel_keeps_its_place_in_the_world(grid, orientation, data):
     array = np.zeros(grid.shape, dtype=bool)
     array[index] = True
     moved = np.argwhere(orientation.apply(array))[0]
-    np.testing.assert_allclose(grid.reoriented(orientation).position_mm(tuple(moved)), grid.position_mm(index), atol=1e-6)
+    np.testing.assert_allclose(
+        grid.reoriented(orientation).position_mm(tuple(moved)), grid.position_mm(index), atol=1e-6
+    )
 
 
 @given(grids(), orientations)
@@ -60,7 +62,9 @@ def test_half_a_voxel_rounds_to_even():
 
 def test_a_singular_affine_is_refused():
     with pytest.raises(ValueError, match="singular"):
-        Grid.from_affine((2, 2, 2), np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]) + np.diag([0, 1e-9, 0, 0]))
+        Grid.from_affine(
+            (2, 2, 2), np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]) + np.diag([0, 1e-9, 0, 0])
+        )
 
 
 def test_a_moved_grid_is_another_grid():

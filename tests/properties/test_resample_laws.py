@@ -28,7 +28,10 @@ def test_an_axis_apart_is_resampled_slice_by_slice(old, new, seed, apart):
     image = np.random.default_rng(seed).normal(size=old).astype(np.float32)
     ours = resample_image(image[None], new, apart=apart)[0]
     plane = tuple(n for a, n in enumerate(new) if a != apart)
-    slices = [resize(s.astype(np.float64), plane, order=3, mode="edge", anti_aliasing=False) for s in np.moveaxis(image, apart, 0)]
+    slices = [
+        resize(s.astype(np.float64), plane, order=3, mode="edge", anti_aliasing=False)
+        for s in np.moveaxis(image, apart, 0)
+    ]
     expected = np.moveaxis(np.stack(slices)[nearest_indices(old[apart], new[apart])], 0, apart)
     if old != new:
         np.testing.assert_allclose(ours, expected, atol=1e-4 * max(np.ptp(image), 1e-6))
@@ -42,7 +45,9 @@ def test_labels_follow_their_indicators(old, new, seed):
     if old == new:
         np.testing.assert_array_equal(ours, labels)
         return
-    shares = np.stack([resize((labels == v).astype(float), new, order=1, mode="edge", anti_aliasing=False) for v in range(-1, 3)])
+    shares = np.stack(
+        [resize((labels == v).astype(float), new, order=1, mode="edge", anti_aliasing=False) for v in range(-1, 3)]
+    )
     ordered = np.sort(shares, axis=0)
     clear = ordered[-1] - ordered[-2] > 1e-4
     np.testing.assert_array_equal(ours[clear], (shares.argmax(0) - 1)[clear])

@@ -120,7 +120,13 @@ def test_probabilities_are_those_of_the_table():
 
 @pytest.mark.parametrize(
     ("patch", "in_plane", "degrees"),
-    [((32, 32, 32), False, 30), ((8, 64, 64), True, 180), ((64, 64), False, 180), ((40, 64), False, 15), ((48, 64), False, 180)],
+    [
+        ((32, 32, 32), False, 30),
+        ((8, 64, 64), True, 180),
+        ((64, 64), False, 180),
+        ((40, 64), False, 15),
+        ((48, 64), False, 180),
+    ],
 )
 def test_angles_follow_the_patch(patch, in_plane, degrees):
     spec = default_spec(patch, mirror=True)

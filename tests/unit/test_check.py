@@ -39,7 +39,9 @@ def broken(folder, case, how):
         path = folder / "images" / f"{case}.nii.gz"
         path.write_bytes(path.read_bytes()[:-2000])
     if how == "two channels":
-        nib.save(nib.Nifti1Image(np.ones((24, 20, 16, 2), dtype=np.float32), np.eye(4)), folder / "images" / f"{case}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.ones((24, 20, 16, 2), dtype=np.float32), np.eye(4)), folder / "images" / f"{case}.nii.gz"
+        )
 
 
 FAULTS = {
@@ -102,13 +104,18 @@ def test_copies_of_real_cases_that_were_broken(data, tmp_path):
         (target / ours).mkdir(parents=True)
         for name in names:
             shutil.copy(source / kind / f"{name}.nii.gz", target / ours)
-    (target / "dataset.json").write_text('{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "Anterior": 1, "Posterior": 2}}')
+    (target / "dataset.json").write_text(
+        '{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "Anterior": 1, "Posterior": 2}}'
+    )
     cut, flipped, nan, floats, seven, lost, _ = names
 
     path = target / "images" / f"{cut}.nii.gz"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     image = nib.load(target / "images" / f"{flipped}.nii.gz")
-    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([-1, 1, 1, 1])), target / "images" / f"{flipped}.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([-1, 1, 1, 1])),
+        target / "images" / f"{flipped}.nii.gz",
+    )
     volume = read_volume(target / "images" / f"{nan}.nii.gz")
     voxels = volume.array[0].astype(np.float32)
     voxels[10, 10, 10] = np.inf
@@ -132,7 +139,9 @@ def test_odd_files_each_have_a_finding(data, tmp_path):
     names = ["empty_file.nii.gz", "header_without_data.nii", "not_nifti.nii", "five_dimensional.nii", "rgb24.nii.gz",
              "four_dimensional.nii.gz", "nan_voxels_big_endian.nii", "non_finite_voxels.nii.gz"]  # fmt: skip
     rows = [f"{n.split('.')[0]},{odd / n},{odd / n}" for n in names]
-    rows.append(f"float_label,{odd / 'interpolated_float_label_image.nii.gz'},{odd / 'interpolated_float_label.nii.gz'}")
+    rows.append(
+        f"float_label,{odd / 'interpolated_float_label_image.nii.gz'},{odd / 'interpolated_float_label.nii.gz'}"
+    )
     (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n")
     (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "MR"}}')
     found = commands.check(tmp_path / "cases.csv", jobs=1)

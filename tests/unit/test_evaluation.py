@@ -23,8 +23,13 @@ BOX, MOVED = ((2, 6), (2, 8), (2, 8)), ((2, 6), (2, 8), (3, 9))
 
 
 def test_every_kind_of_emptiness():
-    prediction, reference = mask((1, BOX), (3, ((7, 9), (0, 3), (0, 3)))), mask((1, MOVED), (2, ((7, 9), (9, 11), (9, 12))))
-    scores = score_case("a", prediction, reference, GRID, {"both": 1, "missed": 2, "spurious": 3, "neither": 4}, 1.0).labels
+    prediction, reference = (
+        mask((1, BOX), (3, ((7, 9), (0, 3), (0, 3)))),
+        mask((1, MOVED), (2, ((7, 9), (9, 11), (9, 12)))),
+    )
+    scores = score_case(
+        "a", prediction, reference, GRID, {"both": 1, "missed": 2, "spurious": 3, "neither": 4}, 1.0
+    ).labels
     assert scores["both"].status == "scored"
     assert scores["both"].dice == pytest.approx(5 / 6)
     assert scores["both"].hd95_mm == pytest.approx(1.0)
@@ -33,7 +38,11 @@ def test_every_kind_of_emptiness():
     for name in ("missed", "spurious"):
         assert (scores[name].status, scores[name].dice, scores[name].nsd) == (name, 0, 0)
         assert scores[name].hd95_mm == pytest.approx(diagonal)
-    assert (scores["neither"].status, scores["neither"].dice, scores["neither"].hd95_mm) == ("not_applicable", None, None)
+    assert (scores["neither"].status, scores["neither"].dice, scores["neither"].hd95_mm) == (
+        "not_applicable",
+        None,
+        None,
+    )
     assert scores["both"].volume_reference_ml == pytest.approx(4 * 6 * 6 * 2 / 1000)
 
 

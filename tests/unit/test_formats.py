@@ -123,7 +123,9 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["image.nii.gz"]
 
 
-@pytest.mark.parametrize(("largest", "kind"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16"), (65536, "uint32")])
+@pytest.mark.parametrize(
+    ("largest", "kind"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16"), (65536, "uint32")]
+)
 def test_smallest_type_that_holds_the_labels(largest, kind):
     assert smallest_label_dtype(largest) == np.dtype(kind)
 

@@ -84,7 +84,11 @@ def test_volumes_are_measured(tmp_path):
     drawn = np.zeros(grid.shape, dtype=np.float32)
     drawn[:10, :10, :10] = 1
     write_volume(tmp_path / "case.nii.gz", drawn, grid)
-    (row,) = predict_stage(find_inputs(tmp_path / "case.nii.gz", tmp_path / "out"), threshold_predictor(small_plan()), tmp_path / "log.jsonl")
+    (row,) = predict_stage(
+        find_inputs(tmp_path / "case.nii.gz", tmp_path / "out"),
+        threshold_predictor(small_plan()),
+        tmp_path / "log.jsonl",
+    )
     assert row.volumes_ml == {"low": pytest.approx(1000 * 3.0 / 1000), "high": 0.0}
 
 
@@ -112,7 +116,12 @@ def test_bad_files_are_reported_and_the_rest_done(folder, tmp_path, model):
     assert "not a readable image" in reasons["text"]
     assert "NaN" in reasons["nan"]
     assert "2 channel(s)" in reasons["channels"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "predictions.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a.nii.gz",
+        "b.nii.gz",
+        "c.nii.gz",
+        "predictions.jsonl",
+    ]
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 7
 
@@ -183,7 +192,9 @@ def test_what_is_no_model_says_so(tmp_path, model):
 
 def test_mirroring_and_folds_are_averaged(tmp_path, model):
     one = ModelFile.read(model)
-    ModelFile(one.plan_json, "3d_fullres", "tiny", (0, 1, 2), {"0": one.folds["0"], "1": one.folds["0"]}).write(tmp_path / "two.segpipe")
+    ModelFile(one.plan_json, "3d_fullres", "tiny", (0, 1, 2), {"0": one.folds["0"], "1": one.folds["0"]}).write(
+        tmp_path / "two.segpipe"
+    )
     grid = axis_grid((16, 20, 24))
     write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=grid.shape).astype(np.float32), grid)
     image = load_image("a", [tmp_path / "a.nii.gz"], ("MR",)).volume

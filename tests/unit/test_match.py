@@ -25,7 +25,9 @@ def test_nnunet_raw(tmp_path):
             put(tmp_path / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
         put(tmp_path / "labelsTr" / f"{case}.nii.gz")
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"})
+        json.dumps(
+            {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"}
+        )
     )
     found = match_dataset(tmp_path)
     assert found.layout == "nnunet"
@@ -40,7 +42,9 @@ def test_decathlon(tmp_path):
     put(tmp_path / "labelsTr" / "a.nii.gz")
     training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"name": "Organ", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "x"}, "training": training})
+        json.dumps(
+            {"name": "Organ", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "x"}, "training": training}
+        )
     )
     found = match_dataset(tmp_path)
     assert (found.name, found.layout, ids(found), found.channel_names) == ("Organ", "decathlon", ["a"], ("MRI",))
@@ -51,7 +55,9 @@ def test_nnunet_version_1_lists_images_without_their_suffix(tmp_path):
     put(tmp_path / "imagesTr" / "a_0000.nii.gz")
     put(tmp_path / "labelsTr" / "a.nii.gz")
     training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
-    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "bg", "1": "x"}, "training": training}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "bg", "1": "x"}, "training": training})
+    )
     assert match_dataset(tmp_path).layout == "nnunet"
     assert ids(match_dataset(tmp_path)) == ["a"]
 
@@ -60,7 +66,9 @@ def test_nnunet_with_listed_files(tmp_path):
     put(tmp_path / "somewhere" / "one.nii.gz")
     put(tmp_path / "elsewhere" / "two.nii.gz")
     listed = {"a": {"images": ["somewhere/one.nii.gz"], "label": "elsewhere/two.nii.gz"}}
-    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0}, "dataset": listed}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0}, "dataset": listed})
+    )
     assert ids(match_dataset(tmp_path)) == ["a"]
 
 
@@ -84,7 +92,11 @@ def test_manifest(tmp_path, kind):
         path.write_text("case,image,image_2,label,patient\na,x1.nii.gz,x2.nii.gz,y.nii.gz,p1\n")
     else:
         path = tmp_path / "cases.json"
-        path.write_text(json.dumps([{"case": "a", "image": "x1.nii.gz", "image_2": "x2.nii.gz", "label": "y.nii.gz", "patient": "p1"}]))
+        path.write_text(
+            json.dumps(
+                [{"case": "a", "image": "x1.nii.gz", "image_2": "x2.nii.gz", "label": "y.nii.gz", "patient": "p1"}]
+            )
+        )
     for root in (tmp_path, path):
         found = match_dataset(root)
         assert (found.layout, ids(found), found.cases[0].group) == ("manifest", ["a"], "p1")
@@ -107,7 +119,11 @@ def test_what_does_not_match_is_found_and_the_rest_goes_on(tmp_path):
         put(tmp_path / "labels" / f"{case}.nii.gz")
     found = match_dataset(tmp_path)
     assert ids(found) == ["whole"]
-    assert {f.case: f.rule for f in found.findings} == {"no_label": "missing pair", "no_image": "missing pair", "twice": "duplicate id"}
+    assert {f.case: f.rule for f in found.findings} == {
+        "no_label": "missing pair",
+        "no_image": "missing pair",
+        "twice": "duplicate id",
+    }
     assert "twice.nii.gz, twice.nrrd" in next(f.message for f in found.findings if f.case == "twice")
 
 
@@ -123,7 +139,13 @@ def test_a_gap_in_the_channels(tmp_path):
 
 def test_manifest_faults(tmp_path):
     put(tmp_path / "x.nii.gz")
-    rows = ["a,x.nii.gz,x.nii.gz", "a,x.nii.gz,x.nii.gz", "b,gone.nii.gz,x.nii.gz", "c/d,x.nii.gz,x.nii.gz", "e,x.nii.gz,"]
+    rows = [
+        "a,x.nii.gz,x.nii.gz",
+        "a,x.nii.gz,x.nii.gz",
+        "b,gone.nii.gz,x.nii.gz",
+        "c/d,x.nii.gz,x.nii.gz",
+        "e,x.nii.gz,",
+    ]
     (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n")
     found = match_dataset(tmp_path)
     assert not found.cases
@@ -168,7 +190,8 @@ def test_an_unknown_layout_names_what_is_there(tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "layout", "n_cases", "n_groups"), [("hippocampus", "decathlon", 80, 0), ("cardiac_cine", "nnunet", 10, 5), ("fetal_brain", "nnunet", 16, 0)]
+    ("name", "layout", "n_cases", "n_groups"),
+    [("hippocampus", "decathlon", 80, 0), ("cardiac_cine", "nnunet", 10, 5), ("fetal_brain", "nnunet", 16, 0)],
 )
 def test_real_datasets(data, name, layout, n_cases, n_groups):
     found = match_dataset(data / name)

@@ -32,7 +32,9 @@ class TestEveryNetwork:
         sum(m.square().mean() for m in maps).backward()
         unused = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
         # The lowest head carries no loss; the first block of a residual stage starts as its shortcut, so its first half waits.
-        assert all("seg_layers.0" in n or "conv1" in n or ".conv.bias" in n or "conv2.conv" in n for n in unused), unused
+        assert all("seg_layers.0" in n or "conv1" in n or ".conv.bias" in n or "conv2.conv" in n for n in unused), (
+            unused
+        )
 
     def test_the_state_survives_a_round_trip(self, spec):
         first, second = build_network(spec, 1, 2), build_network(spec, 1, 2)
@@ -45,7 +47,9 @@ class TestEveryNetwork:
         x = torch.randn(1, 1, *(8, 16, 16)[-spec.dims :])
         expected = network(x)
         to_device(network, torch.device("cpu"))
-        torch.testing.assert_close(network(x.contiguous(memory_format=fast_memory_format(spec.dims))), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            network(x.contiguous(memory_format=fast_memory_format(spec.dims))), expected, atol=1e-4, rtol=1e-4
+        )
 
 
 def probabilities(n, k, shape, seed):
@@ -60,7 +64,9 @@ def test_dice_equals_monai(n, k, batch_dice, seed):
     from monai.losses import DiceLoss
 
     logits, target = probabilities(n, k, (4, 5, 6), seed)
-    theirs = DiceLoss(include_background=False, softmax=True, to_onehot_y=True, batch=batch_dice, smooth_nr=1e-5, smooth_dr=1e-5)
+    theirs = DiceLoss(
+        include_background=False, softmax=True, to_onehot_y=True, batch=batch_dice, smooth_nr=1e-5, smooth_dr=1e-5
+    )
     ours = 1 + soft_dice_loss(logits.softmax(1), target, batch_dice=batch_dice)
     torch.testing.assert_close(ours, theirs(logits, target[:, None]), atol=1e-5, rtol=1e-5)
 
@@ -81,7 +87,9 @@ def test_gradients_are_right():
     logits, target = probabilities(2, 3, (3, 4), 0)
     logits = logits.double().requires_grad_()
     for batch_dice in (False, True):
-        assert torch.autograd.gradcheck(lambda x, b=batch_dice: soft_dice_loss(x.softmax(1), target, batch_dice=b), logits)
+        assert torch.autograd.gradcheck(
+            lambda x, b=batch_dice: soft_dice_loss(x.softmax(1), target, batch_dice=b), logits
+        )
 
 
 def test_supervision_weights_are_halved_and_sum_to_one():

@@ -39,7 +39,9 @@ def test_no_recipe_is_untested():
 
 
 def test_the_cpu_recipe_keeps_batches_and_networks_small():
-    plan = make_plan(read_fingerprint(mapping(spacings=[[1.0, 0.8, 0.8]] * 3, shapes_after_crop=[[300, 512, 512]] * 3)), "cpu")
+    plan = make_plan(
+        read_fingerprint(mapping(spacings=[[1.0, 0.8, 0.8]] * 3, shapes_after_crop=[[300, 512, 512]] * 3)), "cpu"
+    )
     for configuration in plan.configurations.values():
         assert configuration.batch_size == 2
         assert configuration.estimated_memory_gb <= 1.0
@@ -71,7 +73,9 @@ def test_an_unknown_recipe_names_the_known():
     st.sampled_from(["default", "resenc_l", "cpu"]),
 )
 def test_a_plan_is_a_function_of_its_fingerprint(spacings, shape, recipe):
-    fingerprint = read_fingerprint(mapping(spacings=[list(s) for s in spacings], shapes_after_crop=[list(shape)] * len(spacings)))
+    fingerprint = read_fingerprint(
+        mapping(spacings=[list(s) for s in spacings], shapes_after_crop=[list(shape)] * len(spacings))
+    )
     first, second = make_plan(fingerprint, recipe), make_plan(fingerprint, recipe)
     assert first.to_json() == second.to_json()
     assert Plan.model_validate_json(first.to_json()) == first
@@ -116,7 +120,9 @@ def test_half_voxels_are_padded_up():
 
 def test_an_axis_is_refined_only_when_coarse_and_short():
     def target(shape):
-        return target_spacing(read_fingerprint(mapping(spacings=[[5.0, 1.0, 1.0], [3.5, 1.0, 1.0]], shapes_after_crop=[shape] * 2)).cases)
+        return target_spacing(
+            read_fingerprint(mapping(spacings=[[5.0, 1.0, 1.0], [3.5, 1.0, 1.0]], shapes_after_crop=[shape] * 2)).cases
+        )
 
     refined, fired = target([20, 200, 200])
     assert fired
@@ -128,7 +134,14 @@ def test_an_axis_is_refined_only_when_coarse_and_short():
 
 @pytest.mark.parametrize(
     ("name", "scheme"),
-    [("CT", "ct"), ("noNorm", "none"), ("zscore", "zscore"), ("rescale_to_0_1", "rescale_0_1"), ("RGB_to_0_1", "rgb_0_1"), ("FLAIR", "zscore")],
+    [
+        ("CT", "ct"),
+        ("noNorm", "none"),
+        ("zscore", "zscore"),
+        ("rescale_to_0_1", "rescale_0_1"),
+        ("RGB_to_0_1", "rgb_0_1"),
+        ("FLAIR", "zscore"),
+    ],
 )
 def test_normalisation_follows_the_channel_name(name, scheme):
     assert normalisation_of(name) == scheme
@@ -143,7 +156,9 @@ def test_a_wished_spacing_is_kept():
 
 def test_every_decision_has_its_reason():
     plan = make_plan(read_fingerprint(mapping()))
-    assert {"target spacing", "axis order", "normalisation", "3d_fullres: patch", "3d_fullres: batch"} <= {d.rule for d in plan.decisions}
+    assert {"target spacing", "axis order", "normalisation", "3d_fullres: patch", "3d_fullres: batch"} <= {
+        d.rule for d in plan.decisions
+    }
     assert all(d.because for d in plan.decisions)
 
 
@@ -156,7 +171,9 @@ def test_a_larger_budget_gives_no_smaller_patch():
     fingerprint = read_fingerprint(mapping(shapes_after_crop=[[200, 200, 200]] * 3))
     sizes = []
     for budget in (4.0, 8.0, 16.0):
-        recipe = Recipe.model_validate(json.loads(json.dumps({"name": "x", "description": "y", "planner": {"budget_gb": budget}})))
+        recipe = Recipe.model_validate(
+            json.loads(json.dumps({"name": "x", "description": "y", "planner": {"budget_gb": budget}}))
+        )
         sizes.append(np.prod(make_plan(fingerprint, recipe).configurations["3d_fullres"].patch_size))
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]

@@ -42,13 +42,21 @@ def test_zscore_inside_a_mask_leaves_zero_outside():
 
 
 def test_a_constant_channel_is_not_divided_by_zero():
-    made = normalise(np.full((2, 2, 2, 2), 7, dtype=np.float32), ("zscore", "rescale_0_1"), (False, False), np.ones((2, 2, 2), dtype=bool), ())
+    made = normalise(
+        np.full((2, 2, 2, 2), 7, dtype=np.float32),
+        ("zscore", "rescale_0_1"),
+        (False, False),
+        np.ones((2, 2, 2), dtype=bool),
+        (),
+    )
     assert np.isfinite(made).all()
 
 
 def test_rgb_outside_its_range_is_refused():
     with pytest.raises(CaseError, match="0 to 300"):
-        normalise(np.array([[[[0.0, 300.0]]]], dtype=np.float32), ("rgb_0_1",), (False,), np.ones((1, 1, 2), dtype=bool), ())
+        normalise(
+            np.array([[[[0.0, 300.0]]]], dtype=np.float32), ("rgb_0_1",), (False,), np.ones((1, 1, 2), dtype=bool), ()
+        )
 
 
 def test_nonzero_mask_is_over_channels_with_holes_filled():
@@ -148,7 +156,11 @@ def test_faulty_cases_are_named_and_the_rest_prepared(prepared):
 def test_prepared_arrays(prepared):
     _, workspace, _ = prepared
     files = PreparedFiles(workspace.preprocessed("3d_fullres"), "case_2")
-    image, segmentation, foreground = read_array(files.image), read_array(files.segmentation), read_array(files.foreground)
+    image, segmentation, foreground = (
+        read_array(files.image),
+        read_array(files.segmentation),
+        read_array(files.foreground),
+    )
     assert image.dtype == np.float32
     assert segmentation.dtype == np.int16
     assert image.shape[1:] == segmentation.shape

@@ -139,7 +139,9 @@ def test_epochs_and_minutes_exclude_each_other(planned):
 def test_training_in_a_thread_listens_to_no_signal(planned):
     folder, work = planned
     done = []
-    thread = threading.Thread(target=lambda: done.append(commands.train(folder, work=work, epochs=1, jobs=1, device="cpu")))
+    thread = threading.Thread(
+        target=lambda: done.append(commands.train(folder, work=work, epochs=1, jobs=1, device="cpu"))
+    )
     thread.start()
     thread.join()
     assert done[0].epochs == 1
@@ -161,19 +163,25 @@ def test_a_non_finite_loss_names_the_cases(planned, monkeypatch):
 
 
 def test_a_cascade_is_refused_with_what_to_choose(planned):
-    folder, work = planned
+    _, work = planned
     from segpipe.planning.schema import Plan
     from segpipe.training.run import _require_trainable
 
     plan = Plan.read(Workspace(work).plan)
-    cascade = plan.configuration("3d_fullres").model_copy(update={"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"})
+    cascade = plan.configuration("3d_fullres").model_copy(
+        update={"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"}
+    )
     with pytest.raises(TrainingError, match="choose 3d_fullres"):
         _require_trainable(cascade)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.tuples(*[st.integers(1, 30)] * 3), st.tuples(*[st.integers(1, 12)] * 3), st.integers(1, 6), st.floats(0, 1), st.integers(0, 99)
+    st.tuples(*[st.integers(1, 30)] * 3),
+    st.tuples(*[st.integers(1, 12)] * 3),
+    st.integers(1, 6),
+    st.floats(0, 1),
+    st.integers(0, 99),
 )
 def test_patches_lie_in_the_image_where_they_fit(shape, patch, batch, share, seed):
     rng = np.random.default_rng(seed)
