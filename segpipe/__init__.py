@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segpipe.commands import check, demo, evaluate, plan, predict, preprocess, report, run, train
+    from segpipe.commands import check, demo, evaluate, plan, predict, preprocess, report, train
+    from segpipe.line import run
 
 __all__ = ["check", "demo", "evaluate", "plan", "predict", "preprocess", "report", "run", "train"]
 __version__ = "0.1.0"
@@ -15,7 +16,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("segpipe.commands"), name)
+        return getattr(import_module("segpipe.line" if name == "run" else "segpipe.commands"), name)
     raise AttributeError(f"module 'segpipe' has no attribute {name!r}")
 
 

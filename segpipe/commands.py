@@ -5,7 +5,6 @@ A dataset's workspace (``work``) is ``runs/<dataset name>`` in the current folde
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ from segpipe.workspace import Workspace
 
 if TYPE_CHECKING:
     from segpipe.dataset.run import CheckResult
-    from segpipe.dataset.schema import Dataset
     from segpipe.dataset.splits import Splits
     from segpipe.evaluation.schema import Evaluation
     from segpipe.fingerprint.schema import Fingerprint
@@ -26,23 +24,7 @@ if TYPE_CHECKING:
     from segpipe.training.schema import TrainingRecord
 
 PathLike = Path | str
-_SILENT = Watch()
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What ``run`` made."""
-
-    plan: Plan
-    record: TrainingRecord
-    evaluation: Evaluation
-    workspace: Workspace
-    model: Path
-    predictions: Path
-    evaluation_file: Path
-    report: Path
-    failed: dict[str, str] = field(default_factory=dict)
-    """Cases that were lost on the way, with the stage and the reason."""
+SILENT = Watch()
 
 
 def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
@@ -54,7 +36,7 @@ def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
     return Workspace(Path("runs") / match_dataset(Path(dataset)).name)
 
 
-def check(dataset: PathLike, *, jobs: int | None = None, watch: Watch = _SILENT) -> CheckResult:
+def check(dataset: PathLike, *, jobs: int | None = None, watch: Watch = SILENT) -> CheckResult:
     """Check every case of a dataset against every rule; nothing is written.
 
     Parameters
@@ -80,7 +62,7 @@ def plan(
     budget_gb: float | None = None,
     spacing_mm: tuple[float, float, float] | None = None,
     jobs: int | None = None,
-    watch: Watch = _SILENT,
+    watch: Watch = SILENT,
 ) -> Plan:
     """Measure a dataset and plan for it; writes dataset.json, fingerprint.json and plan.json.
 
@@ -109,7 +91,7 @@ def plan(
 
 
 def fingerprint(
-    dataset: PathLike, workspace: Workspace, *, jobs: int | None = None, watch: Watch = _SILENT
+    dataset: PathLike, workspace: Workspace, *, jobs: int | None = None, watch: Watch = SILENT
 ) -> Fingerprint:
     """Check and measure a dataset; writes dataset.json and fingerprint.json."""
     from segpipe.fingerprint.run import fingerprint as stage
@@ -124,7 +106,7 @@ def preprocess(
     work: PathLike | None = None,
     configuration: str | None = None,
     jobs: int | None = None,
-    watch: Watch = _SILENT,
+    watch: Watch = SILENT,
 ) -> PreprocessedIndex:
     """Prepare the dataset's usable cases for one configuration; what is prepared already is kept.
 
@@ -143,7 +125,7 @@ def preprocess(
     """
     workspace = workspace_of(dataset, work)
     current = _current_plan(dataset, workspace, jobs, watch)
-    return _preprocess(workspace, current, configuration or current.default_configuration(), jobs, watch)
+    return prepare_arrays(workspace, current, configuration or current.default_configuration(), jobs, watch)
 
 
 def train(
@@ -159,7 +141,7 @@ def train(
     seed: int = 0,
     deterministic: bool = False,
     resume: bool = False,
-    watch: Watch = _SILENT,
+    watch: Watch = SILENT,
 ) -> TrainingRecord:
     """Train one fold; plans and preprocesses first what is not there yet.
 
@@ -190,13 +172,13 @@ def train(
     """
     from segpipe.runtime import choose_runtime
 
-    _require_one_end(epochs, minutes)
+    require_one_end(epochs, minutes)
     runtime = choose_runtime(device, deterministic=deterministic)
     workspace = workspace_of(dataset, work)
     current = _current_plan(dataset, workspace, jobs, watch)
     chosen = configuration or current.default_configuration()
-    index = _preprocess(workspace, current, chosen, jobs, watch)
-    return _train(
+    index = prepare_arrays(workspace, current, chosen, jobs, watch)
+    return train_fold(
         workspace,
         current,
         index,
@@ -220,7 +202,7 @@ def predict(
     tta: bool = True,
     device: str = "auto",
     resume: bool = False,
-    watch: Watch = _SILENT,
+    watch: Watch = SILENT,
 ) -> list[PredictionRow]:
     """Segment images; each result lies on its image's own grid, with its header. A bad case is reported and passed over.
 
@@ -264,7 +246,7 @@ def evaluate(
     output: PathLike | None = None,
     tolerance_mm: float = 1.0,
     jobs: int | None = None,
-    watch: Watch = _SILENT,
+    watch: Watch = SILENT,
 ) -> Evaluation:
     """Score segmentations against references of the same name.
 
@@ -290,103 +272,6 @@ def evaluate(
     if output is not None:
         result.write(Path(output))
     return result
-
-
-def run(
-    dataset: PathLike,
-    *,
-    work: PathLike | None = None,
-    recipe: PathLike | None = None,
-    configuration: str | None = None,
-    fold: int = 0,
-    epochs: int | None = None,
-    minutes: float | None = None,
-    tta: bool = True,
-    tolerance_mm: float = 1.0,
-    device: str = "auto",
-    jobs: int | None = None,
-    seed: int = 0,
-    deterministic: bool = False,
-    resume: bool = False,
-    watch: Watch = _SILENT,
-) -> RunResult:
-    """Do the whole line: check, plan, preprocess, train one fold, predict its held-out cases, evaluate, report.
-
-    Parameters
-    ----------
-    dataset : path
-        Folder or manifest.
-    work : path, optional
-        The workspace.
-    recipe : str or path, optional
-        ``default`` with a GPU, ``cpu`` without one, unless given.
-    configuration : str, optional
-        The plan's 3d_fullres (2d where there is none) unless given.
-    fold : int
-        Fold to hold out.
-    epochs, minutes : optional
-        End of training, instead of the recipe's.
-    tta : bool
-        Average predictions over mirrored images.
-    tolerance_mm : float
-        Of the normalised surface Dice.
-    device : str
-        auto, cpu, cuda or cuda:N.
-    jobs : int, optional
-        Most worker processes.
-    seed : int
-        Of weights, patches and augmentation.
-    deterministic : bool
-        The same bytes twice on the same machine.
-    resume : bool
-        Continue an interrupted run; finished stages are kept.
-    watch : Watch
-        Told of progress.
-    """
-    from segpipe.dataset.schema import Dataset
-    from segpipe.planning.run import write_plan
-    from segpipe.runtime import choose_runtime
-
-    _require_one_end(epochs, minutes)
-    runtime = choose_runtime(device, deterministic=deterministic)
-    workspace = workspace_of(dataset, work)
-    measured = fingerprint(dataset, workspace, jobs=jobs, watch=watch)
-    matched = Dataset.read(workspace.dataset)
-    watch.note(
-        f"{matched.name}: {matched.layout} layout, {len(measured.cases)} usable case(s), {len(measured.left_out)} left out"
-    )
-    chosen_recipe = recipe or ("default" if runtime.device.type == "cuda" else "cpu")
-    why = "" if recipe else " (no GPU: the recipe for CPUs)" if chosen_recipe == "cpu" else " (a GPU is there)"
-    current = write_plan(measured, workspace, recipe=chosen_recipe)
-    chosen = configuration or current.default_configuration()
-    shape = "x".join(map(str, current.configuration(chosen).patch_size))
-    watch.note(
-        f"recipe {current.recipe}{why}, configuration {chosen}: patch {shape}, batch {current.configuration(chosen).batch_size}"
-    )
-    index = _preprocess(workspace, current, chosen, jobs, watch)
-    watch.note(f"training on {runtime.describe()}")
-    record = _train(
-        workspace,
-        current,
-        index,
-        runtime,
-        fold=fold,
-        epochs=epochs,
-        minutes=minutes,
-        seed=seed,
-        deterministic=deterministic,
-        resume=resume,
-        watch=watch,
-    )
-    return _score_held_out(
-        _HeldOut(workspace, current, measured, matched, index, record),
-        runtime,
-        tta=tta,
-        tolerance_mm=tolerance_mm,
-        jobs=jobs,
-        resume=resume,
-        watch=watch,
-    )
 
 
 def report(work: PathLike) -> Path:
@@ -419,72 +304,6 @@ def demo(folder: PathLike) -> Path:
     return target
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """What scoring the held-out cases needs from the stages before."""
-
-    workspace: Workspace
-    plan: Plan
-    measured: Fingerprint
-    matched: Dataset
-    index: PreprocessedIndex
-    record: TrainingRecord
-
-
-def _score_held_out(
-    done: _HeldOut, runtime: Runtime, *, tta: bool, tolerance_mm: float, jobs: int | None, resume: bool, watch: Watch
-) -> RunResult:
-    from segpipe.evaluation.run import evaluate as evaluate_stage
-    from segpipe.inference.inputs import InputCase
-    from segpipe.inference.predictor import Predictor
-    from segpipe.inference.run import predict as predict_stage
-    from segpipe.io.formats import ending_of
-    from segpipe.reporting.run import report as report_stage
-
-    workspace, current, record = done.workspace, done.plan, done.record
-    place = Path(record.configuration) / record.variant / f"fold_{record.fold}"
-    predictions, evaluation_file = workspace.predictions / place, workspace.evaluation / f"{place}.json"
-    model = workspace.model(record.configuration, record.variant)
-    # Only the fold that did not train on these cases; the model file may hold others.
-    predictor = Predictor.load(model, runtime, folds=(str(record.fold),), tta=tta)
-    held_out = set(_splits(workspace, done.measured).fold(record.fold).validation)
-    cases = [c for c in done.matched.cases if c.id in held_out]
-    inputs = [
-        InputCase(c.id, tuple(i.path for i in c.images), predictions / f"{c.id}{ending_of(c.images[0].path)}")
-        for c in cases
-    ]
-    with watch.counting("predicting held-out cases", len(inputs)) as step:
-        rows = predict_stage(
-            inputs, predictor, predictions / "predictions.jsonl", resume=resume, on_case=lambda row: step(row.case)
-        )
-    not_predicted = {row.case: row.reason or "" for row in rows if row.status == "failed"}
-    pairs = [
-        (c.id, i.output, c.label.path)
-        for c, i in zip(cases, inputs, strict=True)
-        if c.label and c.id not in not_predicted
-    ]
-    with watch.counting("scoring", len(pairs)) as step:
-        foreground = {name: value for name, value in sorted(current.labels.items(), key=lambda kv: kv[1]) if value > 0}
-        evaluation = evaluate_stage(
-            pairs, foreground, missing=not_predicted, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=step
-        )
-    evaluation.write(evaluation_file)
-    failed = {c: f"left out: {r}" for c, r in done.measured.left_out.items()}
-    failed |= {c: f"preprocessing: {r}" for c, r in done.index.failed.items()}
-    failed |= {c: f"prediction or scoring: {r}" for c, r in evaluation.failed.items()}
-    return RunResult(
-        plan=current,
-        record=record,
-        evaluation=evaluation,
-        workspace=workspace,
-        model=model,
-        predictions=predictions,
-        evaluation_file=evaluation_file,
-        report=report_stage(workspace),
-        failed=failed,
-    )
-
-
 def _current_plan(dataset: PathLike, workspace: Workspace, jobs: int | None, watch: Watch) -> Plan:
     """Return the workspace's plan, or make the default one where there is none."""
     from segpipe.planning.run import read_plan
@@ -496,9 +315,10 @@ def _current_plan(dataset: PathLike, workspace: Workspace, jobs: int | None, wat
     return read_plan(workspace)
 
 
-def _preprocess(
+def prepare_arrays(
     workspace: Workspace, current: Plan, configuration: str, jobs: int | None, watch: Watch
 ) -> PreprocessedIndex:
+    """Prepare the arrays of a configuration; a case that fails is noted, and that all fail is an error."""
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.preprocessing.run import preprocess as stage
 
@@ -514,7 +334,7 @@ def _preprocess(
     return index
 
 
-def _train(
+def train_fold(
     workspace: Workspace,
     current: Plan,
     index: PreprocessedIndex,
@@ -528,6 +348,7 @@ def _train(
     resume: bool,
     watch: Watch,
 ) -> TrainingRecord:
+    """Train one fold on prepared arrays, telling the watch."""
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.training.loop import Status
     from segpipe.training.run import train as stage
@@ -541,7 +362,7 @@ def _train(
         return stage(
             workspace,
             current,
-            _splits(workspace, Fingerprint.read(workspace.fingerprint)),
+            splits_of(workspace, Fingerprint.read(workspace.fingerprint)),
             index.cases,
             configuration=index.configuration,
             runtime=runtime,
@@ -555,12 +376,14 @@ def _train(
         )
 
 
-def _splits(workspace: Workspace, measured: Fingerprint) -> Splits:
+def splits_of(workspace: Workspace, measured: Fingerprint) -> Splits:
+    """Splits of the fingerprint's cases, made when they are not there."""
     from segpipe.dataset.splits import read_or_make
 
     return read_or_make(workspace.splits, measured.groups, measured.digest())
 
 
-def _require_one_end(epochs: int | None, minutes: float | None) -> None:
+def require_one_end(epochs: int | None, minutes: float | None) -> None:
+    """Raise unless at most one end of training is given."""
     if epochs is not None and minutes is not None:
         raise SegpipeError(f"--epochs {epochs} and --minutes {minutes:g} are two ends of training; give one of them")

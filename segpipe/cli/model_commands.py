@@ -50,10 +50,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Do the whole line: check, plan, preprocess, train, predict the held-out cases, evaluate, report."""
-    from segpipe import commands
+    from segpipe import line
     from segpipe.cli.display import as_plain, out, show_failures, show_json, show_scores, watch
 
-    done = commands.run(
+    done = line.run(
         dataset,
         work=work,
         recipe=recipe,
