@@ -12,10 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(config, items):
-    chosen = config.getoption("-m") or ""
     for item in items:
-        if "bench" in item.keywords and "bench" not in chosen:
-            item.add_marker(pytest.mark.skip(reason="a benchmark; run with -m bench"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 

@@ -42,6 +42,8 @@ def apply(images: Tensor, labels: Tensor, spec: AugmentationSpec, drawn: Draw) -
     images = apply_gamma(images, drawn.gamma_inverted, inverted=True)
     images = apply_gamma(images, drawn.gamma, inverted=False)
     images, labels = flip(images, labels, drawn.flips)
+    for channel in spec.masked_channels:
+        images[:, channel][labels < 0] = 0
     return images, labels.clamp_min(0)
 
 

@@ -14,6 +14,8 @@ class AugmentationSpec:
     in_plane: bool
     """Move only the last two axes of a 3D patch, because the first is much coarser."""
     mirror_axes: tuple[int, ...]
+    masked_channels: tuple[int, ...] = ()
+    """Channels that were normalised inside the non-zero region: outside it they are set back to 0 at the end."""
     p_rotation: float = 0.2
     p_scaling: float = 0.2
     scale: tuple[float, float] = (0.7, 1.4)
@@ -46,12 +48,18 @@ ANISOTROPIC_PATCH = 3
 """A 3D patch whose longest axis is over this many times its first is rotated in-plane only."""
 
 
-def default_spec(patch_size: tuple[int, ...], *, mirror: bool) -> AugmentationSpec:
+def default_spec(
+    patch_size: tuple[int, ...], *, mirror: bool, masked_channels: tuple[int, ...] = ()
+) -> AugmentationSpec:
     """Return the default augmentation for a patch: angles follow from its shape (nnU-Net's rule)."""
     axes = tuple(range(len(patch_size))) if mirror else ()
     if len(patch_size) == 2:
         limit = 15 / 180 * pi if max(patch_size) / min(patch_size) > 1.5 else pi
-        return AugmentationSpec(patch_size, (-limit, limit), in_plane=False, mirror_axes=axes)
+        return AugmentationSpec(
+            patch_size, (-limit, limit), in_plane=False, mirror_axes=axes, masked_channels=masked_channels
+        )
     in_plane = max(patch_size) / patch_size[0] > ANISOTROPIC_PATCH
     limit = pi if in_plane else 30 / 180 * pi
-    return AugmentationSpec(patch_size, (-limit, limit), in_plane=in_plane, mirror_axes=axes)
+    return AugmentationSpec(
+        patch_size, (-limit, limit), in_plane=in_plane, mirror_axes=axes, masked_channels=masked_channels
+    )

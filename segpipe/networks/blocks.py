@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Stride = tuple[int, ...]
 
@@ -11,11 +12,6 @@ Stride = tuple[int, ...]
 def conv_class(dims: int) -> Any:
     """Convolution of 2 or 3 axes."""
     return {2: nn.Conv2d, 3: nn.Conv3d}[dims]
-
-
-def norm_class(dims: int) -> Any:
-    """Instance normalisation of 2 or 3 axes."""
-    return {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dims]
 
 
 def pool_class(dims: int) -> Any:
@@ -33,6 +29,26 @@ def activation() -> nn.Module:
     return nn.LeakyReLU(0.01, inplace=True)
 
 
+class InstanceNorm(nn.Module):
+    """Instance normalisation with scale and shift, in any number of axes; parameters are named as torch's own.
+
+    On a CPU it is computed as a group normalisation with one channel a group: the same numbers, but torch keeps
+    channels-last there, where its instance normalisation copies back and forth (docs/experiments.md).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, ...) to the same shape."""
+        if x.device.type == "cpu":
+            return F.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
 class ConvNorm(nn.Module):
     """Convolution, instance normalisation, and (unless told otherwise) leaky ReLU."""
 
@@ -44,7 +60,7 @@ class ConvNorm(nn.Module):
         self.conv = conv_class(dims)(
             c_in, c_out, kernel, stride, padding=tuple((k - 1) // 2 for k in kernel), bias=bias
         )
-        self.norm = norm_class(dims)(c_out, eps=1e-5, affine=True)
+        self.norm = InstanceNorm(c_out)
         self.nonlin = activation() if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

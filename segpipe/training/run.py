@@ -165,7 +165,10 @@ def _make_trainer(
 ) -> Trainer:
     settings, patch, batch = plan.training, configuration.patch_size, configuration.batch_size
     arrays = workspace.preprocessed(configuration.name)
-    augmentation = default_spec(patch, mirror=settings.mirror) if settings.augmentation else None
+    masked = tuple(c for c, used in enumerate(configuration.use_mask_for_norm) if used)
+    augmentation = (
+        default_spec(patch, mirror=settings.mirror, masked_channels=masked) if settings.augmentation else None
+    )
     share = settings.foreground_share
     torch.manual_seed(int(seeds.stream(seed, "weights").integers(2**62)))
     return Trainer(

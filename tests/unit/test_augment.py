@@ -161,3 +161,14 @@ def test_blur_is_scipys():
     drawn = Draw(**{**neutral(1, 1, 3).__dict__, "blur_sigma": np.array([[[0.6, 0.9, 1.0]]])})
     expected = gaussian_filter(image[0, 0].numpy(), (0.6, 0.9, 1.0), mode="mirror", truncate=3.0)
     np.testing.assert_allclose(augment.blur(image.clone(), drawn)[0, 0].numpy(), expected, atol=2e-3)
+
+
+def test_outside_the_non_zero_region_masked_channels_stay_zero():
+    spec = default_spec((8, 12, 10), mirror=True, masked_channels=(1,))
+    images, labels = batch((8, 12, 10))
+    outside = labels < 0
+    drawn = Draw(**{**neutral(3, 2, 3).__dict__, "noise_std": np.full(3, 0.1)})
+    image, _ = augment.apply(images.clone(), labels.clone(), spec, drawn)
+    assert not image[:, 1][outside].any()
+    assert image[:, 1][~outside].all()
+    assert image[:, 0][outside].all()
