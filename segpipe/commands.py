@@ -5,6 +5,7 @@ A dataset's workspace (``work``) is ``runs/<dataset name>`` in the current folde
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,25 @@ SILENT = Watch()
 
 
 def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
-    """Return the workspace of a dataset."""
-    if work is not None:
-        return Workspace(Path(work))
-    from segpipe.dataset.match import match_dataset
+    """Return the workspace of a dataset.
 
-    return Workspace(Path("runs") / match_dataset(Path(dataset)).name)
+    Raises
+    ------
+    SegpipeError
+        If it would lie in the dataset's own folder, where nothing may be written.
+    """
+    source = Path(dataset).resolve()
+    folder = source if source.is_dir() else source.parent
+    if work is None:
+        from segpipe.dataset.match import match_dataset
+
+        name = re.sub(r"[^\w.-]+", "_", match_dataset(source).name).strip(".") or folder.name
+        work = Path("runs") / name
+    if source.is_dir() and Path(work).resolve().is_relative_to(folder):
+        raise SegpipeError(f"workspace {work}: lies in the dataset's own folder {folder}; give another with --work")
+    if Path(work).resolve() == folder:
+        raise SegpipeError(f"workspace {work}: is the folder of the manifest; give another with --work")
+    return Workspace(Path(work))
 
 
 def check(dataset: PathLike, *, jobs: int | None = None, watch: Watch = SILENT) -> CheckResult:
@@ -177,6 +191,7 @@ def train(
     workspace = workspace_of(dataset, work)
     current = _current_plan(dataset, workspace, jobs, watch)
     chosen = configuration or current.default_configuration()
+    require_fold(workspace, current, chosen, fold, resume=resume)
     index = prepare_arrays(workspace, current, chosen, jobs, watch)
     return train_fold(
         workspace,
@@ -232,8 +247,8 @@ def predict(
     from segpipe.runtime import choose_runtime
 
     target = Path(output)
-    cases = find_inputs(Path(source), target)
     predictor = Predictor.load(Path(model), choose_runtime(device), folds=folds, tta=tta)
+    cases = find_inputs(Path(source), target, len(predictor.plan.channel_names))
     log = (target.parent if ending_of(target) else target) / "predictions.jsonl"
     with watch.counting("predicting", len(cases)) as done:
         return stage(cases, predictor, log, resume=resume, on_case=lambda row: done(row.case))
@@ -374,6 +389,15 @@ def train_fold(
             resume=resume,
             on_iteration=on_iteration,
         )
+
+
+def require_fold(workspace: Workspace, current: Plan, configuration: str, fold: int | str, *, resume: bool) -> None:
+    """Raise what would stop training a fold, before arrays are prepared for it."""
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.training.run import require_trainable
+
+    splits = splits_of(workspace, Fingerprint.read(workspace.fingerprint))
+    require_trainable(workspace, current, splits, configuration, fold, resume=resume)
 
 
 def splits_of(workspace: Workspace, measured: Fingerprint) -> Splits:

@@ -176,8 +176,8 @@ def same_grid(first: Grid, second: Grid) -> bool:
 
 
 def resampled_shape(shape: tuple[int, ...], spacing_mm: tuple[float, ...], new_spacing_mm: tuple[float, ...]) -> Shape:
-    """Shape after resampling to a new spacing, each axis rounded half to even (nnU-Net's rule)."""
-    return _triple_int([round(s / t * n) for n, s, t in zip(shape, spacing_mm, new_spacing_mm, strict=True)])
+    """Shape after resampling to a new spacing, each axis rounded half to even (nnU-Net's rule), at least one voxel."""
+    return _triple_int([max(round(s / t * n), 1) for n, s, t in zip(shape, spacing_mm, new_spacing_mm, strict=True)])
 
 
 def _nearest_world_axes(direction: Floats) -> list[int]:

@@ -9,11 +9,13 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 from loky.process_executor import TerminatedWorkerError
 
 from segpipe.errors import CaseError
@@ -33,37 +35,29 @@ class Outcome(Generic[Item, Result]):
     failure: str | None = None
 
 
-def worker_count(requested: int | None, n_items: int, bytes_each: int) -> int:
-    """Number of workers that the processors, the items and the free memory allow.
-
-    Parameters
-    ----------
-    requested : int or None
-        The caller's own limit; None for one a processor.
-    n_items : int
-        Items to work on.
-    bytes_each : int
-        Peak memory of the largest item.
-    """
-    free = int(psutil.virtual_memory().available * 0.8)
-    fitting = max(free // max(bytes_each, 1), 1)
-    processors = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
-    return int(max(1, min(requested or processors, n_items, fitting)))
-
-
 def map_cases(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+    function: Callable[[Item], Result], items: Sequence[Item], *, limit: int | None, bytes_each: int
 ) -> Iterator[Outcome[Item, Result]]:
     """Apply ``function`` to each item and yield the outcomes as they come.
 
     An item that raises becomes a failure with its reason, whatever it raised; the others go on.
+
+    Parameters
+    ----------
+    function : callable
+        Of one item; must be picklable.
+    items : sequence
+    limit : int or None
+        Most workers; 1 works in this process, where a case that exhausts the memory takes everything down with it.
+    bytes_each : int
+        Peak memory of the largest item.
     """
-    if workers == 1:
+    if limit == 1 or not items:
         for item in items:
             yield _attempt(function, item)
         return
     unfinished = dict(enumerate(items))
-    with ProcessPoolExecutor(max_workers=workers, timeout=60) as pool:
+    with ProcessPoolExecutor(max_workers=worker_count(limit, len(items), bytes_each), timeout=60) as pool:
         futures = {pool.submit(_attempt, function, item): index for index, item in unfinished.items()}
         try:
             for future in as_completed(futures):
@@ -74,6 +68,22 @@ def map_cases(
             pool.shutdown(wait=False, kill_workers=True)
     for item in unfinished.values():
         yield _attempt_alone(function, item)
+
+
+def worker_count(limit: int | None, n_items: int, bytes_each: int) -> int:
+    """Number of workers that the processors, the items, the free memory and the caller's limit allow."""
+    fitting = int(free_bytes() * 0.8) // max(bytes_each, 1)
+    return int(max(1, min(limit or cpu_count(), n_items, fitting)))
+
+
+def free_bytes() -> int:
+    """Memory that may still be taken: the machine's, or what is left of a container's own limit."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        free = min(free, int(limit) - int(used))
+    return max(free, 0)
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:

@@ -11,6 +11,7 @@ from segpipe.commands import (
     PathLike,
     fingerprint,
     prepare_arrays,
+    require_fold,
     require_one_end,
     splits_of,
     train_fold,
@@ -119,6 +120,7 @@ def run(
     watch.note(
         f"recipe {current.recipe}{why}, configuration {chosen}: patch {shape}, batch {current.configuration(chosen).batch_size}"
     )
+    require_fold(workspace, current, chosen, fold, resume=resume)
     index = prepare_arrays(workspace, current, chosen, jobs, watch)
     watch.note(f"training on {runtime.describe()}")
     record = train_fold(
@@ -164,7 +166,7 @@ def _score_held_out(
     from segpipe.inference.inputs import InputCase
     from segpipe.inference.predictor import Predictor
     from segpipe.inference.run import predict as predict_stage
-    from segpipe.io.formats import ending_of
+    from segpipe.io.formats import output_ending
     from segpipe.reporting.run import report as report_stage
 
     workspace, current, record = done.workspace, done.plan, done.record
@@ -176,7 +178,7 @@ def _score_held_out(
     held_out = set(splits_of(workspace, done.measured).fold(record.fold).validation)
     cases = [c for c in done.matched.cases if c.id in held_out]
     inputs = [
-        InputCase(c.id, tuple(i.path for i in c.images), predictions / f"{c.id}{ending_of(c.images[0].path)}")
+        InputCase(c.id, tuple(i.path for i in c.images), predictions / f"{c.id}{output_ending(c.images[0].path)}")
         for c in cases
     ]
     with watch.counting("predicting held-out cases", len(inputs)) as step:

@@ -29,4 +29,7 @@ class Volume:
 
 def stack_channels(volumes: list[Volume]) -> Volume:
     """Join volumes on one grid along the channel axis, as float32."""
-    return Volume(np.concatenate([v.array for v in volumes]).astype(np.float32, copy=False), volumes[0].grid)
+    n_channels = sum(v.array.shape[0] for v in volumes)
+    stacked = np.empty((n_channels, *volumes[0].grid.shape), dtype=np.float32)
+    np.concatenate([v.array for v in volumes], out=stacked, casting="unsafe")
+    return Volume(stacked, volumes[0].grid)

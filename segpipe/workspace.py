@@ -33,30 +33,29 @@ class FoldFolder:
 
 @dataclass(frozen=True)
 class PreparedFiles:
-    """Files of one preprocessed case."""
+    """Files of one preprocessed case, in a folder of its own."""
 
-    folder: Path
-    case_id: str
+    root: Path
 
     @property
     def image(self) -> Path:
         """float32 (C, Z, Y, X)."""
-        return self.folder / f"{self.case_id}.b2nd"
+        return self.root / "image.b2nd"
 
     @property
     def segmentation(self) -> Path:
         """int16 (Z, Y, X): class indices, -1 outside the non-zero region."""
-        return self.folder / f"{self.case_id}_seg.b2nd"
+        return self.root / "segmentation.b2nd"
 
     @property
     def foreground(self) -> Path:
         """int32 (N, 4): class, z, y, x of foreground voxels."""
-        return self.folder / f"{self.case_id}_fg.b2nd"
+        return self.root / "foreground.b2nd"
 
     @property
     def record(self) -> Path:
         """What was done; written last, so its presence means that the case is whole."""
-        return self.folder / f"{self.case_id}.json"
+        return self.root / "record.json"
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,10 @@ class Workspace:
     def preprocessed(self, configuration: str) -> Path:
         """Folder of the arrays of one configuration."""
         return self.root / "preprocessed" / configuration
+
+    def prepared_index(self, configuration: str) -> Path:
+        """What was prepared for a configuration."""
+        return self.root / "preprocessed" / f"{configuration}.json"
 
     def variant(self, configuration: str, variant: str) -> Path:
         """Folder of one trained variant of a configuration."""

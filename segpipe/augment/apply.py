@@ -75,7 +75,8 @@ def _sampling_grid(matrices: Any, images: Tensor, spec: AugmentationSpec) -> Ten
     axes = [torch.arange(p, device=images.device, dtype=torch.float32) - (p - 1) / 2 for p in patch]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     turned = torch.as_tensor(matrices[:, first:, first:], device=images.device, dtype=torch.float32)
-    read = torch.einsum("nij,...j->n...i", turned, offsets)
+    rows = turned.reshape(len(turned), *(1,) * len(patch), *turned.shape[1:])
+    read = (rows * offsets[None, ..., None, :]).sum(-1)
     scale = torch.tensor([2 / n for n in source], device=images.device)
     return (read * scale).flip(-1)
 

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.dataset.load import LoadedImage, load_image, load_labels
+from segpipe.dataset.load import LoadedImage, labels_on, load_image, read_labels
 from segpipe.dataset.schema import Case, Finding
 from segpipe.errors import CaseError, GeometryMismatchError, UnreadableFileError
 from segpipe.volume import Volume
+
+LARGEST_LABEL = 2**31 - 1
 
 _RULES = {UnreadableFileError: "unreadable", GeometryMismatchError: "different grids"}
 
@@ -53,24 +55,29 @@ def check_case(case: Case, channel_names: tuple[str, ...], declared: dict[str, i
     if image is not None:
         for rule, message in image_problems(image.volume.array):
             report(rule, message)
-    if image is None or case.label is None:
-        return CheckedCase(tuple(findings))
-    try:
-        stored = load_labels(case.id, case.label.path, image)
-    except CaseError as error:
-        report(_RULES.get(type(error), "label channels"), str(error))
-        return CheckedCase(tuple(findings))
-    problem = label_problem(stored, declared)
-    if problem:
-        report(*problem)
-    elif not stored.any():
-        report(
-            "empty label",
-            f"{case.label.path.name} holds background only; it is used as a case without the structures",
-            "warning",
-        )
+    stored: Volume | None = None
+    if case.label is not None:
+        try:
+            stored = read_labels(case.id, case.label.path)
+        except CaseError as error:
+            report(_RULES.get(type(error), "label channels"), str(error))
+    if case.label is not None and stored is not None:
+        problems = label_problems(stored.array, declared)
+        for rule, message in problems:
+            report(rule, message)
+        if not problems and not stored.array.any():
+            empty = f"{case.label.path.name} holds background only; it is used as a case without the structures"
+            report("empty label", empty, "warning")
+    labels: NDArray[Any] | None = None
+    if image is not None and stored is not None:
+        try:
+            labels = labels_on(case.id, image, stored)
+        except CaseError as error:
+            report(_RULES[GeometryMismatchError], str(error))
     checked = CheckedCase(tuple(findings))
-    return checked if checked.errors else CheckedCase(checked.findings, image.volume, stored.astype(np.int32))
+    if checked.errors or image is None or labels is None:
+        return checked
+    return CheckedCase(checked.findings, image.volume, labels.astype(np.int32))
 
 
 def image_problems(array: NDArray[np.float32]) -> list[tuple[str, str]]:
@@ -91,26 +98,32 @@ def image_problems(array: NDArray[np.float32]) -> list[tuple[str, str]]:
     return problems
 
 
-def label_problem(stored: NDArray[Any], declared: dict[str, int] | None) -> tuple[str, str] | None:
-    """What is wrong with the values of a label array: rule and message, or None."""
-    if not np.issubdtype(stored.dtype, np.integer):
-        whole = np.isfinite(stored) & (stored == np.round(stored))
-        if not whole.all():
-            examples = ", ".join(f"{v:.4g}" for v in np.unique(stored[~whole])[:4])
-            return (
+def label_problems(stored: NDArray[Any], declared: dict[str, int] | None) -> list[tuple[str, str]]:
+    """What is wrong with the values of a label array: rules and messages."""
+    problems = []
+    values = np.unique(stored)
+    whole = values[np.isfinite(values) & (values == np.round(values))]
+    if len(whole) < len(values):
+        broken = values[~np.isin(values, whole)]
+        n_voxels = int((~np.isin(stored, whole)).sum())
+        examples = ", ".join(f"{v:.4g}" for v in broken[:4])
+        problems.append(
+            (
                 "non-integer labels",
-                f"{int((~whole).sum())} voxel(s) hold values such as {examples}; the mask was resampled with interpolation: "
+                f"{n_voxels} voxel(s) hold values such as {examples}; the mask was resampled with interpolation: "
                 "make it again with nearest-neighbour",
             )
-    values = [int(v) for v in np.unique(stored)]
-    if values[0] < 0:
-        return "negative labels", f"values {[v for v in values if v < 0][:8]} found; expected non-negative integers"
-    if declared is not None:
-        outside = [v for v in values if v not in declared.values()]
-        if outside:
-            counts = ", ".join(f"{v} ({int((stored == v).sum())} voxels)" for v in outside[:8])
-            return (
-                "undeclared labels",
-                f"value(s) {counts}; declared are {sorted(declared.values())}: correct the mask or declare them",
-            )
-    return None
+        )
+    integers = [int(v) for v in whole]
+    outside_type = [v for v in integers if not 0 <= v <= LARGEST_LABEL]
+    if outside_type:
+        rule = "negative labels" if outside_type[0] < 0 else "too large labels"
+        problems.append((rule, f"values {outside_type[:8]} found; expected integers from 0 to {LARGEST_LABEL}"))
+    undeclared = (
+        [] if declared is None else [v for v in integers if v not in declared.values() and v not in outside_type]
+    )
+    if declared is not None and undeclared:
+        counts = ", ".join(f"{v} ({int((stored == v).sum())} voxels)" for v in undeclared[:8])
+        message = f"value(s) {counts}; declared are {sorted(declared.values())}: correct the mask or declare them"
+        problems.append(("undeclared labels", message))
+    return problems

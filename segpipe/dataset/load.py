@@ -67,22 +67,33 @@ def load_image(
     return LoadedImage(stacked.reoriented(orientation), stacked.grid, orientation)
 
 
-def load_labels(case_id: str, path: Path, image: LoadedImage) -> NDArray[Any]:
-    """Read a label file as an array (Z, Y, X) on the image's canonical axes, in the file's own number type.
+def read_labels(case_id: str, path: Path) -> Volume:
+    """Read a label file, (1, Z, Y, X) on its own axes and in its own number type.
 
     Raises
     ------
-    UnreadableFileError, GeometryMismatchError, CaseError
-        If it cannot be read, lies on another grid than the image, or has several channels.
+    UnreadableFileError, CaseError
+        If it cannot be read or has several channels.
     """
     volume = read_volume(path)
     if volume.array.shape[0] != 1:
         raise CaseError(
             f"case {case_id!r}: label {path.name} has {volume.array.shape[0]} channels; expected one label value a voxel"
         )
-    require_same_grid(case_id, "image", image.stored_grid, f"label {path.name}", volume.grid)
-    labels: NDArray[Any] = image.orientation.apply(volume.array[0])
-    return labels
+    return volume
+
+
+def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
+    """Bring labels onto the axes of their image, (Z, Y, X).
+
+    Raises
+    ------
+    GeometryMismatchError
+        If they lie on another grid.
+    """
+    require_same_grid(case_id, "image", image.stored_grid, "label", labels.grid)
+    reoriented: NDArray[Any] = image.orientation.apply(labels.array[0])
+    return reoriented
 
 
 def require_same_grid(case_id: str, first_name: str, first: Grid, second_name: str, second: Grid) -> None:

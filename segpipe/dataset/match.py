@@ -4,7 +4,6 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -98,16 +97,25 @@ def _decathlon_row(folder: Path, entry: Any) -> _Row:
 
 
 def _listed_rows(folder: Path, listed: dict[str, Any]) -> list[_Row]:
-    return [
-        _Row(case=case, images=[folder / i for i in entry["images"]], label=folder / entry["label"])
-        for case, entry in sorted(listed.items())
-    ]
+    rows = []
+    for case, entry in sorted(listed.items()):
+        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
+            raise DatasetError(
+                f"{folder / 'dataset.json'}: case {case!r} is {entry!r}; expected an object with images and label"
+            )
+        label = entry.get("label")
+        rows.append(
+            _Row(case=case, images=[folder / i for i in entry["images"]], label=folder / label if label else None)
+        )
+    return rows
 
 
 def _folder_rows(images: Path, labels: Path) -> list[_Row]:
     """Match images and labels by name; a suffix _0000, _0001, ... on every image numbers its channels."""
     image_files, label_files = _image_files(images), _image_files(labels) if labels.is_dir() else []
-    by_case = _by_case(image_files)
+    # A label with an image's whole name says that its digits belong to the case, not to a channel.
+    same_names = {stem_of(i) for i in image_files} & {stem_of(f) for f in label_files}
+    by_case = _by_case(image_files, suffixed=_are_suffixed(image_files) and not same_names)
     labels_by_case: dict[str, list[Path]] = defaultdict(list)
     for file in label_files:
         labels_by_case[stem_of(file)].append(file)
@@ -125,16 +133,22 @@ def _folder_rows(images: Path, labels: Path) -> list[_Row]:
     return rows
 
 
-def group_images(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Group image files to cases by name, channels in order (the rule of :func:`match_dataset`)."""
-    return {
-        case: [f for _, found in sorted(channels.items()) for f in found]
-        for case, channels in _by_case(list(files)).items()
-    }
+def group_images(files: list[Path], n_channels: int) -> dict[str, dict[int, list[Path]]]:
+    """Group image files to cases and channels by name; more than one file of a channel is the caller's to refuse.
+
+    Digits are channels when every name ends in ``_0000``-like ones; for one channel they must all be ``_0000``.
+    """
+    suffixed = _are_suffixed(files)
+    if suffixed and n_channels == 1:
+        suffixed = all(stem_of(f).endswith("_0000") for f in files)
+    return _by_case(files, suffixed=suffixed)
 
 
-def _by_case(files: list[Path]) -> dict[str, dict[int, list[Path]]]:
-    suffixed = bool(files) and all(_CHANNEL_SUFFIX.match(stem_of(f)) for f in files)
+def _are_suffixed(files: list[Path]) -> bool:
+    return bool(files) and all(_CHANNEL_SUFFIX.match(stem_of(f)) for f in files)
+
+
+def _by_case(files: list[Path], *, suffixed: bool) -> dict[str, dict[int, list[Path]]]:
     by_case: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         matched = _CHANNEL_SUFFIX.match(stem_of(file)) if suffixed else None
@@ -166,11 +180,17 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         If the file is neither, or its rows are not objects.
     """
     if path.suffix.lower() == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)]
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                return [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)]
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
     if path.suffix.lower() != ".json":
         raise DatasetError(f"{path}: a manifest ends in .csv or .json")
-    content = json.loads(path.read_text()) if path.stat().st_size else []
+    try:
+        content = json.loads(path.read_text() or "[]")
+    except ValueError as error:
+        raise DatasetError(f"{path}: is not JSON ({error}); repair it") from error
     rows = content.get("cases", []) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise DatasetError(

@@ -41,8 +41,8 @@ def check(
     matched = match_dataset(Path(dataset))
     findings = list(matched.findings)
     rules = partial(_findings, channel_names=matched.channel_names, declared=matched.labels)
-    workers = jobs.worker_count(jobs_limit, len(matched.cases), largest_case_bytes(matched) * 3)
-    for outcome in jobs.map_cases(rules, matched.cases, workers=workers):
+    peak = largest_case_bytes(matched) * 5
+    for outcome in jobs.map_cases(rules, matched.cases, limit=jobs_limit, bytes_each=peak):
         findings.extend(outcome.value or ())
         if outcome.failure:
             findings.append(

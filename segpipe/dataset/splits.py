@@ -24,7 +24,9 @@ class Splits(Artefact):
 
     dataset_digest: str
     grouped: bool
+    cases: tuple[str, ...]
     folds: tuple[Fold, ...]
+    """Empty when there is but one group: nothing can be held out."""
 
     def fold(self, fold: int | str) -> Fold:
         """Return a fold by number, or ``all``: every case both trains and validates.
@@ -35,8 +37,12 @@ class Splits(Artefact):
             If there is no such fold.
         """
         if fold == "all":
-            every = tuple(sorted({c for f in self.folds for c in f.validation}))
-            return Fold(train=every, validation=every)
+            return Fold(train=self.cases, validation=self.cases)
+        if not self.folds:
+            raise DatasetError(
+                f"--fold {fold}: {len(self.cases)} usable case(s) of one group; at least 2 groups are needed to hold one out: "
+                "add cases, or train with --fold all"
+            )
         if not isinstance(fold, int) or not 0 <= fold < len(self.folds):
             raise DatasetError(f"--fold {fold}: expected 0 to {len(self.folds) - 1}, or all")
         return self.folds[fold]
@@ -54,20 +60,16 @@ def make_splits(groups: dict[str, str], dataset_digest: str, n_folds: int = N_FO
     n_folds, seed : int
         Folds (at most as many as there are groups), and seed of the shuffle.
 
-    Raises
-    ------
-    DatasetError
-        With fewer than two groups nothing can be held out.
+    Returns
+    -------
+    Splits
+        Without folds when there is but one group.
     """
     names = sorted(set(groups.values()))
-    if len(names) < 2:
-        raise DatasetError(
-            f"{len(groups)} usable case(s) in {len(names)} group(s); at least 2 are needed to hold one out: add cases"
-        )
     order = np.arange(len(names))
     np.random.RandomState(seed).shuffle(order)
     folds = []
-    for held_out in np.array_split(order, min(n_folds, len(names))):
+    for held_out in np.array_split(order, min(n_folds, len(names))) if len(names) > 1 else []:
         chosen = {names[i] for i in held_out}
         folds.append(
             Fold(
@@ -76,7 +78,7 @@ def make_splits(groups: dict[str, str], dataset_digest: str, n_folds: int = N_FO
             )
         )
     grouped = any(case != group for case, group in groups.items())
-    return Splits(dataset_digest=dataset_digest, grouped=grouped, folds=tuple(folds))
+    return Splits(dataset_digest=dataset_digest, grouped=grouped, cases=tuple(sorted(groups)), folds=tuple(folds))
 
 
 def read_or_make(path: Path, groups: dict[str, str], dataset_digest: str) -> Splits:

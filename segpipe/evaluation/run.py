@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import jobs
-from segpipe.dataset.check import label_problem
-from segpipe.dataset.load import require_same_grid
+from segpipe.dataset.check import label_problems
+from segpipe.dataset.load import read_labels, require_same_grid
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, UnreadableFileError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
 from segpipe.geometry import Grid
-from segpipe.io.formats import read_header, read_volume, stem_of
+from segpipe.io.formats import read_header, stem_of
 
 Pair = tuple[str, Path, Path]
 
@@ -48,13 +48,13 @@ def evaluate(
         Told each case id when it is done.
     """
     failed = dict(missing or {})
-    workers = jobs.worker_count(jobs_limit, len(pairs), _pair_bytes(pairs))
+    peak = _pair_bytes(pairs)
     if labels is None:
-        labels = _labels_found(pairs, workers, failed)
+        labels = _labels_found(pairs, jobs_limit, peak, failed)
         pairs = [p for p in pairs if p[0] not in failed]
     scores: list[CaseScores] = []
     for outcome in jobs.map_cases(
-        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm), pairs, workers=workers
+        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm), pairs, limit=jobs_limit, bytes_each=peak
     ):
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
@@ -91,8 +91,8 @@ def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[s
             raise DatasetError(f"{path}: no such file or folder")
     if references.is_file():
         return [(stem_of(references), predictions, references)], {}
-    by_case = {stem_of(p): p for p in image_files_in(predictions)}
-    reference_files = {stem_of(r): r for r in image_files_in(references)}
+    by_case, prediction_twice = _by_stem(predictions)
+    reference_files, reference_twice = _by_stem(references)
     if not reference_files:
         raise DatasetError(f"{references}: no image file found")
     pairs = [(case, by_case[case], file) for case, file in reference_files.items() if case in by_case]
@@ -100,36 +100,48 @@ def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[s
         raise DatasetError(
             f"{predictions}: no file has the name of a reference in {references} (such as {next(iter(reference_files))})"
         )
-    return pairs, {
+    twice = reference_twice | {case: why for case, why in prediction_twice.items() if case in reference_files}
+    return [p for p in pairs if p[0] not in twice], twice | {
         case: f"no prediction of this name in {predictions}" for case in reference_files if case not in by_case
     }
 
 
-def _read_labels(path: Path) -> tuple[NDArray[np.int64], Grid]:
-    volume = read_volume(path)
-    if volume.array.shape[0] != 1:
-        raise CaseError(f"{path}: {volume.array.shape[0]} channels; expected one label value a voxel")
-    problem = label_problem(volume.array, None)
-    if problem:
-        raise CaseError(f"{path}: {problem[0]}: {problem[1]}")
+def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Files by name without ending, and the names that several files have."""
+    files: dict[str, Path] = {}
+    twice = {}
+    for file in image_files_in(folder):
+        if stem_of(file) in files:
+            twice[stem_of(file)] = (
+                f"{folder}: {files[stem_of(file)].name} and {file.name} have one name; keep one of them"
+            )
+        files[stem_of(file)] = file
+    return files, twice
+
+
+def _read_labels(case: str, path: Path) -> tuple[NDArray[np.int64], Grid]:
+    volume = read_labels(case, path)
+    problems = label_problems(volume.array, None)
+    if problems:
+        raise CaseError(f"{path}: " + "; ".join(f"{rule}: {message}" for rule, message in problems))
     return volume.array[0].astype(np.int64), volume.grid
 
 
 def _score_pair(pair: Pair, labels: dict[str, int], tolerance_mm: float) -> CaseScores:
     case, prediction_path, reference_path = pair
-    prediction, grid = _read_labels(prediction_path)
-    reference, reference_grid = _read_labels(reference_path)
+    prediction, grid = _read_labels(case, prediction_path)
+    reference, reference_grid = _read_labels(case, reference_path)
     require_same_grid(case, "prediction", grid, "reference", reference_grid)
     return score_case(case, prediction, reference, grid, labels, tolerance_mm)
 
 
 def _values_of(pair: Pair) -> set[int]:
-    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(path)[0])}
+    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path)[0])}
 
 
-def _labels_found(pairs: list[Pair], workers: int, failed: dict[str, str]) -> dict[str, int]:
+def _labels_found(pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]) -> dict[str, int]:
     found: set[int] = set()
-    for outcome in jobs.map_cases(_values_of, pairs, workers=workers):
+    for outcome in jobs.map_cases(_values_of, pairs, limit=limit, bytes_each=peak):
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
         else:

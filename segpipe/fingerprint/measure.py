@@ -111,6 +111,23 @@ def intensity_statistics(cases: list[CaseMeasurements]) -> tuple[IntensityStatis
     return tuple(statistics)
 
 
+def flat_cases(cases: list[CaseFingerprint]) -> list[CaseFingerprint]:
+    """Where all cases are single slices along an axis, make that the coarsest one, so that plans are two-dimensional.
+
+    The distance of slices that have no neighbour means nothing; nnU-Net records 999 times the pixel size.
+    """
+    flat = [a for a in range(3) if all(c.shape[a] == 1 for c in cases)]
+    if len(flat) != 1:
+        return cases
+
+    def widened(case: CaseFingerprint) -> CaseFingerprint:
+        spacing = list(case.spacing_mm)
+        spacing[flat[0]] = 999 * max(s for a, s in enumerate(spacing) if a != flat[0])
+        return case.model_copy(update={"spacing_mm": tuple(spacing)})
+
+    return [widened(c) for c in cases]
+
+
 def median_relative_size(cases: list[CaseFingerprint]) -> float:
     """Median over cases of the voxels left after cropping, as a fraction."""
     return float(np.median([np.prod(c.shape_after_crop) / np.prod(c.shape) for c in cases]))

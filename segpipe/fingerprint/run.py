@@ -9,7 +9,13 @@ from segpipe.dataset.check import CheckedCase, check_case
 from segpipe.dataset.match import largest_case_bytes, match_dataset
 from segpipe.dataset.schema import Case, Dataset, Finding
 from segpipe.errors import DatasetError
-from segpipe.fingerprint.measure import CaseMeasurements, intensity_statistics, measure_case, median_relative_size
+from segpipe.fingerprint.measure import (
+    CaseMeasurements,
+    flat_cases,
+    intensity_statistics,
+    measure_case,
+    median_relative_size,
+)
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.workspace import Workspace
 
@@ -43,13 +49,14 @@ def fingerprint(
     matched.write(workspace.dataset)
     if workspace.fingerprint.is_file():
         known = Fingerprint.read(workspace.fingerprint)
-        if known.dataset_digest == matched.digest():
+        # What could not be read or ran out of memory may succeed the next time.
+        if known.dataset_digest == matched.digest() and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
     measure = partial(_check_and_measure, channel_names=matched.channel_names, declared=matched.labels)
-    workers = jobs.worker_count(jobs_limit, len(matched.cases), largest_case_bytes(matched) * 4)
+    peak = largest_case_bytes(matched) * 6
     findings = list(matched.findings)
     measured: list[CaseMeasurements] = []
-    for outcome in jobs.map_cases(measure, matched.cases, workers=workers):
+    for outcome in jobs.map_cases(measure, matched.cases, limit=jobs_limit, bytes_each=peak):
         if outcome.value:
             found, measurements = outcome.value
             findings.extend(found)
@@ -77,7 +84,7 @@ def _failure(case: Case, reason: str | None) -> Finding:
 
 
 def _summarise(dataset: Dataset, measured: list[CaseMeasurements], findings: list[Finding]) -> Fingerprint:
-    cases = [m.fingerprint for m in measured]
+    cases = flat_cases([m.fingerprint for m in measured])
     if not cases:
         reasons = "; ".join(f"{f.case}: {f.rule}" for f in findings[:5])
         raise DatasetError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segpipe.dataset.match import group_images, image_files_in, manifest_images, read_manifest
 from segpipe.errors import DatasetError, SegpipeError
-from segpipe.io.formats import IMAGE_ENDINGS, ending_of, stem_of
+from segpipe.io.formats import IMAGE_ENDINGS, ending_of, output_ending, stem_of
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,11 @@ class InputCase:
     id: str
     images: tuple[Path, ...]
     output: Path
+    problem: str | None = None
+    """Why this case cannot be predicted, when that is known before anything is read."""
 
 
-def find_inputs(source: Path, output: Path) -> list[InputCase]:
+def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     """List the cases of an input.
 
     Parameters
@@ -26,6 +28,8 @@ def find_inputs(source: Path, output: Path) -> list[InputCase]:
         An image file, a folder of image files (channels by the suffix _0000, _0001, ...), or a manifest (.csv, .json).
     output : Path
         A folder; or a file, when ``source`` is one image.
+    n_channels : int
+        Of the model; with one, digits at the end of a name belong to the case unless they all are _0000.
 
     Raises
     ------
@@ -37,28 +41,35 @@ def find_inputs(source: Path, output: Path) -> list[InputCase]:
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
     if source.is_dir():
-        cases = group_images(image_files_in(source))
+        cases = [
+            _folder_case(c, files, output)
+            for c, files in sorted(group_images(image_files_in(source), n_channels).items())
+        ]
     elif source.suffix.lower() in (".csv", ".json"):
-        cases = _from_manifest(source)
+        cases = _manifest_cases(source, output)
     else:
-        cases = {stem_of(source): [source]}
+        place = output if ending_of(output) else output / f"{stem_of(source)}{output_ending(source)}"
+        cases = [InputCase(stem_of(source), (source,), place)]
     if not cases:
         raise DatasetError(f"{source}: no image file found; endings read: {', '.join(IMAGE_ENDINGS)}")
-    single = source.is_file() and ending_of(source) is not None and ending_of(output) is not None
-    found = [
-        InputCase(case, tuple(images), output if single else output / f"{case}{ending_of(images[0]) or ''}")
-        for case, images in sorted(cases.items())
-    ]
-    for case in found:
-        if case.output.resolve() in {i.resolve() for i in case.images}:
+    images = {image.resolve() for case in cases for image in case.images}
+    for case in cases:
+        if case.output.resolve() in images:
             raise SegpipeError(
-                f"{case.output}: the segmentation would overwrite its own image; choose another output folder"
+                f"{case.output}: the segmentation would overwrite an image; choose another output folder"
             )
-    return found
+    return cases
 
 
-def _from_manifest(path: Path) -> dict[str, list[Path]]:
-    cases: dict[str, list[Path]] = {}
+def _folder_case(case: str, channels: dict[int, list[Path]], output: Path) -> InputCase:
+    files = [file for _, found in sorted(channels.items()) for file in found]
+    twice = next((found for found in channels.values() if len(found) > 1), None)
+    problem = f"several files for one image: {', '.join(f.name for f in twice)}; keep one of them" if twice else None
+    return InputCase(case, tuple(files), output / f"{case}{output_ending(files[0])}", problem)
+
+
+def _manifest_cases(path: Path, output: Path) -> list[InputCase]:
+    cases: dict[str, InputCase] = {}
     for number, row in enumerate(read_manifest(path), start=1):
         images = manifest_images(row, path.parent)
         if not images:
@@ -70,5 +81,5 @@ def _from_manifest(path: Path) -> dict[str, list[Path]]:
             raise DatasetError(
                 f"{path}: row {number}: case {case!r} stands twice or cannot be a file name; give each case its own id"
             )
-        cases[case] = images
-    return cases
+        cases[case] = InputCase(case, tuple(images), output / f"{case}{output_ending(images[0])}")
+    return list(cases.values())

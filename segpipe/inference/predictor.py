@@ -45,7 +45,7 @@ class Predictor:
             A .segpipe file, or a folder that holds model.segpipe.
         runtime : Runtime
         folds : tuple of str
-            Folds to ensemble; empty for all.
+            Folds to ensemble; empty for all the numbered ones, or "all" where there is no other.
         tta : bool
             Average over mirrored images, along the axes that were mirrored in training.
         step : float
@@ -61,10 +61,16 @@ class Predictor:
         missing = [f for f in folds if f not in model.folds]
         if missing:
             raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
-        plan = Plan.model_validate_json(model.plan_json)
+        try:
+            plan = Plan.model_validate_json(model.plan_json)
+        except ValueError as error:
+            raise ModelError(
+                f"{path}: its plan is from another version of segpipe ({error}); export it again"
+            ) from error
         configuration = plan.configuration(model.configuration)
         axes = model.mirror_axes if tta else ()
-        used = folds or tuple(model.folds)
+        # A fold that saw every case stands for itself; it is no member of the folds' ensemble unless asked for.
+        used = folds or tuple(f for f in model.folds if f != "all") or ("all",)
         networks = tuple(mirrored(_network(plan, configuration, model.folds[f], runtime), axes) for f in used)
         digest = f"{file_sha256(path)}:folds={','.join(used)}:mirror={axes}:step={step}"
         return cls(plan, configuration, networks, runtime, digest, step)
@@ -121,6 +127,7 @@ def _network(plan: Plan, configuration: Configuration, weights: dict[str, Tensor
     def forward(x: Tensor) -> Tensor:
         with runtime.precision():
             logits: Tensor = network(x.contiguous(memory_format=memory_format))
-        return logits
+        # Windows and mirror images are summed: in full precision.
+        return logits.float()
 
     return forward

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segpipe.dataset.check import image_problems
 from segpipe.dataset.load import LoadedImage, load_image
 from segpipe.dataset.schema import FileStamp
-from segpipe.errors import CaseError
+from segpipe.errors import CaseError, SegpipeError
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.schema import PredictionRow
@@ -46,8 +46,15 @@ def predict(
     -------
     list of PredictionRow
         One a case, in order; failed ones with their reason.
+
+    Raises
+    ------
+    SegpipeError
+        If an output is there that prediction did not write.
     """
-    known = _known(log) if resume else {}
+    written = _known(log)
+    _require_own_outputs(cases, written)
+    known = written if resume else {}
     log.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for case in cases:
@@ -63,6 +70,8 @@ def predict(
 
 def _predict_case(case: InputCase, predictor: Predictor) -> PredictionRow:
     start = time.perf_counter()
+    if case.problem:
+        return _failed(case, predictor, case.problem)
     try:
         image = load_image(case.id, list(case.images), predictor.plan.channel_names, predictor.plan.orientation)
         problems = image_problems(image.volume.array)
@@ -94,6 +103,17 @@ def _volumes(labels: NDArray[np.unsignedinteger], image: LoadedImage, predictor:
     voxel_ml = image.volume.grid.voxel_volume_mm3 / 1000
     plan = predictor.plan
     return {name: round(float((labels == plan.labels[name]).sum() * voxel_ml), 4) for name in plan.label_names[1:]}
+
+
+def _require_own_outputs(cases: list[InputCase], written: dict[str, PredictionRow]) -> None:
+    """Refuse to overwrite a file that prediction did not write, such as a reference."""
+    own = {row.output.resolve() for row in written.values()}
+    foreign = [c.output for c in cases if c.output.exists() and c.output.resolve() not in own]
+    if foreign:
+        raise SegpipeError(
+            f"{foreign[0]}: is there already and was not written by segpipe predict ({len(foreign)} such file(s)); "
+            "choose another output folder"
+        )
 
 
 def _known(log: Path) -> dict[str, PredictionRow]:

@@ -31,6 +31,12 @@ def ending_of(path: Path) -> str | None:
     return next((e for e in IMAGE_ENDINGS if path.name.lower().endswith(e)), None)
 
 
+def output_ending(path: Path) -> str:
+    """Return the ending of a segmentation of this image: its own, or the one-file form where the voxels lie apart."""
+    ending = ending_of(path) or ""
+    return {".mhd": ".mha", ".nhdr": ".nrrd"}.get(ending, ending)
+
+
 def stem_of(path: Path) -> str:
     """Return the file name without its image ending."""
     ending = ending_of(path)

@@ -21,7 +21,10 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, *, batch_dice: bool) -> T
         See :func:`~segpipe.losses.dice.soft_dice_loss`.
     """
     logits = logits.float()
-    return soft_dice_loss(logits.softmax(1), target, batch_dice=batch_dice) + F.cross_entropy(logits, target)
+    # Rows of voxels instead of a volume: the same number, and deterministic on a GPU too; a view where channels are last.
+    rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
+    cross_entropy = F.cross_entropy(rows, target.reshape(-1))
+    return soft_dice_loss(logits.softmax(1), target, batch_dice=batch_dice) + cross_entropy
 
 
 def supervision_weights(n_resolutions: int) -> list[float]:

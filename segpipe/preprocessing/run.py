@@ -9,7 +9,7 @@ from segpipe import jobs, seeds
 from segpipe.artefact import json_digest
 from segpipe.dataset.check import check_case
 from segpipe.dataset.schema import Case, Dataset
-from segpipe.errors import ArtefactError, CaseError
+from segpipe.errors import CaseError
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.geometry import resampled_shape
 from segpipe.io.arrays import write_array
@@ -51,9 +51,9 @@ def preprocess(
     folder.mkdir(parents=True, exist_ok=True)
     cases = [c for c in dataset.cases if c.id in usable]
     work = partial(_prepare_case, channel_names=dataset.channel_names, plan=plan, configuration=chosen, folder=folder)
-    workers = jobs.worker_count(jobs_limit, len(cases), peak_bytes(fingerprint, plan, chosen))
+    peak = peak_bytes(fingerprint, plan, chosen)
     done, failed = [], {}
-    for outcome in jobs.map_cases(work, cases, workers=workers):
+    for outcome in jobs.map_cases(work, cases, limit=jobs_limit, bytes_each=peak):
         if outcome.failure:
             failed[outcome.item.id] = outcome.failure
         else:
@@ -66,24 +66,7 @@ def preprocess(
         cases=tuple(sorted(done)),
         failed=dict(sorted(failed.items())),
     )
-    index.write(folder / "index.json")
-    return index
-
-
-def read_index(workspace: Workspace, configuration: str, plan: Plan) -> PreprocessedIndex:
-    """Read what was prepared for a configuration of this plan.
-
-    Raises
-    ------
-    ArtefactError
-        If nothing was, or it was prepared by another plan.
-    """
-    path = workspace.preprocessed(configuration) / "index.json"
-    index = PreprocessedIndex.read(path)
-    if index.plan_digest != plan.digest():
-        raise ArtefactError(
-            f"{path}: was prepared by another plan; run `segpipe preprocess` again (unchanged cases are kept)"
-        )
+    index.write(workspace.prepared_index(configuration))
     return index
 
 
@@ -94,19 +77,21 @@ def peak_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuratio
         spacing = tuple(case.spacing_mm[a] for a in plan.transpose_forward)
         cropped = tuple(case.shape_after_crop[a] for a in plan.transpose_forward)
         resampled = prod(resampled_shape(cropped, spacing, target_spacing(configuration, spacing)))
-        # Native: file, float32 and cropped copies, mask, labels. Resampled: image, one axis-wise copy, three label arrays.
-        largest = max(largest, prod(case.shape) * (12 * n_channels + 12) + resampled * (4 * n_channels + 24))
+        # Native: file (up to 8 bytes a voxel), its copy, float32, mask, labels. Resampled: image, one axis-wise copy, three label arrays.
+        largest = max(largest, prod(case.shape) * (20 * n_channels + 12) + resampled * (4 * n_channels + 24))
     return largest
 
 
 def _prepare_case(
     case: Case, channel_names: tuple[str, ...], plan: Plan, configuration: Configuration, folder: Path
 ) -> None:
-    files = PreparedFiles(folder, case.id)
+    files = PreparedFiles(folder / case.id)
     source = _source_digest(case, plan, configuration)
-    if files.record.is_file() and PreparedRecord.read(files.record).source_digest == source:
+    whole = all(f.is_file() for f in (files.record, files.image, files.segmentation, files.foreground))
+    if whole and PreparedRecord.read(files.record).source_digest == source:
         return
     files.record.unlink(missing_ok=True)
+    files.root.mkdir(exist_ok=True)
     checked = check_case(case, channel_names, plan.labels)
     if checked.image is None or checked.labels is None:
         raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in checked.errors))

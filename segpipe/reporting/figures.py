@@ -65,7 +65,7 @@ def overlay(image: Path, prediction: Path, reference: Path, labels: dict[str, in
             colour = _COLOURS[number % len(_COLOURS)]
             _fill(panel, _radiological(predicted, axis, index) == value, colour, aspect)
             mask = _radiological(referenced, axis, index) == value
-            if mask.any() and not mask.all():
+            if min(mask.shape) > 1 and mask.any() and not mask.all():
                 panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
         panel.set_title(name, fontsize=9)
         panel.set_axis_off()

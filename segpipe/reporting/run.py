@@ -10,7 +10,7 @@ from segpipe.dataset.schema import Dataset
 from segpipe.errors import ArtefactError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.fingerprint.schema import Fingerprint
-from segpipe.io.formats import ending_of
+from segpipe.io.formats import output_ending
 from segpipe.planning.schema import Plan
 from segpipe.reporting.figures import as_data_url, overlay, training_curve
 from segpipe.training.schema import TrainingRecord
@@ -72,7 +72,7 @@ def _overlays(evaluation: Evaluation, dataset: Dataset, predictions: Path, folde
             continue
         image = case.images[0].path
         title = f"{scores.case}: {names.get(pick, 'median')} case, mean Dice {_mean_dice(scores):.3f}"
-        prediction = predictions / f"{case.id}{ending_of(image)}"
+        prediction = predictions / f"{case.id}{output_ending(image)}"
         drawn.append(
             overlay(image, prediction, case.label.path, evaluation.labels, title, folder / f"overlay_{case.id}.png")
         )

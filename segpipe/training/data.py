@@ -65,7 +65,7 @@ def open_cases(folder: Path, case_ids: tuple[str, ...]) -> list[TrainingCase]:
 
     opened = []
     for case in case_ids:
-        files = PreparedFiles(folder, case)
+        files = PreparedFiles(folder / case)
         opened.append(
             TrainingCase(
                 case, open_array(files.image), open_array(files.segmentation), open_array(files.foreground)[...]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from segpipe.artefact import write_atomically
 from segpipe.errors import TrainingError, TrainingInterrupted
 from segpipe.losses.compound import deep_supervision, dice_cross_entropy
 from segpipe.networks.build import fast_memory_format, to_device
@@ -76,7 +77,7 @@ class Trainer:
             self.state = load_checkpoint(self.folder.checkpoint, self.network, self.optimizer, self.identity)
         self.folder.root.mkdir(parents=True, exist_ok=True)
         self.loss = partial(dice_cross_entropy, batch_dice=self.batch_dice)
-        self.validation_batches = [self.validation.read(i) for i in range(self._n_validation_batches())]
+        self._cut_log()
         with stop_requests() as stop, read_ahead(self.training, self.state.iteration) as batches:
             self.saved_at = time.monotonic()
             while self.schedule.progress(self.state.iteration, self.state.elapsed_s) < 1:
@@ -91,17 +92,17 @@ class Trainer:
         save_checkpoint(self.folder.checkpoint, self.network, self.optimizer, self.state, self.identity)
         return self.state
 
+    def _learning_rate(self) -> float:
+        progress = self.schedule.progress(self.state.iteration, self.state.elapsed_s)
+        return poly_learning_rate(self.settings.learning_rate, progress)
+
     def _n_validation_batches(self) -> int:
         """Fewer batches than the recipe's when epochs are short, so that validation stays a fifth of the work."""
         return max(min(self.settings.validation_batches, self.schedule.iterations_per_epoch // 5), 1)
 
     def _step(self, batch: Batch) -> float:
-        rate = poly_learning_rate(
-            self.settings.learning_rate, self.schedule.progress(self.state.iteration, self.state.elapsed_s)
-        )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.learning_rate = rate
+            group["lr"] = self._learning_rate()
         images, labels = self.training.to_device(batch, self.runtime.device)
         images = images.contiguous(memory_format=self.format)
         with self.runtime.precision():
@@ -138,7 +139,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         state, start = self.state, time.perf_counter()
         state.validation_dice = patch_dice(
-            self.network, self.validation, self.validation_batches, self.n_classes, self.runtime
+            self.network, self.validation, self._n_validation_batches(), self.n_classes, self.runtime
         )
         state.elapsed_s += time.perf_counter() - start
         state.train_loss = sum(state.epoch_losses) / len(state.epoch_losses)
@@ -152,10 +153,19 @@ class Trainer:
                 "train_loss": state.train_loss,
                 "validation_dice": state.validation_dice,
                 "mean_validation_dice": mean_dice(state.validation_dice),
-                "learning_rate": self.learning_rate,
+                "learning_rate": self._learning_rate(),
                 "data_wait_share": round(state.waited_s / state.elapsed_s, 4),
             }
         )
+
+    def _cut_log(self) -> None:
+        """Take out lines of epochs that a crash undid: they are later than the checkpoint."""
+        if self.folder.log.is_file():
+            lines = self.folder.log.read_text().splitlines(keepends=True)
+            kept = [
+                line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= self.state.iteration
+            ]
+            write_atomically(self.folder.log, "".join(kept).encode())
 
     def _log(self, line: dict[str, Any]) -> None:
         with self.folder.log.open("a") as file:

@@ -72,15 +72,12 @@ def train(
         When a signal asked to stop.
     """
     chosen = plan.configuration(configuration)
-    _require_trainable(chosen)
+    require_trainable(workspace, plan, splits, configuration, fold, resume=resume)
     folder = workspace.fold(configuration, plan.recipe, fold)
     if folder.record.is_file() and resume:
-        return _finished(folder, plan, splits)
-    if folder.checkpoint.is_file() and not resume:
-        raise TrainingError(
-            f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, "
-            "or delete the folder to start afresh"
-        )
+        finished = _finished(folder, plan, splits)
+        pack_model(workspace, plan, configuration)
+        return finished
     if not resume:
         folder.log.unlink(missing_ok=True)
     cases = splits.fold(fold)
@@ -136,7 +133,32 @@ def pack_model(workspace: Workspace, plan: Plan, configuration: str) -> Path:
     return path
 
 
-def _require_trainable(configuration: Configuration) -> None:
+def require_trainable(
+    workspace: Workspace, plan: Plan, splits: Splits, configuration: str, fold: int | str, *, resume: bool
+) -> None:
+    """Raise what would stop this training, before any work is done for it.
+
+    Raises
+    ------
+    TrainingError, DatasetError, PlanError
+        If the configuration cannot be trained, there is no such fold, or it was trained before and not resumed.
+    """
+    splits.fold(fold)
+    _require_network(plan.configuration(configuration))
+    folder = workspace.fold(configuration, plan.recipe, fold)
+    if folder.checkpoint.is_file() and not resume:
+        raise TrainingError(
+            f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, "
+            "or delete the folder to start afresh"
+        )
+
+
+def _require_network(configuration: Configuration) -> None:
+    if len(configuration.network.features) < 2:
+        raise TrainingError(
+            f"configuration {configuration.name!r}: the median image {configuration.median_shape} is too small to pool even once "
+            "(8 voxels along an axis are needed); plan with a finer --spacing"
+        )
     if configuration.previous_stage is not None:
         raise TrainingError(
             f"configuration {configuration.name!r} needs the segmentations of {configuration.previous_stage!r} as input, "

@@ -5,21 +5,21 @@ from torch import Tensor
 
 from segpipe.networks.unet import UNet
 from segpipe.runtime import Runtime
-from segpipe.training.data import Batch, BatchSource
+from segpipe.training.data import BatchSource
 
 
 @torch.inference_mode()
 def patch_dice(
-    network: UNet, source: BatchSource, batches: list[Batch], n_classes: int, runtime: Runtime
+    network: UNet, source: BatchSource, n_batches: int, n_classes: int, runtime: Runtime
 ) -> list[float | None]:
-    """Dice of each foreground class over all voxels of the batches; None for a class that is in neither.
+    """Dice of each foreground class over all voxels of the first batches; None for a class that is in neither.
 
     Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
     """
     counts = torch.zeros(3, n_classes - 1, dtype=torch.float64)
     network.eval()
-    for batch in batches:
-        images, labels = source.to_device(batch, runtime.device)
+    for number in range(n_batches):
+        images, labels = source.to_device(source.read(number), runtime.device)
         with runtime.precision():
             classes = network(images).argmax(1)
         counts += _counts(classes, labels, n_classes).cpu()

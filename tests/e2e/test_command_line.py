@@ -170,7 +170,7 @@ def test_each_stage_by_itself(tmp_path, tiny_recipe):
     [
         (["check", "gone"], 1, "no such folder"),
         (["plan", ".", "--recipe", "fast"], 1, "layout not recognised"),
-        (["predict", ".", "out", "--model", "gone.segpipe", "--device", "cpu"], 1, "no image file found"),
+        (["predict", ".", "out", "--model", "gone.segpipe", "--device", "cpu"], 1, "no such model file"),
         (["train", ".", "--fold", "x"], 2, "expected a number or 'all'"),
         (["fly"], 2, "No such command"),
         (["run", ".", "--device", "tpu"], 1, "not a device name|expected auto"),

@@ -107,7 +107,7 @@ def test_masks_equal_nnunets_own(golden, tmp_path, name, tta):
     model, _, _ = _model(folder, *MODELS[name])
     model.write(tmp_path / "model.segpipe")
     predictor = Predictor.load(tmp_path / "model.segpipe", choose_runtime("cpu"), tta=tta)
-    cases = find_inputs(folder / "input", tmp_path / "out")
+    cases = find_inputs(folder / "input", tmp_path / "out", len(predictor.plan.channel_names))
     rows = predict_stage(cases, predictor, tmp_path / "out" / "predictions.jsonl")
     assert [row.status for row in rows] == ["done"] * len(cases)
     for case in cases:

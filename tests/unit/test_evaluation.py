@@ -73,6 +73,14 @@ def test_folders(tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text())["mean_dice"] == pytest.approx(0.5)
 
 
+def test_one_name_with_two_endings_is_failed_not_chosen(tmp_path):
+    for name in ("pred/a.nii.gz", "pred/a.nrrd", "ref/a.nii.gz", "pred/b.nii.gz", "ref/b.nii.gz"):
+        write_volume(tmp_path / name, mask((1, BOX)), GRID)
+    result = commands.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1)
+    assert [c.case for c in result.cases] == ["b"]
+    assert "a.nii.gz and a.nrrd" in result.failed["a"]
+
+
 def test_two_files_and_nothing(tmp_path):
     write_volume(tmp_path / "a.nii.gz", mask((1, BOX)), GRID)
     assert commands.evaluate(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", jobs=1).mean_dice == 1

@@ -66,7 +66,7 @@ def test_a_prediction_lies_on_its_image_in_every_orientation(tmp_path, number, e
     drawn[9:14, 12:18, 15:22] = 2
     source = tmp_path / "in" / f"case{ending}"
     write_volume(source, orientation.apply(drawn), grid.reoriented(orientation))
-    cases = find_inputs(source, tmp_path / "out")
+    cases = find_inputs(source, tmp_path / "out", 1)
     (row,) = predict_stage(cases, threshold_predictor(small_plan()), tmp_path / "out" / "predictions.jsonl")
     assert row.status == "done", row.reason
     before, after = read_volume(source), read_volume(row.output)
@@ -85,7 +85,7 @@ def test_volumes_are_measured(tmp_path):
     drawn[:10, :10, :10] = 1
     write_volume(tmp_path / "case.nii.gz", drawn, grid)
     (row,) = predict_stage(
-        find_inputs(tmp_path / "case.nii.gz", tmp_path / "out"),
+        find_inputs(tmp_path / "case.nii.gz", tmp_path / "out", 1),
         threshold_predictor(small_plan()),
         tmp_path / "log.jsonl",
     )
@@ -160,17 +160,17 @@ def test_inputs_of_every_kind(tmp_path):
     grid = axis_grid((3, 4, 5))
     for name in ("p_0000", "p_0001", "q_0000", "q_0001"):
         write_volume(tmp_path / "two" / f"{name}.nii.gz", np.ones(grid.shape, dtype=np.int16), grid)
-    cases = find_inputs(tmp_path / "two", tmp_path / "out")
+    cases = find_inputs(tmp_path / "two", tmp_path / "out", 2)
     assert [(c.id, len(c.images), c.output.name) for c in cases] == [("p", 2, "p.nii.gz"), ("q", 2, "q.nii.gz")]
     (tmp_path / "list.csv").write_text("case,image,image_2\nx,two/p_0000.nii.gz,two/p_0001.nii.gz\n")
-    (case,) = find_inputs(tmp_path / "list.csv", tmp_path / "out")
+    (case,) = find_inputs(tmp_path / "list.csv", tmp_path / "out", 2)
     assert (case.id, len(case.images)) == ("x", 2)
-    (case,) = find_inputs(tmp_path / "two" / "p_0000.nii.gz", tmp_path / "mine.nii.gz")
+    (case,) = find_inputs(tmp_path / "two" / "p_0000.nii.gz", tmp_path / "mine.nii.gz", 1)
     assert case.output == tmp_path / "mine.nii.gz"
     with pytest.raises(DatasetError, match="no such file"):
-        find_inputs(tmp_path / "gone", tmp_path / "out")
-    with pytest.raises(SegpipeError, match="overwrite its own image"):
-        find_inputs(tmp_path / "two" / "p_0000.nii.gz", tmp_path / "two")
+        find_inputs(tmp_path / "gone", tmp_path / "out", 1)
+    with pytest.raises(SegpipeError, match="overwrite an image"):
+        find_inputs(tmp_path / "two" / "p_0000.nii.gz", tmp_path / "two", 1)
 
 
 def test_a_model_round_trips_and_is_the_same_bytes(tmp_path, model):
@@ -203,3 +203,51 @@ def test_mirroring_and_folds_are_averaged(tmp_path, model):
     np.testing.assert_array_equal(single, double)
     mirrored = Predictor.load(model, choose_runtime("cpu"), tta=True).predict(image)
     assert (mirrored != single).any()
+
+
+def test_digits_belong_to_the_case_when_the_model_has_one_channel(tmp_path):
+    grid = axis_grid((3, 4, 5))
+    for name in ("patient_0001", "patient_0002"):
+        write_volume(tmp_path / "in" / f"{name}.nii.gz", np.ones(grid.shape, dtype=np.int16), grid)
+    assert [c.id for c in find_inputs(tmp_path / "in", tmp_path / "out", 1)] == ["patient_0001", "patient_0002"]
+
+
+def test_one_name_with_two_endings_is_a_failed_case(tmp_path, model):
+    grid = axis_grid((16, 20, 24))
+    for name in ("a.nii.gz", "a.nrrd", "b.nrrd"):
+        write_volume(tmp_path / "in" / name, np.ones(grid.shape, dtype=np.int16), grid)
+    rows = commands.predict(tmp_path / "in", tmp_path / "out", model=model, tta=False, device="cpu")
+    assert [(r.case, r.status) for r in rows] == [("a", "failed"), ("b", "done")]
+    assert "a.nii.gz, a.nrrd" in rows[0].reason
+
+
+def test_a_reference_is_never_overwritten(tmp_path, model):
+    grid = axis_grid((16, 20, 24))
+    for kind in ("images", "labels"):
+        write_volume(tmp_path / kind / "a.nii.gz", np.ones(grid.shape, dtype=np.int16), grid)
+    before = (tmp_path / "labels" / "a.nii.gz").read_bytes()
+    with pytest.raises(SegpipeError, match="was not written by segpipe predict"):
+        commands.predict(tmp_path / "images", tmp_path / "labels", model=model, tta=False, device="cpu")
+    assert (tmp_path / "labels" / "a.nii.gz").read_bytes() == before
+    for _ in range(2):
+        commands.predict(tmp_path / "images", tmp_path / "out", model=model, tta=False, device="cpu")
+
+
+def test_a_detached_header_gives_one_whole_file(tmp_path):
+    grid = axis_grid((16, 20, 24))
+    write_volume(tmp_path / "in" / "a.mhd", np.ones(grid.shape, dtype=np.float32), grid)
+    cases = find_inputs(tmp_path / "in" / "a.mhd", tmp_path / "out", 1)
+    (row,) = predict_stage(cases, threshold_predictor(small_plan()), tmp_path / "out" / "predictions.jsonl")
+    assert row.status == "done", row.reason
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mha", "predictions.jsonl"]
+    assert set(np.unique(read_volume(tmp_path / "out" / "a.mha").array)) == {130}
+
+
+def test_the_fold_that_saw_every_case_is_no_member_of_the_ensemble(tmp_path, model):
+    one = ModelFile.read(model)
+    path = tmp_path / "both.segpipe"
+    ModelFile(one.plan_json, "3d_fullres", "tiny", (), {"0": one.folds["0"], "all": one.folds["0"]}).write(path)
+    assert len(Predictor.load(path, choose_runtime("cpu")).networks) == 1
+    assert len(Predictor.load(path, choose_runtime("cpu"), folds=("0", "all")).networks) == 2
+    ModelFile(one.plan_json, "3d_fullres", "tiny", (), {"all": one.folds["0"]}).write(path)
+    assert len(Predictor.load(path, choose_runtime("cpu")).networks) == 1

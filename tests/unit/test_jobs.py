@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from segpipe.errors import CaseError
-from segpipe.jobs import map_cases, worker_count
+from segpipe.jobs import free_bytes, map_cases, worker_count
 
 
 def work(item, kill=()):
@@ -20,17 +20,21 @@ def work(item, kill=()):
     return item * 10
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_failure_is_the_outcome_of_its_item_alone(workers):
-    outcomes = {o.item: o for o in map_cases(work, range(8), workers=workers)}
+@pytest.mark.parametrize("limit", [1, 2, None])
+def test_a_failure_is_the_outcome_of_its_item_alone(limit):
+    outcomes = {o.item: o for o in map_cases(work, range(8), limit=limit, bytes_each=1)}
     assert {i: o.value for i, o in outcomes.items()} == {0: 0, 1: 10, 2: 20, 3: None, 4: None, 5: None, 6: 60, 7: 70}
     assert outcomes[3].failure == "three is no case"
     assert "out of memory" in outcomes[4].failure
     assert "unexpected KeyError" in outcomes[5].failure
 
 
-def test_a_killed_worker_is_named_and_loses_nobody_else():
-    outcomes = {o.item: o for o in map_cases(partial(work, kill=(2,)), [0, 1, 2, 6, 7], workers=2)}
+@pytest.mark.parametrize("bytes_each", [1, 2**60])
+def test_a_killed_worker_is_named_and_loses_nobody_else(bytes_each):
+    """Also when memory allows one worker only: the command itself must not be what dies."""
+    outcomes = {
+        o.item: o for o in map_cases(partial(work, kill=(2,)), [0, 1, 2, 6, 7], limit=None, bytes_each=bytes_each)
+    }
     assert {i: o.value for i, o in outcomes.items()} == {0: 0, 1: 10, 2: None, 6: 60, 7: 70}
     assert "killed" in outcomes[2].failure
     assert "SIGKILL" in outcomes[2].failure
@@ -41,3 +45,4 @@ def test_workers_are_as_many_as_memory_allows():
     assert worker_count(4, 1, 1) == 1
     assert worker_count(8, 10, 2**60) == 1
     assert worker_count(1, 10, 1) == 1
+    assert 0 < free_bytes() < 2**50

@@ -154,6 +154,29 @@ def test_manifest_faults(tmp_path):
     ]  # fmt: skip
 
 
+def test_digits_that_the_labels_share_belong_to_the_case(tmp_path):
+    for case in ("patient_0001", "patient_0002", "patient_0003"):
+        put(tmp_path / "images" / f"{case}.nii.gz")
+        put(tmp_path / "labels" / f"{case}.nii.gz")
+    found = match_dataset(tmp_path)
+    assert ids(found) == ["patient_0001", "patient_0002", "patient_0003"]
+    assert not found.findings
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cases.json", b"[{", "not JSON"),
+        ("cases.csv", "case,image,label\nm\u00fcller,a,b".encode("latin-1"), "not UTF-8"),
+        ("cases.csv", b"case,label\na,b", "layout not recognised"),
+    ],
+)
+def test_a_damaged_manifest_says_so(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        match_dataset(tmp_path)
+
+
 def test_hidden_files_are_passed_over(tmp_path):
     put(tmp_path / "images" / "a.nii.gz")
     put(tmp_path / "labels" / "a.nii.gz")

@@ -1,20 +1,20 @@
+import os
+
 import numpy as np
 import pytest
 
 from segpipe import commands
 from segpipe.artefact import json_digest
-from segpipe.errors import ArtefactError, CaseError
+from segpipe.errors import ArtefactError, CaseError, SegpipeError
 from segpipe.fingerprint.measure import CaseMeasurements, bounding_box, intensity_statistics, measure_case, nonzero_mask
 from segpipe.fingerprint.schema import Fingerprint, IntensityStatistics
 from segpipe.io.arrays import open_array, read_array, write_array
-from segpipe.planning.schema import Plan
 from segpipe.preprocessing.foreground import MAX_PER_CLASS, foreground_index
 from segpipe.preprocessing.normalise import normalise
 from segpipe.preprocessing.prepare import class_indices, stored_values
-from segpipe.preprocessing.run import read_index
 from segpipe.volume import Volume
 from segpipe.workspace import PreparedFiles, Workspace
-from tests.phantoms import axis_grid, write_small_dataset
+from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
 
 STATISTICS = IntensityStatistics(mean=10, median=9, std=4, min=-5, max=50, percentile_00_5=-2, percentile_99_5=30)
 
@@ -155,7 +155,7 @@ def test_faulty_cases_are_named_and_the_rest_prepared(prepared):
 
 def test_prepared_arrays(prepared):
     _, workspace, _ = prepared
-    files = PreparedFiles(workspace.preprocessed("3d_fullres"), "case_2")
+    files = PreparedFiles(workspace.preprocessed("3d_fullres") / "case_2")
     image, segmentation, foreground = (
         read_array(files.image),
         read_array(files.segmentation),
@@ -171,23 +171,70 @@ def test_prepared_arrays(prepared):
 
 def test_what_is_prepared_is_not_touched_again(prepared):
     folder, workspace, _ = prepared
-    arrays = sorted(workspace.preprocessed("3d_fullres").glob("*.b2nd"))
+    arrays = sorted(workspace.preprocessed("3d_fullres").rglob("*.b2nd"))
     before = [p.stat().st_mtime_ns for p in arrays]
     commands.preprocess(folder, work=workspace.root, jobs=1)
     assert [p.stat().st_mtime_ns for p in arrays] == before
-    files = PreparedFiles(workspace.preprocessed("3d_fullres"), "case_3")
-    files.record.unlink()
+    files = PreparedFiles(workspace.preprocessed("3d_fullres") / "case_3")
+    files.image.unlink()
     commands.preprocess(folder, work=workspace.root, jobs=1)
-    changed = [p.name for p, b in zip(arrays, before, strict=True) if p.stat().st_mtime_ns != b]
-    assert changed == ["case_3.b2nd", "case_3_fg.b2nd", "case_3_seg.b2nd"]
+    changed = [f"{p.parent.name}/{p.name}" for p, b in zip(arrays, before, strict=True) if p.stat().st_mtime_ns != b]
+    assert changed == [f"case_3/{name}.b2nd" for name in ("foreground", "image", "segmentation")]
 
 
-def test_an_index_of_another_plan_is_stale(prepared):
-    _, workspace, _ = prepared
-    plan = Plan.read(workspace.plan)
-    other = plan.model_copy(update={"dataset_name": "another"})
-    with pytest.raises(ArtefactError, match="another plan"):
-        read_index(workspace, "3d_fullres", other)
+def test_names_of_cases_cannot_collide(tmp_path):
+    """A case that is called like another one's segmentation, or like the index, has arrays of its own."""
+    folder = tmp_path / "dataset"
+    for number, case in enumerate(("s1", "s1_seg", "s1_fg", "index", "3d_fullres")):
+        image, labels = cube_case(np.random.default_rng(number))
+        write_case(folder, case, image, labels, axis_grid(labels.shape))
+    work = Workspace(tmp_path / "work")
+    index = commands.preprocess(folder, work=work.root, jobs=1)
+    assert len(index.cases) == 5
+    for case in index.cases:
+        files = PreparedFiles(work.preprocessed("3d_fullres") / case)
+        assert (read_array(files.image).ndim, read_array(files.segmentation).ndim) == (4, 3)
+
+
+def test_a_case_that_failed_to_be_read_is_tried_again(tmp_path):
+    folder = write_small_dataset(tmp_path / "dataset", n_cases=3)
+    path = folder / "images" / "case_0.nii.gz"
+    content, stamp = path.read_bytes(), path.stat()
+    path.write_bytes(b"x" * len(content))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    work = Workspace(tmp_path / "work")
+    assert set(commands.fingerprint(folder, work, jobs=1).left_out) == {"case_0"}
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert not commands.fingerprint(folder, work, jobs=1).left_out
+
+
+def test_single_slices_are_planned_in_two_dimensions(tmp_path):
+    """Also where the pixels are coarser than the distance the header gives to the slice."""
+    folder = tmp_path / "dataset"
+    for number in range(3):
+        image, labels = cube_case(np.random.default_rng(number), (16, 40, 48))
+        middle = [int(np.argmax(labels.any(axis=(1, 2))))]
+        write_case(folder, f"case_{number}", image[middle], labels[middle], axis_grid((1, 40, 48), spacing=(1.0, 2.0, 2.0)))
+    plan = commands.plan(folder, work=tmp_path / "work", jobs=1)
+    assert list(plan.configurations) == ["2d"]
+    assert plan.transpose_forward == (0, 1, 2)
+    assert plan.configurations["2d"].spacing_mm == (2.0, 2.0)
+
+
+def test_nothing_is_written_where_the_dataset_lies(tmp_path):
+    folder = write_small_dataset(tmp_path / "dataset", n_cases=2)
+    before = (folder / "dataset.json").read_bytes()
+    for work in (folder, folder / "runs"):
+        with pytest.raises(SegpipeError, match="own folder"):
+            commands.plan(folder, work=work, jobs=1)
+    assert (folder / "dataset.json").read_bytes() == before
+
+
+def test_a_thin_stack_keeps_a_slice():
+    from segpipe.geometry import resampled_shape
+
+    assert resampled_shape((2, 10, 10), (1.0, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 10, 10)
 
 
 def test_a_changed_dataset_makes_the_plan_stale(tmp_path):
