@@ -1,7 +1,7 @@
 """Rules that a decoded case must keep. Every broken rule is reported, not the first alone."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from segpipe.dataset.load import LoadedImage, labels_on, load_image, read_labels
 from segpipe.dataset.schema import Case, Finding
 from segpipe.errors import CaseError, GeometryMismatchError, UnreadableFileError
+from segpipe.io.formats import header_notes
 from segpipe.volume import Volume
 
 LARGEST_LABEL = 2**31 - 1
@@ -44,7 +45,7 @@ def check_case(case: Case, channel_names: tuple[str, ...], declared: dict[str, i
     """
     findings: list[Finding] = []
 
-    def report(rule: str, message: str, severity: str = "error") -> None:
+    def report(rule: str, message: str, severity: Literal["error", "warning", "note"] = "error") -> None:
         findings.append(Finding(case=case.id, severity=severity, rule=rule, message=message))
 
     image: LoadedImage | None = None
@@ -68,6 +69,10 @@ def check_case(case: Case, channel_names: tuple[str, ...], declared: dict[str, i
         if not problems and not stored.array.any():
             empty = f"{case.label.path.name} holds background only; it is used as a case without the structures"
             report("empty label", empty, "warning")
+    if image is not None:
+        for stamp in case.images:
+            for note in header_notes(stamp.path):
+                report("header", note, "note")
     labels: NDArray[Any] | None = None
     if image is not None and stored is not None:
         try:

@@ -14,6 +14,7 @@ from segpipe.errors import DatasetError, UnreadableFileError
 from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header, stem_of
 
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_ONLY_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>0000)$")
 _SAFE_ID = re.compile(r"^[^/\\\0]+$")
 _IMAGE_COLUMN = re.compile(r"^image(_\d+)?$")
 _LAYOUTS_HELP = (
@@ -111,11 +112,11 @@ def _listed_rows(folder: Path, listed: dict[str, Any]) -> list[_Row]:
 
 
 def _folder_rows(images: Path, labels: Path) -> list[_Row]:
-    """Match images and labels by name; a suffix _0000, _0001, ... on every image numbers its channels."""
+    """Match images and labels by name; a suffix _0000, _0001, ... numbers an image's channels."""
     image_files, label_files = _image_files(images), _image_files(labels) if labels.is_dir() else []
     # A label with an image's whole name says that its digits belong to the case, not to a channel.
     same_names = {stem_of(i) for i in image_files} & {stem_of(f) for f in label_files}
-    by_case = _by_case(image_files, suffixed=_are_suffixed(image_files) and not same_names)
+    by_case = _by_case(image_files, None if same_names else _CHANNEL_SUFFIX)
     labels_by_case: dict[str, list[Path]] = defaultdict(list)
     for file in label_files:
         labels_by_case[stem_of(file)].append(file)
@@ -136,22 +137,15 @@ def _folder_rows(images: Path, labels: Path) -> list[_Row]:
 def group_images(files: list[Path], n_channels: int) -> dict[str, dict[int, list[Path]]]:
     """Group image files to cases and channels by name; more than one file of a channel is the caller's to refuse.
 
-    Digits are channels when every name ends in ``_0000``-like ones; for one channel they must all be ``_0000``.
+    Digits such as ``_0001`` at the end of a name number the channels; for one channel only ``_0000`` does.
     """
-    suffixed = _are_suffixed(files)
-    if suffixed and n_channels == 1:
-        suffixed = all(stem_of(f).endswith("_0000") for f in files)
-    return _by_case(files, suffixed=suffixed)
+    return _by_case(files, _CHANNEL_SUFFIX if n_channels > 1 else _ONLY_CHANNEL_SUFFIX)
 
 
-def _are_suffixed(files: list[Path]) -> bool:
-    return bool(files) and all(_CHANNEL_SUFFIX.match(stem_of(f)) for f in files)
-
-
-def _by_case(files: list[Path], *, suffixed: bool) -> dict[str, dict[int, list[Path]]]:
+def _by_case(files: list[Path], suffix: re.Pattern[str] | None) -> dict[str, dict[int, list[Path]]]:
     by_case: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
-        matched = _CHANNEL_SUFFIX.match(stem_of(file)) if suffixed else None
+        matched = suffix.match(stem_of(file)) if suffix else None
         case, channel = (matched["case"], int(matched["channel"])) if matched else (stem_of(file), 0)
         by_case[case][channel].append(file)
     return by_case

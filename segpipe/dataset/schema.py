@@ -33,10 +33,10 @@ class Case(Record):
 
 
 class Finding(Record):
-    """Something wrong with a case. An error leaves the case out; a warning does not."""
+    """Something wrong with a case. An error leaves the case out; a warning does not; a note says what was believed."""
 
     case: str
-    severity: Literal["error", "warning"]
+    severity: Literal["error", "warning", "note"]
     rule: str
     message: str
 

@@ -67,6 +67,11 @@ def read_volume(path: Path) -> Volume:
     return Volume(array, grid)
 
 
+def header_notes(path: Path) -> list[str]:
+    """What is odd about a readable file's header, and what was believed (docs/conventions.md)."""
+    return nifti.header_notes(path) if ending_of(path) in NIFTI_ENDINGS else []
+
+
 def smallest_label_dtype(largest: int) -> np.dtype[Any]:
     """Return the smallest of uint8, uint16 and uint32 that holds the largest label value."""
     return np.dtype(np.uint8 if largest <= 255 else np.uint16 if largest <= 65535 else np.uint32)

@@ -1,7 +1,9 @@
 """NIfTI-1 and NIfTI-2 by nibabel.
 
 nibabel opens the files with sheared or not quite orthonormal directions that ITK refuses. The world is taken from the
-sform if its code is positive, else the qform, else the voxel sizes alone (nibabel's own order).
+sform if its code is positive, else the qform, else the voxel sizes alone (nibabel's own order). Where the lengths of
+the sform's columns contradict the voxel sizes in pixdim, pixdim is believed, with the sform's directions and origin,
+as ITK does: there are tools that write an sform of unit lengths beside the true sizes.
 """
 
 import gzip
@@ -20,6 +22,9 @@ from segpipe.errors import UnreadableFileError
 from segpipe.geometry import Grid
 
 _DAMAGE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError, ValueError)
+SIZE_TOLERANCE = 1e-3
+"""Relative difference of voxel sizes from which a header contradicts itself."""
+
 _FLIP_INDEX = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
@@ -41,6 +46,18 @@ def read(path: Path) -> tuple[NDArray[Any], Grid]:
         ) from error
     voxels = voxels.reshape((*_spatial(image.shape), n_channels))
     return np.ascontiguousarray(voxels.transpose(3, 2, 1, 0)), grid
+
+
+def header_notes(path: Path) -> list[str]:
+    """What is odd about a readable file's header, and what was believed."""
+    image = _open(path)
+    if not _sizes_disagree(image):
+        return []
+    lengths, sizes = (
+        " x ".join(f"{v:.4g}" for v in values)
+        for values in (np.linalg.norm(image.affine[:3, :3], axis=0), _pixdim(image))
+    )
+    return [f"{path.name}: the sform says voxels of {lengths} mm (x, y, z), pixdim {sizes} mm; pixdim is believed"]
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
@@ -114,9 +131,26 @@ def _n_channels(path: Path, shape: tuple[int, ...]) -> int:
 
 def _grid(path: Path, image: Any) -> Grid:
     try:
-        return Grid.from_affine(_spatial(image.shape)[::-1], image.affine @ _FLIP_INDEX)
+        return Grid.from_affine(_spatial(image.shape)[::-1], _affine(image) @ _FLIP_INDEX)
     except ValueError as error:
         raise UnreadableFileError(f"{path}: {error}; repair the header's sform or qform") from error
+
+
+def _affine(image: Any) -> NDArray[np.float64]:
+    affine: NDArray[np.float64] = np.array(image.affine, dtype=np.float64)
+    if _sizes_disagree(image):
+        affine[:3, :3] *= _pixdim(image) / np.linalg.norm(affine[:3, :3], axis=0)
+    return affine
+
+
+def _pixdim(image: Any) -> NDArray[np.float64]:
+    return np.abs(np.asarray(image.header["pixdim"][1:4], dtype=np.float64))
+
+
+def _sizes_disagree(image: Any) -> bool:
+    lengths, sizes = np.linalg.norm(image.affine[:3, :3], axis=0), _pixdim(image)
+    usable = np.isfinite(sizes).all() and (sizes > 0).all() and np.isfinite(lengths).all() and (lengths > 0).all()
+    return bool(image.header["sform_code"] > 0 and usable and (np.abs(lengths / sizes - 1) > SIZE_TOLERANCE).any())
 
 
 def _one_line(error: BaseException) -> str:

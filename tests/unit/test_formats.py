@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from segpipe.errors import UnreadableFileError
 from segpipe.geometry import largest_displacement_mm
-from segpipe.io.formats import read_header, read_volume, smallest_label_dtype, write_labels_like, write_volume
+from segpipe.io.formats import (
+    header_notes,
+    read_header,
+    read_volume,
+    smallest_label_dtype,
+    write_labels_like,
+    write_volume,
+)
 from tests.phantoms import axis_grid
 from tests.strategies import grids
 
@@ -192,3 +199,31 @@ def test_odd_but_sound_files_are_read(data, name):
 def test_nifti_2_with_two_channels(data):
     volume = read_volume(data / "odd" / "nifti2.nii.gz")
     assert volume.array.shape == (2, 12, 20, 32)
+
+
+def test_where_sform_and_pixdim_disagree_pixdim_is_believed(tmp_path):
+    """Directions and origin stay the sform's; ITK reads the same grid."""
+    image = nib.Nifti1Image(np.zeros((6, 5, 4), dtype=np.float32), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    image.header["pixdim"][1:4] = (1.5, 1.5, 10)
+    image.header["qform_code"] = 0
+    nib.save(image, tmp_path / "a.nii.gz")
+    grid = read_volume(tmp_path / "a.nii.gz").grid
+    assert grid.spacing_mm == (10, 1.5, 1.5)
+    assert grid.axis_codes == "SPL"
+    (note,) = header_notes(tmp_path / "a.nii.gz")
+    assert "1 x 1 x 1 mm" in note
+    assert "1.5 x 1.5 x 10 mm" in note
+    write_labels_like(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", np.zeros((4, 5, 6), dtype=np.uint8))
+    before, after = nib.load(tmp_path / "a.nii.gz").header, nib.load(tmp_path / "b.nii.gz").header
+    np.testing.assert_array_equal(after["pixdim"][1:4], before["pixdim"][1:4])
+    np.testing.assert_array_equal(after.get_sform(), before.get_sform())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("folder", ["hippocampus", "cardiac_cine", "fetal_brain"])
+def test_real_nifti_files_have_itks_spacing(data, folder):
+    for path in sorted((data / folder / "imagesTr").glob("*.nii.gz"))[:6]:
+        header = sitk.ImageFileReader()
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+        np.testing.assert_allclose(sorted(read_header(path).grid.spacing_mm), sorted(header.GetSpacing()), rtol=1e-5)

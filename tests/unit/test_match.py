@@ -163,6 +163,16 @@ def test_digits_that_the_labels_share_belong_to_the_case(tmp_path):
     assert not found.findings
 
 
+def test_one_stray_image_does_not_change_the_others(tmp_path):
+    for name in ("a_0000", "b_0000", "stray"):
+        put(tmp_path / "imagesTr" / f"{name}.nii.gz")
+    for case in ("a", "b"):
+        put(tmp_path / "labelsTr" / f"{case}.nii.gz")
+    found = match_dataset(tmp_path)
+    assert ids(found) == ["a", "b"]
+    assert [(f.case, f.rule) for f in found.findings] == [("stray", "missing pair")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

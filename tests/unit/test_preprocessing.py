@@ -215,7 +215,9 @@ def test_single_slices_are_planned_in_two_dimensions(tmp_path):
     for number in range(3):
         image, labels = cube_case(np.random.default_rng(number), (16, 40, 48))
         middle = [int(np.argmax(labels.any(axis=(1, 2))))]
-        write_case(folder, f"case_{number}", image[middle], labels[middle], axis_grid((1, 40, 48), spacing=(1.0, 2.0, 2.0)))
+        write_case(
+            folder, f"case_{number}", image[middle], labels[middle], axis_grid((1, 40, 48), spacing=(1.0, 2.0, 2.0))
+        )
     plan = commands.plan(folder, work=tmp_path / "work", jobs=1)
     assert list(plan.configurations) == ["2d"]
     assert plan.transpose_forward == (0, 1, 2)
