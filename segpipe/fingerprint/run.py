@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from segpipe import jobs
+from segpipe import __version__, jobs
 from segpipe.dataset.check import CheckedCase, check_case
 from segpipe.dataset.match import largest_case_bytes, match_dataset
 from segpipe.dataset.schema import Case, Dataset, Finding
@@ -50,7 +50,8 @@ def fingerprint(
     if workspace.fingerprint.is_file():
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.
-        if known.dataset_digest == matched.digest() and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
+        same = (known.dataset_digest, known.software) == (matched.digest(), __version__)
+        if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
     measure = partial(_check_and_measure, channel_names=matched.channel_names, declared=matched.labels)
     peak = largest_case_bytes(matched) * 6
@@ -98,6 +99,7 @@ def _summarise(dataset: Dataset, measured: list[CaseMeasurements], findings: lis
     return Fingerprint(
         dataset_name=dataset.name,
         dataset_digest=dataset.digest(),
+        software=__version__,
         channel_names=dataset.channel_names,
         labels=labels,
         n_label_entries=len(labels),

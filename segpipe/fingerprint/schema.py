@@ -33,6 +33,8 @@ class Fingerprint(Artefact):
 
     dataset_name: str
     dataset_digest: str
+    software: str
+    """Version of segpipe that measured; another one measures again."""
     channel_names: tuple[str, ...]
     labels: dict[str, int]
     """Label names and values, background included: the declared ones, or those found in the files."""

@@ -44,6 +44,7 @@ def read_fingerprint(mapping: Mapping[str, Any]) -> Fingerprint:
     return Fingerprint(
         dataset_name=str(mapping.get("name", "imported")),
         dataset_digest="",
+        software="",
         channel_names=tuple(str(c) for c in mapping["channel_names"]),
         labels={"background": 0, **{f"label_{i}": i for i in range(1, n_labels)}},
         n_label_entries=n_labels,

@@ -5,7 +5,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-from segpipe import jobs, seeds
+from segpipe import __version__, jobs, seeds
 from segpipe.artefact import json_digest
 from segpipe.dataset.check import check_case
 from segpipe.dataset.schema import Case, Dataset
@@ -113,6 +113,7 @@ def _prepare_case(
 def _source_digest(case: Case, plan: Plan, configuration: Configuration) -> str:
     return json_digest(
         {
+            "software": __version__,
             "case": case.model_dump(mode="json"),
             "orientation": plan.orientation,
             "transpose": plan.transpose_forward,
