@@ -6,12 +6,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from segpipe.version import __version__
+
 if TYPE_CHECKING:
     from segpipe.commands import check, demo, evaluate, plan, predict, preprocess, report, train
     from segpipe.line import run
 
 __all__ = ["check", "demo", "evaluate", "plan", "predict", "preprocess", "report", "run", "train"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

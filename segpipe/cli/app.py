@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from segpipe import __version__
 from segpipe.cli import data_commands, model_commands
 from segpipe.errors import SegpipeError
+from segpipe.version import __version__
 
 app = typer.Typer(
     name="segpipe",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from segpipe import __version__, jobs
+from segpipe import jobs
 from segpipe.dataset.check import CheckedCase, check_case
 from segpipe.dataset.match import largest_case_bytes, match_dataset
 from segpipe.dataset.schema import Case, Dataset, Finding
@@ -17,6 +17,7 @@ from segpipe.fingerprint.measure import (
     median_relative_size,
 )
 from segpipe.fingerprint.schema import Fingerprint
+from segpipe.version import __version__
 from segpipe.workspace import Workspace
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-from segpipe import __version__, jobs, seeds
+from segpipe import jobs, seeds
 from segpipe.artefact import json_digest
 from segpipe.dataset.check import check_case
 from segpipe.dataset.schema import Case, Dataset
@@ -17,6 +17,7 @@ from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import class_voxels, foreground_index
 from segpipe.preprocessing.prepare import prepare, target_spacing
 from segpipe.preprocessing.schema import PreparedRecord, PreprocessedIndex
+from segpipe.version import __version__
 from segpipe.workspace import PreparedFiles, Workspace
 
 
