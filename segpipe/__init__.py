@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from segpipe.version import __version__
+from segpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from segpipe.commands import check, demo, evaluate, plan, predict, preprocess, report, train
