@@ -62,7 +62,8 @@ class TrainingSettings(Record):
 class Recipe(Record):
     """A named set of choices."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """Names the folder of what is trained with it."""
     description: str
     planner: PlannerSettings = PlannerSettings()
     training: TrainingSettings = TrainingSettings()
