@@ -44,7 +44,7 @@ def test_the_cpu_recipe_keeps_batches_and_networks_small():
     )
     for configuration in plan.configurations.values():
         assert configuration.batch_size == 2
-        assert configuration.estimated_memory_gb <= 1.0
+        assert configuration.estimated_memory_gb <= 0.25
 
 
 @pytest.mark.parametrize(
