@@ -122,15 +122,6 @@ class Grid:
         affine[:3, 3] = self.position_mm((start[0], start[1], start[2]))
         return Grid.from_affine(tuple(self.shape[a] for a in orientation.axes), affine)
 
-    def with_shape(self, shape: Shape) -> "Grid":
-        """Return a grid of another shape that fills the same box of the world (voxel centres move, edges do not)."""
-        old, new = np.asarray(self.shape, dtype=np.float64), np.asarray(shape, dtype=np.float64)
-        scale = old / new
-        affine = self.affine
-        affine[:3, 3] = self.position_mm(tuple((scale - 1) / 2))
-        affine[:3, :3] = affine[:3, :3] * scale
-        return Grid.from_affine(shape, affine)
-
     def describe(self) -> str:
         """Shape, spacing, origin and axis codes in one line, for messages."""
         spacing = " x ".join(f"{s:.4g}" for s in self.spacing_mm)

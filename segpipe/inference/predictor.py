@@ -1,6 +1,5 @@
 """A model loaded once, ready to predict any number of volumes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,15 +75,13 @@ class Predictor:
         return cls(plan, configuration, networks, runtime, digest, step)
 
     @torch.inference_mode()
-    def predict(self, image: Volume, on_window: Callable[[], None] = lambda: None) -> NDArray[np.unsignedinteger]:
+    def predict(self, image: Volume) -> NDArray[np.unsignedinteger]:
         """Segment an image.
 
         Parameters
         ----------
         image : Volume
             (C, Z, Y, X) in the plan's orientation.
-        on_window : callable
-            Called after each window.
 
         Returns
         -------
@@ -106,7 +103,6 @@ class Predictor:
                 self.configuration.patch_size,
                 device=self.runtime.device,
                 step=self.step,
-                on_window=on_window,
             )
             total = logits if total is None else total.add_(logits)
         assert total is not None

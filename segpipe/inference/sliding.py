@@ -38,7 +38,6 @@ def sliding_logits(
     *,
     device: torch.device,
     step: float = 0.5,
-    on_window: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Join a network's logits over windows, weighted by a Gaussian.
 
@@ -54,8 +53,6 @@ def sliding_logits(
         Where the logits are accumulated.
     step : float
         Largest step as a share of the patch.
-    on_window : callable
-        Called after each window.
 
     Returns
     -------
@@ -78,7 +75,6 @@ def sliding_logits(
             total = torch.zeros((logits.shape[1], *padded.shape[1:]), device=device)
         total[(slice(None), *box)] += logits[0].float() * weights
         weight_sum[box] += weights
-        on_window()
     assert total is not None
     total /= weight_sum
     inner = tuple(slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))

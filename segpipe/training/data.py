@@ -60,16 +60,14 @@ class Batch:
 def open_cases(folder: Path, case_ids: tuple[str, ...]) -> list[TrainingCase]:
     """Open prepared cases; they are read into memory when they all fit."""
     # Imported here so that training on arrays needs no file-format library.
-    from segpipe.io.arrays import open_array
+    from segpipe.io.arrays import open_array, read_array
     from segpipe.workspace import PreparedFiles
 
     opened = []
     for case in case_ids:
         files = PreparedFiles(folder / case)
         opened.append(
-            TrainingCase(
-                case, open_array(files.image), open_array(files.segmentation), open_array(files.foreground)[...]
-            )
+            TrainingCase(case, open_array(files.image), open_array(files.segmentation), read_array(files.foreground))
         )
     n_bytes = sum(int(np.prod(c.image.shape)) * 4 + int(np.prod(c.segmentation.shape)) * 2 for c in opened)
     if n_bytes > _MEMORY_SHARE * psutil.virtual_memory().available:

@@ -145,7 +145,7 @@ def test_resume_does_only_what_is_missing_or_changed(folder, tmp_path, model):
 def test_a_bug_in_one_case_does_not_cost_the_others(folder, tmp_path, model, monkeypatch):
     genuine = Predictor.predict
 
-    def fails_once(self, image, on_window=lambda: None):
+    def fails_once(self, image):
         monkeypatch.setattr(Predictor, "predict", genuine)
         raise RuntimeError("a bug")
 
