@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from segpipe.errors import ArtefactError, SegpipeError
 from segpipe.watch import Watch
 from segpipe.workspace import Workspace
 
 if TYPE_CHECKING:
+    from segpipe.dataset.convert import Converted
     from segpipe.dataset.run import CheckResult
     from segpipe.dataset.splits import Splits
     from segpipe.evaluation.schema import Evaluation
@@ -50,13 +51,24 @@ def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
     return Workspace(Path(work))
 
 
-def check(dataset: PathLike, *, jobs: int | None = None, watch: Watch = SILENT) -> CheckResult:
-    """Check every case of a dataset against every rule; nothing is written.
+def check(
+    dataset: PathLike,
+    *,
+    work: PathLike | None = None,
+    resample_channels: bool = False,
+    jobs: int | None = None,
+    watch: Watch = SILENT,
+) -> CheckResult:
+    """Check every case of a dataset against every rule; the decoded cases are kept for the later stages.
 
     Parameters
     ----------
     dataset : path
         Folder or manifest.
+    work : path, optional
+        The workspace.
+    resample_channels : bool
+        Bring channels on other grids onto the first one's, instead of refusing them.
     jobs : int, optional
         Most worker processes.
     watch : Watch
@@ -65,7 +77,9 @@ def check(dataset: PathLike, *, jobs: int | None = None, watch: Watch = SILENT) 
     from segpipe.dataset.run import check as stage
 
     with watch.counting("checking", None) as done:
-        return stage(dataset, jobs_limit=jobs, on_case=done)
+        return stage(
+            dataset, workspace_of(dataset, work), resample_channels=resample_channels, jobs_limit=jobs, on_case=done
+        )
 
 
 def plan(
@@ -73,8 +87,9 @@ def plan(
     *,
     work: PathLike | None = None,
     recipe: PathLike = "default",
-    budget_gb: float | None = None,
+    budget_gb: float | Literal["auto"] | None = None,
     spacing_mm: tuple[float, float, float] | None = None,
+    resample_channels: bool = False,
     jobs: int | None = None,
     watch: Watch = SILENT,
 ) -> Plan:
@@ -88,10 +103,12 @@ def plan(
         The workspace.
     recipe : str or path
         A shipped recipe's name or a TOML file.
-    budget_gb : float, optional
-        Device memory to plan for, instead of the recipe's.
+    budget_gb : float or "auto", optional
+        Device memory to plan for, instead of the recipe's; ``auto`` takes what is free on the device that training would use.
     spacing_mm : tuple of float, optional
         Target spacing (z, y, x), instead of the planned one.
+    resample_channels : bool
+        Bring channels on other grids onto the first one's, instead of refusing them; later stages and the model do the same.
     jobs : int, optional
         Most worker processes.
     watch : Watch
@@ -100,18 +117,28 @@ def plan(
     from segpipe.planning.run import write_plan
 
     workspace = workspace_of(dataset, work)
-    measured = fingerprint(dataset, workspace, jobs=jobs, watch=watch)
+    if budget_gb == "auto":
+        from segpipe.runtime import choose_runtime, free_gb
+
+        budget_gb = free_gb(choose_runtime().device)
+        watch.note(f"--budget-gb auto: {budget_gb:.1f} GB")
+    measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
     return write_plan(measured, workspace, recipe=recipe, budget_gb=budget_gb, spacing_mm=spacing_mm)
 
 
 def fingerprint(
-    dataset: PathLike, workspace: Workspace, *, jobs: int | None = None, watch: Watch = SILENT
+    dataset: PathLike,
+    workspace: Workspace,
+    *,
+    resample_channels: bool | None = None,
+    jobs: int | None = None,
+    watch: Watch = SILENT,
 ) -> Fingerprint:
-    """Check and measure a dataset; writes dataset.json and fingerprint.json."""
+    """Check and measure a dataset; writes dataset.json, fingerprint.json and the decoded cases."""
     from segpipe.fingerprint.run import fingerprint as stage
 
     with watch.counting("checking and measuring", None) as done:
-        return stage(dataset, workspace, jobs_limit=jobs, on_case=done)
+        return stage(dataset, workspace, resample_channels=resample_channels, jobs_limit=jobs, on_case=done)
 
 
 def preprocess(
@@ -254,10 +281,29 @@ def predict(
         return stage(cases, predictor, log, resume=resume, on_case=lambda row: done(row.case))
 
 
+def convert(source: PathLike, output: PathLike, *, watch: Watch = SILENT) -> list[Converted]:
+    """Write every regular DICOM series of a folder as NIfTI with a sidecar; the others are reported with their reason.
+
+    Parameters
+    ----------
+    source : path
+        Folder of DICOM files, at any depth.
+    output : path
+        Folder for the NIfTI files and their sidecars.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.dataset.convert import convert as stage
+
+    with watch.counting("converting", None) as done:
+        return stage(Path(source), Path(output), on_series=done)
+
+
 def evaluate(
     predictions: PathLike,
     references: PathLike,
     *,
+    labels: PathLike | None = None,
     output: PathLike | None = None,
     tolerance_mm: float = 1.0,
     jobs: int | None = None,
@@ -269,6 +315,8 @@ def evaluate(
     ----------
     predictions, references : path
         Two folders, or two files.
+    labels : path, optional
+        A dataset.json whose names, regions and ignored value are scored; every value but 0 unless given.
     output : path, optional
         JSON file to write.
     tolerance_mm : float
@@ -278,12 +326,22 @@ def evaluate(
     watch : Watch
         Told of progress.
     """
+    from segpipe.dataset.match import read_labels_file
     from segpipe.evaluation.run import evaluate as stage
     from segpipe.evaluation.run import match_pairs
 
+    declared = None if labels is None else read_labels_file(Path(labels))
     pairs, missing = match_pairs(Path(predictions), Path(references))
     with watch.counting("scoring", len(pairs)) as done:
-        result = stage(pairs, None, missing=missing, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=done)
+        result = stage(
+            pairs,
+            None if declared is None else {t.name: t.values for t in declared.targets},
+            ignore=None if declared is None else declared.ignore,
+            missing=missing,
+            tolerance_mm=tolerance_mm,
+            jobs_limit=jobs,
+            on_case=done,
+        )
     if output is not None:
         result.write(Path(output))
     return result
@@ -326,7 +384,10 @@ def _current_plan(dataset: PathLike, workspace: Workspace, jobs: int | None, wat
     fingerprint(dataset, workspace, jobs=jobs, watch=watch)
     if not workspace.plan.is_file():
         watch.note(f"no plan in {workspace.root} yet: planning with the default recipe")
-        return plan(dataset, work=workspace.root, jobs=jobs)
+        from segpipe.fingerprint.schema import Fingerprint
+        from segpipe.planning.run import write_plan
+
+        return write_plan(Fingerprint.read(workspace.fingerprint), workspace)
     return read_plan(workspace)
 
 

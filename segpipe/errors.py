@@ -6,6 +6,7 @@
     ├── DatasetError             the folder is not a dataset segpipe knows
     ├── CaseError                one case is wrong; the others go on
     │   ├── UnreadableFileError  a file is missing, truncated, or not an image
+    │   │   └── IrregularSeriesError  a DICOM series is not one regular volume
     │   └── GeometryMismatchError  two files of a case lie on different grids
     ├── RecipeError              a recipe file is wrong
     ├── PlanError                no plan follows from this fingerprint
@@ -36,6 +37,10 @@ class CaseError(SegpipeError):
 
 class UnreadableFileError(CaseError):
     """A file is missing, truncated, or not an image segpipe can read."""
+
+
+class IrregularSeriesError(UnreadableFileError):
+    """A DICOM series is not one regular volume."""
 
 
 class GeometryMismatchError(CaseError):

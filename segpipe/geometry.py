@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
+Box = tuple[slice, slice, slice]
 _T = TypeVar("_T", bound=np.generic)
 Floats = NDArray[np.float64]
 
@@ -122,6 +123,13 @@ class Grid:
         affine[:3, 3] = self.position_mm((start[0], start[1], start[2]))
         return Grid.from_affine(tuple(self.shape[a] for a in orientation.axes), affine)
 
+    def cropped(self, box: Box) -> "Grid":
+        """Return the grid of a box (z, y, x) of an array; voxels keep their place in the world."""
+        z, y, x = (s.start for s in box)
+        affine = self.affine
+        affine[:3, 3] = self.position_mm((z, y, x))
+        return Grid.from_affine(tuple(s.stop - s.start for s in box), affine)
+
     def describe(self) -> str:
         """Shape, spacing, origin and axis codes in one line, for messages."""
         spacing = " x ".join(f"{s:.4g}" for s in self.spacing_mm)
@@ -135,6 +143,25 @@ class Grid:
         matrix = np.asarray(self.direction)
         worlds = _nearest_world_axes(matrix)
         return "".join(codes[w][int(matrix[w, axis] > 0)] for axis, w in enumerate(worlds))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> Box:
+    """Smallest box that holds every true voxel of (Z, Y, X).
+
+    Raises
+    ------
+    ValueError
+        If no voxel is true.
+    """
+    slices: list[slice] = []
+    for axis in range(3):
+        # What is known of the earlier axes makes the later ones cheaper.
+        inner = mask[tuple(slices)]
+        hits = np.flatnonzero(inner.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not hits.size:
+            raise ValueError("the mask is empty")
+        slices.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return slices[0], slices[1], slices[2]
 
 
 def canonical_orientation(grid: Grid) -> Orientation:

@@ -12,10 +12,10 @@ from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psutil
-from loky import ProcessPoolExecutor, cpu_count
+from loky import cpu_count, get_reusable_executor
 from loky.process_executor import TerminatedWorkerError
 
 from segpipe.errors import CaseError
@@ -57,17 +57,28 @@ def map_cases(
             yield _attempt(function, item)
         return
     unfinished = dict(enumerate(items))
-    with ProcessPoolExecutor(max_workers=worker_count(limit, len(items), bytes_each), timeout=60) as pool:
-        futures = {pool.submit(_attempt, function, item): index for index, item in unfinished.items()}
-        try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                del unfinished[futures[future]]
-                yield outcome
-        except TerminatedWorkerError:
-            pool.shutdown(wait=False, kill_workers=True)
+    pool = _workers(worker_count(limit, len(items), bytes_each))
+    futures = {pool.submit(_attempt, function, item): index for index, item in unfinished.items()}
+    try:
+        for future in as_completed(futures):
+            outcome = future.result()
+            del unfinished[futures[future]]
+            yield outcome
+    except TerminatedWorkerError:
+        pool.shutdown(wait=False, kill_workers=True)
+    finally:
+        # Where the caller stopped listening, what has not begun is not begun.
+        for future in futures:
+            future.cancel()
     for item in unfinished.values():
         yield _attempt_alone(function, item)
+
+
+def _workers(n: int) -> Any:
+    """Worker processes, kept for the next stage, which share the processors: left alone, each would start as many threads as there are."""
+    threads = str(max(cpu_count() // n, 1))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    return get_reusable_executor(max_workers=n, timeout=60, env=limits)
 
 
 def worker_count(limit: int | None, n_items: int, bytes_each: int) -> int:
@@ -99,13 +110,15 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Re
 
 
 def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
-    with ProcessPoolExecutor(max_workers=1, timeout=60) as pool:
-        try:
-            outcome: Outcome[Item, Result] = pool.submit(_attempt, function, item).result()
-        except TerminatedWorkerError as error:
-            pool.shutdown(wait=False, kill_workers=True)
-            codes = re.search(r"\{.*?\}", str(error))
-            how = codes.group() if codes else "no exit code"
-            killed = f"its worker was killed ({how}), most likely for memory, also when it ran alone; use a machine with more"
-            outcome = Outcome(item, failure=killed)
+    pool = _workers(1)
+    try:
+        outcome: Outcome[Item, Result] = pool.submit(_attempt, function, item).result()
+    except TerminatedWorkerError as error:
+        pool.shutdown(wait=False, kill_workers=True)
+        codes = re.search(r"\{.*?\}", str(error))
+        how = codes.group() if codes else "no exit code"
+        killed = (
+            f"its worker was killed ({how}), most likely for memory, also when it ran alone; use a machine with more"
+        )
+        outcome = Outcome(item, failure=killed)
     return outcome

@@ -57,6 +57,7 @@ def run(
     minutes: float | None = None,
     tta: bool = True,
     tolerance_mm: float = 1.0,
+    resample_channels: bool = False,
     device: str = "auto",
     jobs: int | None = None,
     seed: int = 0,
@@ -84,6 +85,8 @@ def run(
         Average predictions over mirrored images.
     tolerance_mm : float
         Of the normalised surface Dice.
+    resample_channels : bool
+        Bring channels on other grids onto the first one's, instead of refusing them.
     device : str
         auto, cpu, cuda or cuda:N.
     jobs : int, optional
@@ -104,7 +107,7 @@ def run(
     require_one_end(epochs, minutes)
     runtime = choose_runtime(device, deterministic=deterministic)
     workspace = workspace_of(dataset, work)
-    measured = fingerprint(dataset, workspace, jobs=jobs, watch=watch)
+    measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
     matched = Dataset.read(workspace.dataset)
     watch.note(
         f"{matched.name}: {matched.layout} layout, {len(measured.cases)} usable case(s), {len(measured.left_out)} left out"
@@ -192,9 +195,14 @@ def _score_held_out(
         if c.label and c.id not in not_predicted
     ]
     with watch.counting("scoring", len(pairs)) as step:
-        foreground = {name: value for name, value in sorted(current.labels.items(), key=lambda kv: kv[1]) if value > 0}
         evaluation = evaluate_stage(
-            pairs, foreground, missing=not_predicted, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=step
+            pairs,
+            {t.name: t.values for t in current.labels.targets},
+            ignore=current.labels.ignore,
+            missing=not_predicted,
+            tolerance_mm=tolerance_mm,
+            jobs_limit=jobs,
+            on_case=step,
         )
     evaluation.write(evaluation_file)
     failed = {c: f"left out: {r}" for c, r in done.measured.left_out.items()}

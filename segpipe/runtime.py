@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from segpipe.errors import DeviceError
+from segpipe.jobs import free_bytes
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,16 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return Runtime(chosen, _fast_precision(chosen))
+
+
+# The rest is for what other programs take meanwhile, and on a CPU for the prepared cases and the program itself.
+_USABLE_SHARE = {"cuda": 0.9, "cpu": 0.5}
+
+
+def free_gb(device: torch.device) -> float:
+    """Memory of a device, in GB (1e9 bytes), that a training may plan with."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
+    return round(free * _USABLE_SHARE[device.type] / 1e9, 1)
 
 
 def cpu_flags() -> frozenset[str]:

@@ -32,6 +32,38 @@ class FoldFolder:
 
 
 @dataclass(frozen=True)
+class CaseFiles:
+    """Files of one decoded case, in a folder of its own."""
+
+    root: Path
+
+    @property
+    def image(self) -> Path:
+        """(C, Z, Y, X) in the image's own number type, canonical orientation, cropped to the non-zero box."""
+        return self.root / "image.b2nd"
+
+    @property
+    def labels(self) -> Path:
+        """(Z, Y, X) stored label values."""
+        return self.root / "labels.b2nd"
+
+    @property
+    def record(self) -> Path:
+        """What reading gave; written last."""
+        return self.root / "record.json"
+
+    @property
+    def measurements(self) -> Path:
+        """What the fingerprint took from this case."""
+        return self.root / "measurements.json"
+
+    @property
+    def quantiles(self) -> Path:
+        """Sketch of the foreground's intensities."""
+        return self.root / "quantiles.b2nd"
+
+
+@dataclass(frozen=True)
 class PreparedFiles:
     """Files of one preprocessed case, in a folder of its own."""
 
@@ -44,12 +76,12 @@ class PreparedFiles:
 
     @property
     def segmentation(self) -> Path:
-        """int16 (Z, Y, X): class indices, -1 outside the non-zero region."""
+        """int16 (Z, Y, X): indices of label values (segpipe.labels), -1 outside the non-zero region where that counts."""
         return self.root / "segmentation.b2nd"
 
     @property
     def foreground(self) -> Path:
-        """int32 (N, 4): class, z, y, x of foreground voxels."""
+        """int32 (N, 4): target (0 for any labelled voxel), z, y, x."""
         return self.root / "foreground.b2nd"
 
     @property
@@ -98,6 +130,10 @@ class Workspace:
     def report(self) -> Path:
         """The report's page."""
         return self.root / "report" / "index.html"
+
+    def case(self, case: str) -> CaseFiles:
+        """Files of one decoded case."""
+        return CaseFiles(self.root / "cases" / case)
 
     def preprocessed(self, configuration: str) -> Path:
         """Folder of the arrays of one configuration."""

@@ -29,6 +29,7 @@ for command in (
     data_commands.preprocess,
     model_commands.train,
     model_commands.predict,
+    data_commands.convert,
     data_commands.evaluate,
     data_commands.report,
     data_commands.demo,

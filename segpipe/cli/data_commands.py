@@ -1,7 +1,7 @@
-"""Commands that need no network: check, plan, preprocess, evaluate, report, demo."""
+"""Commands that need no network: check, plan, preprocess, convert, evaluate, report, demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from segpipe.cli.options import (
     JobsOption,
     JsonOption,
     QuietOption,
+    ResampleOption,
     ToleranceOption,
     WorkOption,
 )
@@ -20,20 +21,25 @@ FAILED_CASES = 3
 
 
 def check(
-    dataset: DatasetArg, jobs: JobsOption = None, quiet: QuietOption = False, as_json: JsonOption = False
+    dataset: DatasetArg,
+    resample_channels: ResampleOption = False,
+    work: WorkOption = None,
+    jobs: JobsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Hold every case against every rule; exit 1 if anything is wrong. Nothing is written."""
+    """Hold every case against every rule; exit 1 if anything is wrong. What was decoded is kept for the later stages."""
     from segpipe import commands
     from segpipe.cli.display import as_plain, out, show_json, table, watch
 
-    result = commands.check(dataset, jobs=jobs, watch=watch(quiet=quiet or as_json))
+    result = commands.check(
+        dataset, work=work, resample_channels=resample_channels, jobs=jobs, watch=watch(quiet=quiet or as_json)
+    )
     found = result.dataset
     if as_json:
         show_json({"dataset": as_plain(found), "findings": [as_plain(f) for f in result.findings]})
     else:
-        labels = (
-            "found in the files" if found.labels is None else ", ".join(f"{n}={v}" for n, v in found.labels.items())
-        )
+        labels = "found in the files" if found.labels is None else found.labels.describe()
         rows = [
             ["layout", found.layout],
             ["cases", str(len(found.cases))],
@@ -63,12 +69,17 @@ def plan(
     dataset: DatasetArg,
     recipe: Annotated[
         str,
-        typer.Option("--recipe", help="Name of a recipe (default, resenc_m, resenc_l, resenc_xl, cpu) or a TOML file."),
+        typer.Option(
+            "--recipe",
+            help="Name of a recipe (default, resenc_m, resenc_l, resenc_xl, residual_m, residual_l, residual_xl, cpu) or a TOML file.",
+        ),
     ] = "default",
     budget_gb: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            "--budget-gb", min=0.1, help="Device memory to plan for.  [default: the recipe's]", show_default=False
+            "--budget-gb",
+            help="Device memory to plan for, or auto: what is free on the device.  [default: the recipe's]",
+            show_default=False,
         ),
     ] = None,
     spacing: Annotated[
@@ -77,6 +88,10 @@ def plan(
             "--spacing", metavar="Z Y X", help="Target spacing in mm instead of the planned one.", show_default=False
         ),
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what each rule looked at and did, step by step.")
+    ] = False,
+    resample_channels: ResampleOption = False,
     work: WorkOption = None,
     jobs: JobsOption = None,
     quiet: QuietOption = False,
@@ -92,8 +107,9 @@ def plan(
         dataset,
         work=work,
         recipe=recipe,
-        budget_gb=budget_gb,
+        budget_gb=_budget(budget_gb),
         spacing_mm=spacing,
+        resample_channels=resample_channels,
         jobs=jobs,
         watch=watch(quiet=quiet or as_json),
     )
@@ -102,10 +118,24 @@ def plan(
     if as_json:
         show_json(as_plain(made))
     else:
-        show_plan(measured, made, workspace)
+        show_plan(measured, made, workspace, explain=explain)
         show_failures("Cases left out", measured.left_out)
     if measured.left_out:
         raise typer.Exit(FAILED_CASES)
+
+
+def _budget(text: str | None) -> float | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = 0.0
+    if budget < 0.1:
+        raise typer.BadParameter(f"{text!r}: expected a number of GB, at least 0.1, or auto", param_hint="--budget-gb")
+    return budget
 
 
 def preprocess(
@@ -137,11 +167,47 @@ def preprocess(
         raise typer.Exit(FAILED_CASES)
 
 
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="DICOM", help="Folder of DICOM files, at any depth.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the NIfTI files.", show_default=False)],
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write every regular DICOM series as NIfTI, with a sidecar; the others are refused with the reason (exit 3)."""
+    from segpipe import commands
+    from segpipe.cli.display import as_plain, out, show_failures, show_json, table, watch
+
+    series = commands.convert(source, output, watch=watch(quiet=quiet or as_json))
+    failed = {s.series: s.reason for s in series if s.reason}
+    if as_json:
+        show_json([as_plain(s) for s in series])
+    else:
+        rows = [
+            [s.output.name, "x".join(map(str, s.shape)), " x ".join(f"{v:.4g}" for v in s.spacing_mm)]
+            for s in series
+            if s.output and s.shape and s.spacing_mm
+        ]
+        out().print(table(f"{len(rows)} of {len(series)} series, in {output}", ["file", "shape (z, y, x)", "mm"], rows))
+        show_failures("Series that were refused", failed)
+    if failed:
+        raise typer.Exit(FAILED_CASES)
+
+
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of segmentations, or one file.", show_default=False)],
     references: Annotated[
         Path, typer.Argument(help="Folder of references of the same names, or one file.", show_default=False)
     ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="A dataset.json with names, regions and the ignored value.  [default: every value but 0]",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file to write.", show_default=False)
     ] = None,
@@ -157,6 +223,7 @@ def evaluate(
     result = commands.evaluate(
         predictions,
         references,
+        labels=labels,
         output=output,
         tolerance_mm=tolerance_mm,
         jobs=jobs,

@@ -16,6 +16,7 @@ from segpipe.cli.options import (
     JsonOption,
     MinutesOption,
     QuietOption,
+    ResampleOption,
     ResumeOption,
     SeedOption,
     ToleranceOption,
@@ -41,6 +42,7 @@ def run(
     resume: ResumeOption = False,
     tta: TtaOption = True,
     tolerance_mm: ToleranceOption = 1.0,
+    resample_channels: ResampleOption = False,
     work: WorkOption = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
@@ -63,6 +65,7 @@ def run(
         minutes=minutes,
         tta=tta,
         tolerance_mm=tolerance_mm,
+        resample_channels=resample_channels,
         device=device,
         jobs=jobs,
         seed=seed,
@@ -178,6 +181,7 @@ def predict(
             f"{len(rows) - len(failed)} of {len(rows)} case(s) predicted, in {output}", markup=False, soft_wrap=True
         )
         show_failures("Cases that failed", failed)
+        show_failures("Cases to look at", {row.case: "; ".join(row.doubts) for row in rows if row.doubts})
     if failed:
         raise typer.Exit(FAILED_CASES)
 

@@ -49,6 +49,12 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue what was 
 TtaOption = Annotated[
     bool, typer.Option("--tta/--no-tta", help="Average over mirrored images (up to 8 times the work).")
 ]
+ResampleOption = Annotated[
+    bool,
+    typer.Option(
+        "--resample-channels", help="Bring channels on other grids onto the first one's, instead of refusing them."
+    ),
+]
 ToleranceOption = Annotated[
     float, typer.Option("--tolerance-mm", min=0, help="Tolerance of the normalised surface Dice (NSD).")
 ]

@@ -6,14 +6,21 @@ from segpipe.planning.schema import Configuration, Plan
 from segpipe.workspace import Workspace
 
 
-def show_plan(measured: Fingerprint, plan: Plan, workspace: Workspace) -> None:
-    """Print what was measured, what was chosen, and why."""
+def show_plan(measured: Fingerprint, plan: Plan, workspace: Workspace, *, explain: bool = False) -> None:
+    """Print what was measured, what was chosen, and why; and how each rule came to it."""
     console = out()
     console.print(table(f"{plan.dataset_name}: what was measured", ["", ""], _measured(measured)))
     console.print(
         table(f"What was chosen (recipe {plan.recipe})", _COLUMNS, [_chosen(c) for c in plan.configurations.values()])
     )
     console.print(table("Why", ["rule", "chosen", "because"], [[d.rule, d.chosen, d.because] for d in plan.decisions]))
+    if explain:
+        for decision in plan.decisions:
+            console.print(f"{decision.rule}: {decision.chosen}", markup=False, style="bold")
+            console.print(f"  because {decision.because}", markup=False)
+            for step in decision.steps:
+                console.print(f"  - {step}", markup=False)
+        console.print()
     console.print(f"plan         {workspace.plan}\nfingerprint  {workspace.fingerprint}", markup=False, soft_wrap=True)
 
 
@@ -68,9 +75,12 @@ def _measured(measured: Fingerprint) -> list[list[str]]:
                 f"mean {s.mean:.4g}, sd {s.std:.4g}, 0.5 to 99.5 percentile {s.percentile_00_5:.4g} to {s.percentile_99_5:.4g}",
             ]
         )
-    for name, value in measured.labels.items():
-        if value:
-            holding = [c.label_voxels[value] for c in measured.cases if value in c.label_voxels]
-            size = f", {min(holding)} to {max(holding)} voxels" if holding else ""
-            rows.append([f"label {name} = {value}", f"in {len(holding)} case(s){size}"])
+    kind = "region" if measured.labels.regions else "label"
+    for target in measured.labels.targets:
+        sizes = [sum(c.label_voxels.get(v, 0) for v in target.values) for c in measured.cases]
+        holding = [n for n in sizes if n]
+        size = f", {min(holding)} to {max(holding)} voxels" if holding else ""
+        rows.append(
+            [f"{kind} {target.name} = {' + '.join(map(str, target.values))}", f"in {len(holding)} case(s){size}"]
+        )
     return rows

@@ -1,20 +1,42 @@
 """Rules that a decoded case must keep. Every broken rule is reported, not the first alone."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.artefact import Record
 from segpipe.dataset.load import LoadedImage, labels_on, load_image, read_labels
-from segpipe.dataset.schema import Case, Finding
-from segpipe.errors import CaseError, GeometryMismatchError, UnreadableFileError
+from segpipe.dataset.schema import Case, Dataset, Finding, Severity
+from segpipe.errors import CaseError, GeometryMismatchError, IrregularSeriesError, UnreadableFileError
 from segpipe.io.formats import header_notes
+from segpipe.labels import Labels
 from segpipe.volume import Volume
 
 LARGEST_LABEL = 2**31 - 1
 
-_RULES = {UnreadableFileError: "unreadable", GeometryMismatchError: "different grids"}
+_RULES = {
+    UnreadableFileError: "unreadable",
+    IrregularSeriesError: "irregular series",
+    GeometryMismatchError: "different grids",
+}
+
+
+class Expectations(Record):
+    """What a dataset says of all its cases: with it a case can be read and judged by itself."""
+
+    channel_names: tuple[str, ...]
+    labels: Labels | None
+    """None accepts any non-negative integer."""
+    resample_channels: bool
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Expectations":
+        """Take them from a matched dataset."""
+        return cls(
+            channel_names=dataset.channel_names, labels=dataset.labels, resample_channels=dataset.resample_channels
+        )
 
 
 @dataclass(frozen=True)
@@ -23,7 +45,8 @@ class CheckedCase:
 
     findings: tuple[Finding, ...]
     image: Volume | None = None
-    labels: NDArray[np.int32] | None = None
+    labels: NDArray[Any] | None = None
+    """(Z, Y, X) stored values, on the image's axes."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -31,48 +54,39 @@ class CheckedCase:
         return tuple(f for f in self.findings if f.severity == "error")
 
 
-def check_case(case: Case, channel_names: tuple[str, ...], declared: dict[str, int] | None) -> CheckedCase:
-    """Decode a case once and hold it against every rule.
-
-    Parameters
-    ----------
-    case : Case
-        Its image and label files.
-    channel_names : tuple of str
-        The dataset's channels.
-    declared : dict of str to int, or None
-        The dataset's label values; None accepts any non-negative integer.
-    """
+def check_case(case: Case, expected: Expectations) -> CheckedCase:
+    """Decode a case once and hold it against every rule."""
     findings: list[Finding] = []
 
-    def report(rule: str, message: str, severity: Literal["error", "warning", "note"] = "error") -> None:
+    def report(rule: str, message: str, severity: Severity = "error") -> None:
         findings.append(Finding(case=case.id, severity=severity, rule=rule, message=message))
 
     image: LoadedImage | None = None
     try:
-        image = load_image(case.id, [i.path for i in case.images], channel_names)
+        paths = [i.path for i in case.images]
+        image = load_image(case.id, paths, expected.channel_names, resample_channels=expected.resample_channels)
     except CaseError as error:
         report(_RULES.get(type(error), "channels"), str(error))
     if image is not None:
         for rule, message in image_problems(image.volume.array):
             report(rule, message)
+        for path in [i.path for i in case.images]:
+            for note in header_notes(path):
+                report("header", f"{path.name}: {note.message}", note.severity)
     stored: Volume | None = None
     if case.label is not None:
         try:
-            stored = read_labels(case.id, case.label.path)
+            stored = read_labels(case.id, case.label.path, expected.labels)
         except CaseError as error:
             report(_RULES.get(type(error), "label channels"), str(error))
     if case.label is not None and stored is not None:
-        problems = label_problems(stored.array, declared)
+        counts = value_counts(stored.array)
+        problems = label_problems(counts, expected.labels)
         for rule, message in problems:
             report(rule, message)
-        if not problems and not stored.array.any():
+        if not problems and not set(counts) - _without_structure(expected.labels):
             empty = f"{case.label.path.name} holds background only; it is used as a case without the structures"
             report("empty label", empty, "warning")
-    if image is not None:
-        for stamp in case.images:
-            for note in header_notes(stamp.path):
-                report("header", note, "note")
     labels: NDArray[Any] | None = None
     if image is not None and stored is not None:
         try:
@@ -82,53 +96,77 @@ def check_case(case: Case, channel_names: tuple[str, ...], declared: dict[str, i
     checked = CheckedCase(tuple(findings))
     if checked.errors or image is None or labels is None:
         return checked
-    return CheckedCase(checked.findings, image.volume, labels.astype(np.int32))
+    return CheckedCase(checked.findings, image.volume, labels)
 
 
-def image_problems(array: NDArray[np.float32]) -> list[tuple[str, str]]:
+def image_problems(array: NDArray[Any]) -> list[tuple[str, str]]:
     """What is wrong with the voxels of an image (C, Z, Y, X): rule and message."""
-    problems = []
-    finite = np.isfinite(array)
-    if not finite.all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        problems.append(
+    # A sum is not finite where a voxel is not; only then is it worth to look for which.
+    finite = not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array.sum(dtype=np.float64)))
+    if not finite and not (everywhere := np.isfinite(array)).all():
+        first = tuple(int(i) for i in np.argwhere(~everywhere)[0])
+        return [
             (
                 "non-finite voxels",
-                f"{int((~finite).sum())} voxel(s) are NaN or infinite, the first at (c, z, y, x) = {first}; "
+                f"{int((~everywhere).sum())} voxel(s) are NaN or infinite, the first at (c, z, y, x) = {first}; "
                 "replace them by the background value",
             )
-        )
-    elif not array.any():
-        problems.append(("blank image", "every voxel is 0; the export lost its values"))
-    return problems
+        ]
+    if not array.any():
+        return [("blank image", "every voxel is 0; the export lost its values")]
+    return []
 
 
-def label_problems(stored: NDArray[Any], declared: dict[str, int] | None) -> list[tuple[str, str]]:
-    """What is wrong with the values of a label array: rules and messages."""
+def value_counts(stored: NDArray[Any]) -> dict[float, int]:
+    """Voxels of each value of a label array."""
+    if not stored.size:
+        return {}
+    low, high = stored.min(), stored.max()
+    small = 0 <= low <= high < 2**16
+    if small and np.issubdtype(stored.dtype, np.floating) and (stored == np.rint(stored)).all():
+        stored = stored.astype(np.uint16)
+    if small and np.issubdtype(stored.dtype, np.integer):
+        totals = np.zeros(int(high) + 1, dtype=np.int64)
+        # Slice by slice: the counting makes a copy of eight bytes a voxel.
+        for plane in stored.reshape(-1, *stored.shape[-2:]):
+            totals += np.bincount(plane.ravel(), minlength=len(totals))
+        return {int(v): int(totals[v]) for v in np.flatnonzero(totals)}
+    values, counts = np.unique(stored, return_counts=True)
+    return {float(v): int(n) for v, n in zip(values, counts, strict=True)}
+
+
+def label_problems(counts: dict[float, int], declared: Labels | None) -> list[tuple[str, str]]:
+    """What is wrong with the values of a label array, given with their voxels: rules and messages."""
     problems = []
-    values = np.unique(stored)
-    whole = values[np.isfinite(values) & (values == np.round(values))]
-    if len(whole) < len(values):
-        broken = values[~np.isin(values, whole)]
-        n_voxels = int((~np.isin(stored, whole)).sum())
-        examples = ", ".join(f"{v:.4g}" for v in broken[:4])
+    whole = {int(v): n for v, n in counts.items() if np.isfinite(v) and v == round(v)}
+    broken = {v: n for v, n in counts.items() if not (np.isfinite(v) and v == round(v))}
+    if broken:
+        examples = ", ".join(f"{v:.4g}" for v in list(broken)[:4])
         problems.append(
             (
                 "non-integer labels",
-                f"{n_voxels} voxel(s) hold values such as {examples}; the mask was resampled with interpolation: "
+                f"{sum(broken.values())} voxel(s) hold values such as {examples}; the mask was resampled with interpolation: "
                 "make it again with nearest-neighbour",
             )
         )
-    integers = [int(v) for v in whole]
-    outside_type = [v for v in integers if not 0 <= v <= LARGEST_LABEL]
+    outside_type = [v for v in whole if not 0 <= v <= LARGEST_LABEL]
     if outside_type:
         rule = "negative labels" if outside_type[0] < 0 else "too large labels"
         problems.append((rule, f"values {outside_type[:8]} found; expected integers from 0 to {LARGEST_LABEL}"))
-    undeclared = (
-        [] if declared is None else [v for v in integers if v not in declared.values() and v not in outside_type]
-    )
-    if declared is not None and undeclared:
-        counts = ", ".join(f"{v} ({int((stored == v).sum())} voxels)" for v in undeclared[:8])
-        message = f"value(s) {counts}; declared are {sorted(declared.values())}: correct the mask or declare them"
+    if declared is None:
+        return problems
+    undeclared = [v for v in whole if v not in declared.accepted and v not in outside_type]
+    if undeclared:
+        shown = ", ".join(f"{v} ({whole[v]} voxels)" for v in undeclared[:8])
+        message = f"value(s) {shown}; declared are {list(declared.accepted)}: correct the mask or declare them"
         problems.append(("undeclared labels", message))
+    elif not problems and set(whole) == {declared.ignore}:
+        problems.append(
+            ("nothing labelled", f"every voxel holds {declared.ignore}, the ignored value; leave the case out")
+        )
     return problems
+
+
+def _without_structure(labels: Labels | None) -> set[float]:
+    """Values that are no structure: the background, and what is ignored."""
+    return {0} if labels is None else {labels.background, *(() if labels.ignore is None else (labels.ignore,))}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform, gaussian_filter
 
 from segpipe.errors import CaseError, GeometryMismatchError
 from segpipe.geometry import (
@@ -17,7 +18,11 @@ from segpipe.geometry import (
     same_grid,
 )
 from segpipe.io.formats import read_volume
+from segpipe.labels import Labels, smallest_dtype
 from segpipe.volume import Volume, stack_channels
+
+MIN_COVERAGE = 0.5
+"""A channel that covers less of the first channel's grid than this is of another part of the body."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,14 @@ class LoadedImage:
 
 
 def load_image(
-    case_id: str, paths: list[Path], channel_names: tuple[str, ...], to: Literal["canonical", "as_stored"] = "canonical"
+    case_id: str,
+    paths: list[Path],
+    channel_names: tuple[str, ...],
+    to: Literal["canonical", "as_stored"] = "canonical",
+    *,
+    resample_channels: bool = False,
 ) -> LoadedImage:
-    """Read and join the channels of a case, as float32.
+    """Read and join the channels of a case: 8- and 16-bit integers as they are when all channels agree, else float32.
 
     Parameters
     ----------
@@ -47,6 +57,8 @@ def load_image(
         The dataset's.
     to : "canonical" or "as_stored"
         Orientation of the result; imported models were trained on images as they are stored.
+    resample_channels : bool
+        Bring channels on other grids onto the first one's.
 
     Raises
     ------
@@ -54,33 +66,121 @@ def load_image(
         If a file cannot be read, channels lie on different grids, or their number is not the dataset's.
     """
     volumes = [read_volume(path) for path in paths]
-    for path, volume in zip(paths[1:], volumes[1:], strict=True):
-        require_same_grid(case_id, paths[0].name, volumes[0].grid, path.name, volume.grid)
-    stacked = stack_channels(volumes)
-    n_channels = stacked.array.shape[0]
+    n_channels = sum(v.array.shape[0] for v in volumes)
     if n_channels != len(channel_names):
         raise CaseError(
             f"case {case_id!r}: {n_channels} channel(s) in {', '.join(p.name for p in paths)}; "
-            f"expected {len(channel_names)} ({', '.join(channel_names)})"
+            f"expected {len(channel_names)} ({', '.join(channel_names)}): add what is missing, or leave the case out"
         )
+    for number, (path, volume) in enumerate(zip(paths, volumes, strict=True)):
+        if resample_channels:
+            volumes[number] = onto_grid(case_id, path.name, volume, volumes[0].grid)
+        else:
+            require_same_grid(
+                case_id, paths[0].name, volumes[0].grid, path.name, volume.grid, "or give --resample-channels"
+            )
+    stacked = stack_channels(volumes)
     orientation = canonical_orientation(stacked.grid) if to == "canonical" else Orientation()
     return LoadedImage(stacked.reoriented(orientation), stacked.grid, orientation)
 
 
-def read_labels(case_id: str, path: Path) -> Volume:
-    """Read a label file, (1, Z, Y, X) on its own axes and in its own number type.
+def onto_grid(case_id: str, name: str, volume: Volume, grid: Grid) -> Volume:
+    """Interpolate a channel linearly onto another grid, smoothed first where that is coarser; outside it is the channel's minimum.
+
+    The smoothing is that of ``skimage.transform.resize(anti_aliasing=True)``: a Gaussian of (factor - 1) / 2 voxels.
+
+    Raises
+    ------
+    GeometryMismatchError
+        If the channel covers less than half of the grid.
+    """
+    if same_grid(grid, volume.grid):
+        return volume
+    mapping = np.linalg.inv(volume.grid.affine) @ grid.affine
+    covered = _coverage(mapping, volume.grid.shape, grid.shape)
+    if covered < MIN_COVERAGE:
+        raise GeometryMismatchError(
+            f"case {case_id!r}: {name} covers {covered:.0%} of the first channel's grid, expected at least {MIN_COVERAGE:.0%}: "
+            f"it is on {volume.grid.describe()}, the first on {grid.describe()}; the files do not belong together"
+        )
+    # Voxels of the channel in one voxel of the grid, along the channel's axes.
+    factors = np.abs(mapping[:3, :3]).sum(axis=1)
+    moved = np.empty((volume.array.shape[0], *grid.shape), dtype=np.float32)
+    for channel, array in enumerate(volume.array):
+        smooth = gaussian_filter(array.astype(np.float32), np.maximum((factors - 1) / 2, 0), mode="nearest")
+        affine_transform(
+            smooth,
+            mapping[:3, :3],
+            mapping[:3, 3],
+            grid.shape,
+            moved[channel],
+            order=1,
+            mode="constant",
+            cval=float(smooth.min()),
+        )
+    return Volume(moved, grid)
+
+
+def _coverage(mapping: NDArray[np.float64], shape: tuple[int, ...], onto: tuple[int, ...]) -> float:
+    """Share of a grid's voxels, on a coarse lattice, that fall into an array."""
+    lattice = [np.linspace(0, n - 1, min(n, 16)) for n in onto]
+    index = np.stack(np.meshgrid(*lattice, indexing="ij"), axis=-1) @ mapping[:3, :3].T + mapping[:3, 3]
+    return float(((index >= -0.5) & (index <= np.array(shape) - 0.5)).all(axis=-1).mean())
+
+
+def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Volume:
+    """Read a label file, (1, Z, Y, X) on its own axes; one channel a label becomes one value a voxel.
+
+    Parameters
+    ----------
+    case_id : str
+    path : Path
+    declared : Labels, optional
+        Values that the channels of a one-hot file stand for, in ascending order; 1, 2, ... where there are none.
 
     Raises
     ------
     UnreadableFileError, CaseError
-        If it cannot be read or has several channels.
+        If it cannot be read, or its channels are not one label each.
     """
     volume = read_volume(path)
-    if volume.array.shape[0] != 1:
+    if volume.array.shape[0] == 1:
+        return volume
+    return Volume(_from_one_hot(case_id, path.name, volume.array, declared)[None], volume.grid)
+
+
+def _from_one_hot(
+    case_id: str, name: str, channels: NDArray[Any], declared: Labels | None
+) -> NDArray[np.unsignedinteger]:
+    n = len(channels)
+    if not all(bool(((c == 0) | (c == 1)).all()) for c in channels):
         raise CaseError(
-            f"case {case_id!r}: label {path.name} has {volume.array.shape[0]} channels; expected one label value a voxel"
+            f"case {case_id!r}: label {name} has {n} channels that hold other values than 0 and 1: several raters or readings; "
+            "join them to one label map first (a majority vote, or STAPLE as in SimpleITK's LabelVoting and STAPLE filters)"
         )
-    return volume
+    together = np.zeros(channels.shape[1:], dtype=np.int32)
+    for channel in channels:
+        together += channel != 0
+    if together.max() > 1:
+        n_shared = int((together > 1).sum())
+        raise CaseError(
+            f"case {case_id!r}: label {name} has {n} channels, and {n_shared} voxels belong to several of them: if they are raters, "
+            "join them first (a majority vote, or STAPLE); if they are structures that overlap, store one value for each "
+            "combination and declare regions in dataset.json"
+        )
+    # Where every voxel belongs to a channel, the first of them is the background.
+    with_background = bool(together.min() == 1)
+    values = declared.values if declared else tuple(range(n + (not with_background)))
+    stands_for = values if with_background else values[1:]
+    if len(stands_for) != n:
+        raise CaseError(
+            f"case {case_id!r}: label {name} has {n} channels{' with the background' if with_background else ''}; "
+            f"expected one for each of the values {list(stands_for)} that are declared"
+        )
+    joined = np.full(channels.shape[1:], values[0], dtype=smallest_dtype(max(values)))
+    for value, channel in zip(stands_for, channels, strict=True):
+        joined[channel != 0] = value
+    return joined
 
 
 def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
@@ -96,7 +196,9 @@ def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
     return reoriented
 
 
-def require_same_grid(case_id: str, first_name: str, first: Grid, second_name: str, second: Grid) -> None:
+def require_same_grid(
+    case_id: str, first_name: str, first: Grid, second_name: str, second: Grid, otherwise: str = "or repair its header"
+) -> None:
     """Raise GeometryMismatchError, with both grids printed, unless they agree."""
     if same_grid(first, second):
         return
@@ -107,5 +209,5 @@ def require_same_grid(case_id: str, first_name: str, first: Grid, second_name: s
     )
     raise GeometryMismatchError(
         f"case {case_id!r}: {first_name} is on {first.describe()} but {second_name} is on {second.describe()}{apart}; "
-        f"expected the same grid within {GRID_TOLERANCE_VOXELS} voxel: resample one onto the other, or repair its header"
+        f"expected the same grid within {GRID_TOLERANCE_VOXELS} voxel: resample one onto the other, {otherwise}"
     )

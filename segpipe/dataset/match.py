@@ -3,33 +3,38 @@
 import csv
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from segpipe.dataset.declared import channel_names, label_values
+from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding, Layout
 from segpipe.errors import DatasetError, UnreadableFileError
-from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header, stem_of
+from segpipe.io.formats import IMAGE_ENDINGS, ending_of, is_image, read_header, stem_of
+from segpipe.labels import Labels
 
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _ONLY_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>0000)$")
 _SAFE_ID = re.compile(r"^[^/\\\0]+$")
 _IMAGE_COLUMN = re.compile(r"^image(_\d+)?$")
+_LABEL_COLUMN = re.compile(r"^label(_\d+)?$")
 _LAYOUTS_HELP = (
     "expected imagesTr/ + labelsTr/ (nnU-Net), a dataset.json with a 'training' list (Medical Segmentation Decathlon), "
     "images/ + labels/, or a cases.csv / cases.json with the columns case, image, label"
 )
 
 
-def match_dataset(root: Path) -> Dataset:
+def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
     """Recognise the layout of a dataset and match its files.
 
     Parameters
     ----------
     root : Path
         A folder, or a manifest file (.csv, .json).
+    resample_channels : bool
+        Recorded: how a case's channels will be read.
 
     Raises
     ------
@@ -52,7 +57,8 @@ def match_dataset(root: Path) -> Dataset:
         root=root,
         layout=layout,
         channel_names=channel_names(declared) or _channels_found(cases),
-        labels=label_values(declared),
+        labels=read_labels_declaration(declared),
+        resample_channels=resample_channels,
         cases=tuple(cases),
         findings=tuple(findings),
     )
@@ -113,7 +119,7 @@ def _listed_rows(folder: Path, listed: dict[str, Any]) -> list[_Row]:
 
 def _folder_rows(images: Path, labels: Path) -> list[_Row]:
     """Match images and labels by name; a suffix _0000, _0001, ... numbers an image's channels."""
-    image_files, label_files = _image_files(images), _image_files(labels) if labels.is_dir() else []
+    image_files, label_files = image_files_in(images), image_files_in(labels) if labels.is_dir() else []
     # A label with an image's whole name says that its digits belong to the case, not to a channel.
     same_names = {stem_of(i) for i in image_files} & {stem_of(f) for f in label_files}
     by_case = _by_case(image_files, None if same_names else _CHANNEL_SUFFIX)
@@ -152,12 +158,8 @@ def _by_case(files: list[Path], suffix: re.Pattern[str] | None) -> dict[str, dic
 
 
 def image_files_in(folder: Path) -> list[Path]:
-    """Image files directly in a folder, sorted; hidden files are passed over."""
-    return _image_files(folder)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and ending_of(p) and not p.name.startswith("."))
+    """Image files and folders of DICOM files directly in a folder, sorted; hidden ones are passed over."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and is_image(p))
 
 
 def _has_images(manifest: Path) -> bool:
@@ -208,11 +210,11 @@ def _manifest_rows(path: Path) -> list[_Row]:
                 f"{path}: row {number} has no image; its columns are {', '.join(row)}; expected case, image[, image_2...], label"
             )
         label = path.parent / row["label"] if row.get("label") else None
-        rows.append(
-            _Row(
-                case=row.get("case") or stem_of(images[0]), images=images, label=label, group=row.get("patient") or None
-            )
+        made = _Row(
+            case=row.get("case") or stem_of(images[0]), images=images, label=label, group=row.get("patient") or None
         )
+        made["raters"] = [row[c] for c in sorted(row) if _LABEL_COLUMN.match(c) and row[c]]
+        rows.append(made)
     return rows
 
 
@@ -257,35 +259,59 @@ def _row_problem(row: _Row, n_rows: int) -> tuple[str, str] | None:
             "missing channel",
             f"channels found: {', '.join(f'_{c:04d}' for c in row['gap'])}; expected them from _0000 without a gap",
         )
+    if len(row.get("raters", ())) > 1:
+        return (
+            "several raters",
+            f"{len(row['raters'])} label files ({', '.join(row['raters'])}); join them first (a majority vote, or STAPLE), or give "
+            "each rater's a case of its own with the same patient",
+        )
     if not row["images"]:
         return "missing pair", f"label {Path(row['label']).name} has no image of the same name"
     if not row["label"]:
         return "missing pair", f"image {Path(row['images'][0]).name} has no label of the same name"
-    absent = next((p for p in [*row["images"], row["label"]] if not Path(p).is_file()), None)
+    absent = next((p for p in [*row["images"], row["label"]] if not Path(p).exists()), None)
     return ("missing file", f"{absent}: no such file") if absent else None
 
 
 def _channels_found(cases: list[Case]) -> tuple[str, ...]:
-    """Names for channels that nobody declared, counted in the first readable case."""
+    """Names for channels that nobody declared, as many as most cases have."""
+    counts: Counter[int] = Counter()
     for case in cases:
-        try:
-            n = sum(read_header(image.path).n_channels for image in case.images)
-        except UnreadableFileError:
-            continue
-        return tuple(f"channel_{i}" for i in range(n))
-    return ("channel_0",)
+        with suppress(UnreadableFileError):
+            counts[sum(read_header(image.path).n_channels for image in case.images)] += 1
+    # Where as many cases have fewer, those are the ones that lack a channel.
+    n = max(counts, key=lambda n: (counts[n], n), default=1)
+    return tuple(f"channel_{i}" for i in range(n))
 
 
-def largest_case_bytes(dataset: Dataset) -> int:
-    """float32 bytes of the largest case, from the headers."""
+# Peak memory of reading and measuring a case, in float32 copies of its image (measured; docs/experiments.md).
+_READING_COPIES = 4
+
+
+def reading_bytes(dataset: Dataset) -> int:
+    """Forecast of the memory that reading and measuring the largest case takes, from the headers."""
     largest = 0
     for case in dataset.cases:
-        try:
+        with suppress(UnreadableFileError):
             headers = [read_header(image.path) for image in case.images]
-        except UnreadableFileError:
-            continue
-        largest = max(largest, sum(4 * h.n_channels * prod(h.grid.shape) for h in headers))
-    return largest
+            largest = max(largest, sum(4 * h.n_channels * prod(h.grid.shape) for h in headers))
+    return largest * _READING_COPIES
+
+
+def read_labels_file(path: Path) -> Labels:
+    """Read the labels that a dataset.json declares.
+
+    Raises
+    ------
+    DatasetError
+        If it is not such a file, or declares none.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; give the dataset.json that declares the labels")
+    labels = read_labels_declaration(_read_json(path))
+    if labels is None:
+        raise DatasetError(f'{path}: declares no "labels"')
+    return labels
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from segpipe import jobs
-from segpipe.dataset.check import check_case
-from segpipe.dataset.match import largest_case_bytes, match_dataset
+from segpipe.dataset.check import Expectations
+from segpipe.dataset.match import match_dataset, reading_bytes
 from segpipe.dataset.schema import Case, Dataset, Finding
+from segpipe.dataset.store import read_case
+from segpipe.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -20,14 +22,23 @@ class CheckResult:
 
 
 def check(
-    dataset: Path | str, *, jobs_limit: int | None = None, on_case: Callable[[str], None] | None = None
+    dataset: Path | str,
+    workspace: Workspace,
+    *,
+    resample_channels: bool = False,
+    jobs_limit: int | None = None,
+    on_case: Callable[[str], None] | None = None,
 ) -> CheckResult:
-    """Check every case of a dataset; nothing is written.
+    """Check every case of a dataset; the decoded cases are kept for the later stages.
 
     Parameters
     ----------
     dataset : Path or str
         Folder or manifest.
+    workspace : Workspace
+        Where decoded cases are kept.
+    resample_channels : bool
+        Bring channels on other grids onto the first one's.
     jobs_limit : int, optional
         Most worker processes.
     on_case : callable, optional
@@ -38,11 +49,10 @@ def check(
     DatasetError
         If the folder is not a dataset.
     """
-    matched = match_dataset(Path(dataset))
+    matched = match_dataset(Path(dataset), resample_channels=resample_channels)
     findings = list(matched.findings)
-    rules = partial(_findings, channel_names=matched.channel_names, declared=matched.labels)
-    peak = largest_case_bytes(matched) * 5
-    for outcome in jobs.map_cases(rules, matched.cases, limit=jobs_limit, bytes_each=peak):
+    rules = partial(_findings, expected=Expectations.of(matched), workspace=workspace)
+    for outcome in jobs.map_cases(rules, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
         findings.extend(outcome.value or ())
         if outcome.failure:
             findings.append(
@@ -53,5 +63,5 @@ def check(
     return CheckResult(matched, tuple(sorted(findings, key=lambda f: f.case)))
 
 
-def _findings(case: Case, channel_names: tuple[str, ...], declared: dict[str, int] | None) -> tuple[Finding, ...]:
-    return check_case(case, channel_names, declared).findings
+def _findings(case: Case, expected: Expectations, workspace: Workspace) -> tuple[Finding, ...]:
+    return read_case(case, expected, workspace.case(case.id)).record.findings

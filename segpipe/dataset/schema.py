@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Literal
 
 from segpipe.artefact import Artefact, Record
+from segpipe.io.formats import files_behind
+from segpipe.labels import Labels
 
 Layout = Literal["nnunet", "decathlon", "pairs", "manifest"]
+Severity = Literal["error", "warning", "note"]
 
 
 class FileStamp(Record):
-    """A file with what changes when its content does."""
+    """An image's file, or its folder of DICOM files, with what changes when its content does."""
 
     path: Path
     size_bytes: int
@@ -17,9 +20,13 @@ class FileStamp(Record):
 
     @classmethod
     def of(cls, path: Path) -> "FileStamp":
-        """Stamp an existing file."""
-        status = path.stat()
-        return cls(path=path, size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+        """Stamp an existing file; a folder by all the files that make its image."""
+        states = [file.stat() for file in files_behind(path)]
+        return cls(
+            path=path,
+            size_bytes=sum(s.st_size for s in states),
+            modified_ns=max((s.st_mtime_ns for s in states), default=0),
+        )
 
 
 class Case(Record):
@@ -36,7 +43,7 @@ class Finding(Record):
     """Something wrong with a case. An error leaves the case out; a warning does not; a note says what was believed."""
 
     case: str
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     rule: str
     message: str
 
@@ -48,8 +55,10 @@ class Dataset(Artefact):
     root: Path
     layout: Layout
     channel_names: tuple[str, ...]
-    labels: dict[str, int] | None
-    """Declared label names and values, background included; None when they are found in the files."""
+    labels: Labels | None
+    """Declared labels; None when they are found in the files."""
+    resample_channels: bool = False
+    """Channels on other grids are brought onto the first one's; else they are an error."""
     cases: tuple[Case, ...]
     findings: tuple[Finding, ...] = ()
     """What was wrong already at matching: missing pairs, duplicate ids."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import jobs
-from segpipe.dataset.check import label_problems
+from segpipe.dataset.check import label_problems, value_counts
 from segpipe.dataset.load import read_labels, require_same_grid
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, UnreadableFileError
@@ -24,8 +24,9 @@ Pair = tuple[str, Path, Path]
 
 def evaluate(
     pairs: list[Pair],
-    labels: dict[str, int] | None,
+    labels: dict[str, tuple[int, ...]] | None,
     *,
+    ignore: int | None = None,
     missing: dict[str, str] | None = None,
     tolerance_mm: float = 1.0,
     jobs_limit: int | None = None,
@@ -36,8 +37,10 @@ def evaluate(
     Parameters
     ----------
     pairs : list of (case, prediction, reference)
-    labels : dict of str to int, or None
-        Foreground labels; None takes every value found in the files.
+    labels : dict of str to tuple of int, or None
+        Labels or regions with their stored values; None takes every value but 0 that is found in the files.
+    ignore : int, optional
+        Reference value of voxels that are not scored.
     missing : dict of str to str, optional
         Cases that are known to have no prediction, with the reasons; they are reported as failed.
     tolerance_mm : float
@@ -54,7 +57,10 @@ def evaluate(
         pairs = [p for p in pairs if p[0] not in failed]
     scores: list[CaseScores] = []
     for outcome in jobs.map_cases(
-        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm), pairs, limit=jobs_limit, bytes_each=peak
+        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm, ignore=ignore),
+        pairs,
+        limit=jobs_limit,
+        bytes_each=peak,
     ):
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
@@ -67,6 +73,7 @@ def evaluate(
     return Evaluation(
         tolerance_mm=tolerance_mm,
         labels=labels,
+        ignore=ignore,
         cases=tuple(scores),
         by_label=by_label,
         mean_dice=mean_over_labels([s.mean_dice for s in by_label.values()]),
@@ -121,32 +128,34 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 def _read_labels(case: str, path: Path) -> tuple[NDArray[np.int64], Grid]:
     volume = read_labels(case, path)
-    problems = label_problems(volume.array, None)
+    problems = label_problems(value_counts(volume.array), None)
     if problems:
         raise CaseError(f"{path}: " + "; ".join(f"{rule}: {message}" for rule, message in problems))
     return volume.array[0].astype(np.int64), volume.grid
 
 
-def _score_pair(pair: Pair, labels: dict[str, int], tolerance_mm: float) -> CaseScores:
+def _score_pair(pair: Pair, labels: dict[str, tuple[int, ...]], tolerance_mm: float, ignore: int | None) -> CaseScores:
     case, prediction_path, reference_path = pair
     prediction, grid = _read_labels(case, prediction_path)
     reference, reference_grid = _read_labels(case, reference_path)
     require_same_grid(case, "prediction", grid, "reference", reference_grid)
-    return score_case(case, prediction, reference, grid, labels, tolerance_mm)
+    return score_case(case, prediction, reference, grid, labels, tolerance_mm, ignore)
 
 
 def _values_of(pair: Pair) -> set[int]:
     return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path)[0])}
 
 
-def _labels_found(pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]) -> dict[str, int]:
+def _labels_found(
+    pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]
+) -> dict[str, tuple[int, ...]]:
     found: set[int] = set()
     for outcome in jobs.map_cases(_values_of, pairs, limit=limit, bytes_each=peak):
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
         else:
             found |= outcome.value
-    return {f"label_{v}": v for v in sorted(found) if v > 0}
+    return {f"label_{v}": (v,) for v in sorted(found) if v > 0}
 
 
 def _pair_bytes(pairs: list[Pair]) -> int:

@@ -46,8 +46,10 @@ class Evaluation(Artefact):
     """Scores of a set of predictions."""
 
     tolerance_mm: float
-    labels: dict[str, int]
-    """Foreground label names and stored values."""
+    labels: dict[str, tuple[int, ...]]
+    """Names of labels or regions, and the stored values that each covers."""
+    ignore: int | None = None
+    """Reference value of voxels that were not scored."""
     cases: tuple[CaseScores, ...]
     by_label: dict[str, LabelSummary]
     mean_dice: float | None

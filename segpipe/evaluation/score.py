@@ -16,10 +16,11 @@ def score_case(
     prediction: NDArray[np.integer],
     reference: NDArray[np.integer],
     grid: Grid,
-    labels: dict[str, int],
+    labels: dict[str, tuple[int, ...]],
     tolerance_mm: float,
+    ignore: int | None = None,
 ) -> CaseScores:
-    """Score every label of a case.
+    """Score every label, or region of labels, of a case.
 
     Parameters
     ----------
@@ -27,14 +28,22 @@ def score_case(
     prediction, reference : ndarray of int, shape (Z, Y, X)
     grid : Grid
         Of both.
-    labels : dict of str to int
-        Foreground labels.
+    labels : dict of str to tuple of int
+        Stored values of each.
     tolerance_mm : float
         Of the normalised surface Dice.
+    ignore : int, optional
+        Voxels of this value in the reference belong to nothing in either mask.
     """
+    kept = None if ignore is None else reference != ignore
+
+    def mask_of(array: NDArray[np.integer], values: tuple[int, ...]) -> NDArray[np.bool_]:
+        mask: NDArray[np.bool_] = array == values[0] if len(values) == 1 else np.isin(array, values)
+        return mask if kept is None else mask & kept
+
     scores = {
-        name: _score_label(prediction == value, reference == value, grid, tolerance_mm)
-        for name, value in labels.items()
+        name: _score_label(mask_of(prediction, values), mask_of(reference, values), grid, tolerance_mm)
+        for name, values in labels.items()
     }
     return CaseScores(case=case, labels=scores)
 

@@ -1,19 +1,21 @@
 """Measurements on arrays. Pure: no files."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes
 
-from segpipe.fingerprint.schema import CaseFingerprint, IntensityStatistics
+from segpipe.dataset.check import value_counts
+from segpipe.fingerprint.schema import PERCENTILES, CaseFingerprint, IntensityStatistics
+from segpipe.geometry import Shape
 from segpipe.volume import Volume
-
-Box = tuple[slice, slice, slice]
 
 # Points that describe one case's intensities. Statistics over cases are taken from these, so that every case weighs the
 # same and no random sample is involved; a percentile's rank is exact to 1 / N_QUANTILES.
 N_QUANTILES = 10_000
+# Voxels of an image that its percentiles are taken from, on a regular lattice.
+_N_SAMPLED = 200_000
 
 
 @dataclass(frozen=True)
@@ -23,68 +25,76 @@ class CaseMeasurements:
     fingerprint: CaseFingerprint
     quantiles: NDArray[np.float32]
     """(C, N_QUANTILES) evenly spaced quantiles of the foreground, minimum and maximum included; (C, 0) without foreground."""
-    moments: NDArray[np.float64]
-    """(C, 2) mean and mean square of the foreground."""
 
 
-def nonzero_mask(image: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Voxels (Z, Y, X) that are non-zero in any channel of (C, Z, Y, X), holes filled (nnU-Net's rule)."""
-    mask: NDArray[np.bool_] = (image != 0).any(axis=0)
-    if mask.all():
-        return mask
-    filled: NDArray[np.bool_] = binary_fill_holes(mask)
-    return filled
+def measure_case(
+    case_id: str,
+    image: Volume,
+    labels: NDArray[np.unsignedinteger],
+    shape: Shape,
+    not_foreground: tuple[int, ...] = (0,),
+) -> CaseMeasurements:
+    """Measure one case.
 
-
-def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """Smallest box that holds every true voxel.
-
-    Raises
-    ------
-    ValueError
-        If no voxel is true.
+    Parameters
+    ----------
+    case_id : str
+    image : Volume
+        (C, Z, Y, X), cropped to the non-zero voxels.
+    labels : ndarray, shape (Z, Y, X)
+        Stored values.
+    shape : tuple of int
+        Of the image before cropping.
+    not_foreground : tuple of int
+        Values of the background, and of voxels to ignore.
     """
-    slices = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
-        if not hits.size:
-            raise ValueError("the mask is empty")
-        slices.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return slices[0], slices[1], slices[2]
-
-
-def measure_case(case_id: str, image: Volume, labels: NDArray[np.int32]) -> CaseMeasurements:
-    """Measure one case: image (C, Z, Y, X) with its grid and label values (Z, Y, X)."""
-    box = bounding_box(nonzero_mask(image.array))
-    values, counts = np.unique(labels, return_counts=True)
-    foreground = labels > 0
-    quantiles = np.empty((image.array.shape[0], N_QUANTILES if foreground.any() else 0), dtype=np.float32)
-    moments = np.zeros((image.array.shape[0], 2))
-    for channel, array in enumerate(image.array):
-        if foreground.any():
-            quantiles[channel], moments[channel] = _sketch(array[foreground])
-    grid = image.grid
+    counts = {int(v): n for v, n in value_counts(labels).items() if v not in not_foreground}
+    quantiles = np.empty((image.array.shape[0], N_QUANTILES if counts else 0), dtype=np.float32)
+    moments: list[tuple[float, float]] = []
+    if counts:
+        foreground = labels != not_foreground[0]
+        for value in not_foreground[1:]:
+            foreground &= labels != value
+        for channel, array in enumerate(image.array):
+            quantiles[channel], moment = _sketch(array[foreground])
+            moments.append(moment)
     return CaseMeasurements(
         CaseFingerprint(
             case=case_id,
-            shape=grid.shape,
-            spacing_mm=grid.spacing_mm,
-            shape_after_crop=(box[0].stop - box[0].start, box[1].stop - box[1].start, box[2].stop - box[2].start),
-            label_voxels={int(v): int(n) for v, n in zip(values, counts, strict=True) if v > 0},
+            shape=shape,
+            spacing_mm=image.grid.spacing_mm,
+            shape_after_crop=image.grid.shape,
+            label_voxels=counts,
+            moments=tuple(moments),
+            percentiles=image_percentiles(image.array),
         ),
         quantiles,
-        moments,
     )
 
 
-def _sketch(voxels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    ordered = np.sort(voxels)
+def image_percentiles(image: NDArray[Any]) -> tuple[tuple[float, ...], ...]:
+    """PERCENTILES of the non-zero voxels of each channel of (C, Z, Y, X); of 0 where a channel has none."""
+    step = max(int((image[0].size / _N_SAMPLED) ** (1 / 3)), 1)
+    z, y, x = (slice(None, None, min(step, n)) for n in image.shape[1:])
+    found = []
+    for array in image:
+        sampled = array[z, y, x]
+        inside = sampled[sampled != 0]
+        values = np.percentile(inside, PERCENTILES) if len(inside) else np.zeros(len(PERCENTILES))
+        found.append(tuple(float(v) for v in values))
+    return tuple(found)
+
+
+def _sketch(voxels: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """Quantiles of foreground voxels, and their mean and mean square."""
+    ordered = np.sort(voxels, kind="stable")
     ranks = np.linspace(0, len(ordered) - 1, N_QUANTILES)
+    low = np.floor(ranks).astype(np.intp)
+    high = np.minimum(low + 1, len(ordered) - 1)
+    share = (ranks - low).astype(np.float32)
+    below, above = ordered[low].astype(np.float32), ordered[high].astype(np.float32)
     wide = voxels.astype(np.float64)
-    return np.interp(ranks, np.arange(len(ordered)), ordered).astype(np.float32), np.array(
-        [wide.mean(), (wide**2).mean()]
-    )
+    return below + (above - below) * share, (float(wide.mean()), float((wide @ wide) / len(wide)))
 
 
 def intensity_statistics(cases: list[CaseMeasurements]) -> tuple[IntensityStatistics, ...]:
@@ -95,7 +105,7 @@ def intensity_statistics(cases: list[CaseMeasurements]) -> tuple[IntensityStatis
     statistics = []
     for channel in range(seen[0].quantiles.shape[0]):
         pooled = np.concatenate([c.quantiles[channel] for c in seen]).astype(np.float64)
-        mean, mean_square = np.mean([c.moments[channel] for c in seen], axis=0)
+        mean, mean_square = np.mean([c.fingerprint.moments[channel] for c in seen], axis=0)
         low, median, high = np.percentile(pooled, [0.5, 50, 99.5])
         statistics.append(
             IntensityStatistics(

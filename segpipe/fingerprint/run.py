@@ -5,10 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from segpipe import jobs
-from segpipe.dataset.check import CheckedCase, check_case
-from segpipe.dataset.match import largest_case_bytes, match_dataset
+from segpipe.artefact import Artefact
+from segpipe.dataset.check import Expectations
+from segpipe.dataset.match import match_dataset, reading_bytes
 from segpipe.dataset.schema import Case, Dataset, Finding
-from segpipe.errors import DatasetError
+from segpipe.dataset.store import read_case
+from segpipe.errors import ArtefactError, DatasetError
 from segpipe.fingerprint.measure import (
     CaseMeasurements,
     flat_cases,
@@ -16,19 +18,30 @@ from segpipe.fingerprint.measure import (
     measure_case,
     median_relative_size,
 )
-from segpipe.fingerprint.schema import Fingerprint
+from segpipe.fingerprint.schema import CaseFingerprint, Fingerprint
+from segpipe.io.arrays import read_array, write_array
+from segpipe.labels import Labels
 from segpipe.version import __version__
 from segpipe.workspace import Workspace
+
+
+class _Measured(Artefact):
+    """Measurements of one case, kept beside its arrays."""
+
+    content: str
+    """Digest of what was measured."""
+    fingerprint: CaseFingerprint
 
 
 def fingerprint(
     dataset: Path | str,
     workspace: Workspace,
     *,
+    resample_channels: bool | None = None,
     jobs_limit: int | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Fingerprint:
-    """Measure a dataset; writes dataset.json and fingerprint.json. An unchanged dataset is not decoded again.
+    """Measure a dataset; writes dataset.json, fingerprint.json and the decoded cases. An unchanged case is not read again.
 
     Parameters
     ----------
@@ -36,6 +49,8 @@ def fingerprint(
         Folder or manifest.
     workspace : Workspace
         Where to write.
+    resample_channels : bool, optional
+        Bring channels on other grids onto the first one's; as the last time unless given.
     jobs_limit : int, optional
         Most worker processes.
     on_case : callable, optional
@@ -46,7 +61,9 @@ def fingerprint(
     DatasetError
         If the folder is not a dataset, or no case is usable.
     """
-    matched = match_dataset(Path(dataset))
+    if resample_channels is None:
+        resample_channels = workspace.dataset.is_file() and Dataset.read(workspace.dataset).resample_channels
+    matched = match_dataset(Path(dataset), resample_channels=resample_channels)
     matched.write(workspace.dataset)
     if workspace.fingerprint.is_file():
         known = Fingerprint.read(workspace.fingerprint)
@@ -54,11 +71,10 @@ def fingerprint(
         same = (known.dataset_digest, known.software) == (matched.digest(), __version__)
         if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
-    measure = partial(_check_and_measure, channel_names=matched.channel_names, declared=matched.labels)
-    peak = largest_case_bytes(matched) * 6
+    measure = partial(_check_and_measure, expected=Expectations.of(matched), workspace=workspace)
     findings = list(matched.findings)
     measured: list[CaseMeasurements] = []
-    for outcome in jobs.map_cases(measure, matched.cases, limit=jobs_limit, bytes_each=peak):
+    for outcome in jobs.map_cases(measure, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
         if outcome.value:
             found, measurements = outcome.value
             findings.extend(found)
@@ -73,12 +89,28 @@ def fingerprint(
 
 
 def _check_and_measure(
-    case: Case, channel_names: tuple[str, ...], declared: dict[str, int] | None
+    case: Case, expected: Expectations, workspace: Workspace
 ) -> tuple[tuple[Finding, ...], list[CaseMeasurements]]:
-    checked: CheckedCase = check_case(case, channel_names, declared)
-    if checked.image is None or checked.labels is None:
-        return checked.findings, []
-    return checked.findings, [measure_case(case.id, checked.image, checked.labels)]
+    files = workspace.case(case.id)
+    reading = read_case(case, expected, files)
+    record = reading.record
+    if record.shape is None:
+        return record.findings, []
+    if files.measurements.is_file() and files.quantiles.is_file():
+        try:
+            known = _Measured.read(files.measurements)
+        except ArtefactError:
+            known = None
+        if known is not None and known.content == record.content_digest():
+            return record.findings, [CaseMeasurements(known.fingerprint, read_array(files.quantiles))]
+    arrays = reading.arrays()
+    labels = expected.labels
+    aside = (0,) if labels is None else (labels.background, *(() if labels.ignore is None else (labels.ignore,)))
+    measurements = measure_case(case.id, arrays.image, arrays.labels, record.shape, aside)
+    files.measurements.unlink(missing_ok=True)
+    write_array(files.quantiles, measurements.quantiles)
+    _Measured(content=record.content_digest(), fingerprint=measurements.fingerprint).write(files.measurements)
+    return record.findings, [measurements]
 
 
 def _failure(case: Case, reason: str | None) -> Finding:
@@ -95,15 +127,14 @@ def _summarise(dataset: Dataset, measured: list[CaseMeasurements], findings: lis
     found = sorted({value for case in cases for value in case.label_voxels})
     if not found:
         raise DatasetError(f"{dataset.root}: no label file holds anything but background; nothing can be learnt")
-    labels = dataset.labels or {"background": 0, **{f"label_{v}": v for v in found}}
     groups = {case.id: case.group or case.id for case in dataset.cases}
     return Fingerprint(
         dataset_name=dataset.name,
         dataset_digest=dataset.digest(),
         software=__version__,
         channel_names=dataset.channel_names,
-        labels=labels,
-        n_label_entries=len(labels),
+        labels=dataset.labels or Labels.plain({f"label_{v}": v for v in found}),
+        resample_channels=dataset.resample_channels,
         n_training_cases=len(cases),
         cases=tuple(cases),
         intensities=intensity_statistics(measured),

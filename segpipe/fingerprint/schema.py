@@ -2,6 +2,10 @@
 
 from segpipe.artefact import Artefact, Record
 from segpipe.dataset.schema import Finding
+from segpipe.labels import Labels
+
+PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
+"""Of an image's non-zero voxels, kept a case and a channel."""
 
 
 class CaseFingerprint(Record):
@@ -13,7 +17,11 @@ class CaseFingerprint(Record):
     shape_after_crop: tuple[int, int, int]
     """Shape of the box around the non-zero region of any channel."""
     label_voxels: dict[int, int] = {}
-    """Voxels by label value, background left out."""
+    """Voxels by stored label value, background and ignored voxels left out."""
+    moments: tuple[tuple[float, float], ...] = ()
+    """Mean and mean square of the foreground's intensities, one a channel; empty without foreground."""
+    percentiles: tuple[tuple[float, ...], ...] = ()
+    """PERCENTILES of the non-zero voxels, one row a channel."""
 
 
 class IntensityStatistics(Record):
@@ -36,10 +44,10 @@ class Fingerprint(Artefact):
     software: str
     """Version of segpipe that measured; another one measures again."""
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
-    """Label names and values, background included: the declared ones, or those found in the files."""
-    n_label_entries: int
-    """Entries under 'labels' in the dataset's declaration; nnU-Net's memory estimate counts them."""
+    labels: Labels
+    """The declared ones, or those found in the files."""
+    resample_channels: bool = False
+    """Channels on other grids were brought onto the first one's."""
     n_training_cases: int
     cases: tuple[CaseFingerprint, ...]
     intensities: tuple[IntensityStatistics, ...]

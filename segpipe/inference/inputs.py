@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segpipe.dataset.match import group_images, image_files_in, manifest_images, read_manifest
 from segpipe.errors import DatasetError, SegpipeError
-from segpipe.io.formats import IMAGE_ENDINGS, ending_of, output_ending, stem_of
+from segpipe.io.formats import IMAGE_ENDINGS, ending_of, is_image, output_ending, stem_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     Parameters
     ----------
     source : Path
-        An image file, a folder of image files (channels by the suffix _0000, _0001, ...), or a manifest (.csv, .json).
+        An image file; a folder of image files, or of folders of DICOM files (channels by the suffix _0000, _0001, ...); a folder with
+        the DICOM files of one series; or a manifest (.csv, .json).
     output : Path
         A folder; or a file, when ``source`` is one image.
     n_channels : int
@@ -40,18 +41,19 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     """
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
-    if source.is_dir():
-        cases = [
-            _folder_case(c, files, output)
-            for c, files in sorted(group_images(image_files_in(source), n_channels).items())
-        ]
+    if source.is_dir() and (grouped := group_images(image_files_in(source), n_channels)):
+        cases = [_folder_case(c, files, output) for c, files in sorted(grouped.items())]
+    elif source.is_dir():
+        # The files of one DICOM series lie in it; anything else is no input.
+        place = output if ending_of(output) else output / f"{source.name}{output_ending(source)}"
+        cases = [InputCase(source.name, (source,), place)] if is_image(source) else []
     elif source.suffix.lower() in (".csv", ".json"):
         cases = _manifest_cases(source, output)
     else:
         place = output if ending_of(output) else output / f"{stem_of(source)}{output_ending(source)}"
         cases = [InputCase(stem_of(source), (source,), place)]
     if not cases:
-        raise DatasetError(f"{source}: no image file found; endings read: {', '.join(IMAGE_ENDINGS)}")
+        raise DatasetError(f"{source}: no image file and no DICOM found; endings read: {', '.join(IMAGE_ENDINGS)}")
     images = {image.resolve() for case in cases for image in case.images}
     for case in cases:
         if case.output.resolve() in images:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segpipe.errors import ModelError
-from segpipe.inference.restore import classes_at, uncrop
+from segpipe.inference.restore import largest_at, painted_at, uncrop
 from segpipe.inference.sliding import Forward, mirrored, sliding_logits
 from segpipe.modelfile import ModelFile, file_sha256
 from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.preprocessing.prepare import prepare, stored_values
+from segpipe.preprocessing.prepare import prepare
 from segpipe.runtime import Runtime
 from segpipe.volume import Volume
 
@@ -106,13 +106,15 @@ class Predictor:
             )
             total = logits if total is None else total.add_(logits)
         assert total is not None
-        classes = classes_at(total, prepared.placement.shape_after_crop, prepared.placement.apart)
-        labels = stored_values(uncrop(classes, prepared.placement), self.plan.label_values)
+        placement = prepared.placement
+        targets_at = painted_at if self.plan.labels.regions else largest_at
+        targets = targets_at(total, placement.shape_after_crop, placement.apart)
+        labels = self.plan.labels.written(uncrop(targets, placement))
         return labels.transpose(self.plan.transpose_backward)
 
 
 def _network(plan: Plan, configuration: Configuration, weights: dict[str, Tensor], runtime: Runtime) -> Forward:
-    network = build_network(configuration.network, len(plan.channel_names), len(plan.label_values))
+    network = build_network(configuration.network, len(plan.channel_names), plan.labels.n_outputs)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -10,8 +10,8 @@ from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices
 
 
-def classes_at(logits: Tensor, shape: tuple[int, int, int], apart: int | None) -> NDArray[np.int16]:
-    """Resample logits linearly and take the largest, class by class, so that memory does not grow with the classes.
+def largest_at(logits: Tensor, shape: tuple[int, int, int], apart: int | None) -> NDArray[np.int16]:
+    """Resample logits linearly and take the largest, one by one, so that memory does not grow with the labels.
 
     Parameters
     ----------
@@ -34,8 +34,33 @@ def classes_at(logits: Tensor, shape: tuple[int, int, int], apart: int | None) -
     return classes.cpu().numpy()
 
 
+def painted_at(logits: Tensor, shape: tuple[int, int, int], apart: int | None) -> NDArray[np.int16]:
+    """Resample the logits of regions linearly and paint each where it is more likely than not, later ones over earlier ones.
+
+    Parameters
+    ----------
+    logits : Tensor of float32
+        (R, Z, Y, X).
+    shape : tuple of int
+        Native (Z, Y, X).
+    apart : int or None
+        Axis taken by nearest neighbour.
+
+    Returns
+    -------
+    ndarray
+        Number of the region, from 1; 0 where there is none.
+    """
+    painted = torch.zeros(shape, dtype=torch.int16, device=logits.device)
+    for number, region in enumerate(logits, start=1):
+        painted[resample_linear(region, shape, apart) > 0] = number
+    return painted.cpu().numpy()
+
+
 def resample_linear(array: Tensor, shape: tuple[int, int, int], apart: int | None) -> Tensor:
     """Resample (Z, Y, X) linearly, one axis by nearest neighbour where it is interpolated apart."""
+    if tuple(array.shape) == shape:
+        return array
     if apart is None:
         return F.interpolate(array[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
     slices = array.movedim(apart, 0)
@@ -46,7 +71,7 @@ def resample_linear(array: Tensor, shape: tuple[int, int, int], apart: int | Non
 
 
 def uncrop(classes: NDArray[np.int16], placement: Placement) -> NDArray[np.int16]:
-    """Put the crop back; background outside it."""
+    """Put the crop back; background (0) outside it."""
     whole = np.zeros(placement.shape_before_crop, dtype=classes.dtype)
     whole[tuple(slice(s, s + n) for s, n in zip(placement.start, placement.shape_after_crop, strict=True))] = classes
     return whole

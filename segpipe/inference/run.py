@@ -12,10 +12,12 @@ from segpipe.dataset.check import image_problems
 from segpipe.dataset.load import LoadedImage, load_image
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import CaseError, SegpipeError
+from segpipe.fingerprint.measure import image_percentiles
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import write_labels_like
+from segpipe.planning.guard import doubts
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +75,17 @@ def _predict_case(case: InputCase, predictor: Predictor) -> PredictionRow:
     if case.problem:
         return _failed(case, predictor, case.problem)
     try:
-        image = load_image(case.id, list(case.images), predictor.plan.channel_names, predictor.plan.orientation)
+        image = load_image(
+            case.id,
+            list(case.images),
+            predictor.plan.channel_names,
+            predictor.plan.orientation,
+            resample_channels=predictor.plan.resample_channels,
+        )
         problems = image_problems(image.volume.array)
         if problems:
             raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
+        percentiles = image_percentiles(image.volume.array)
         labels = predictor.predict(image.volume)
         write_labels_like(case.images[0], case.output, image.to_stored(labels))
     except CaseError as error:
@@ -92,6 +101,7 @@ def _predict_case(case: InputCase, predictor: Predictor) -> PredictionRow:
         model=predictor.digest,
         elapsed_s=round(time.perf_counter() - start, 3),
         volumes_ml=_volumes(labels, image, predictor),
+        doubts=doubts(percentiles, predictor.plan.guard, predictor.plan.channel_names),
     )
 
 
@@ -101,8 +111,8 @@ def _failed(case: InputCase, predictor: Predictor, reason: str) -> PredictionRow
 
 def _volumes(labels: NDArray[np.unsignedinteger], image: LoadedImage, predictor: Predictor) -> dict[str, float]:
     voxel_ml = image.volume.grid.voxel_volume_mm3 / 1000
-    plan = predictor.plan
-    return {name: round(float((labels == plan.labels[name]).sum() * voxel_ml), 4) for name in plan.label_names[1:]}
+    targets = predictor.plan.labels.targets
+    return {t.name: round(float(np.isin(labels, t.values).sum() * voxel_ml), 4) for t in targets}
 
 
 def _require_own_outputs(cases: list[InputCase], written: dict[str, PredictionRow]) -> None:

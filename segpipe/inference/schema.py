@@ -20,3 +20,5 @@ class PredictionRow(Record):
     elapsed_s: float = 0.0
     volumes_ml: dict[str, float] = {}
     """Per label name."""
+    doubts: tuple[str, ...] = ()
+    """Reasons to look at this case: its image may not be of the kind the model was trained on."""

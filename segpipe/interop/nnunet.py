@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segpipe.fingerprint.schema import CaseFingerprint, Fingerprint, IntensityStatistics
+from segpipe.labels import Labels
 from segpipe.networks.spec import NetworkSpec
 from segpipe.planning.schema import Configuration, Plan
 
@@ -46,8 +47,7 @@ def read_fingerprint(mapping: Mapping[str, Any]) -> Fingerprint:
         dataset_digest="",
         software="",
         channel_names=tuple(str(c) for c in mapping["channel_names"]),
-        labels={"background": 0, **{f"label_{i}": i for i in range(1, n_labels)}},
-        n_label_entries=n_labels,
+        labels=Labels.plain({f"label_{i}": i for i in range(1, n_labels)}),
         n_training_cases=int(mapping["num_training"]),
         cases=tuple(
             CaseFingerprint(

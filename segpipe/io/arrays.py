@@ -29,7 +29,7 @@ def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None =
         np.ascontiguousarray(array),
         urlpath=str(partial),
         mode="w",
-        cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1},
+        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
         **shape,
     )
     partial.replace(path)

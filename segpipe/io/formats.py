@@ -2,20 +2,24 @@
 
 import os
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.errors import UnreadableFileError
 from segpipe.geometry import Grid
-from segpipe.io import itk, nifti
+from segpipe.io.notes import Note
 from segpipe.volume import Volume
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
-ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
-IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+# Module of each ending. Modules are imported when a file needs them: a worker that reads NIfTI does not wait for the others.
+_READERS = {
+    **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
+    **dict.fromkeys((".png", ".tif", ".tiff"), "image2d"),
+}
+IMAGE_ENDINGS = tuple(_READERS)
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,15 @@ def ending_of(path: Path) -> str | None:
 
 
 def output_ending(path: Path) -> str:
-    """Return the ending of a segmentation of this image: its own, or the one-file form where the voxels lie apart."""
+    """Return the ending of a segmentation of this image: its own, the one-file form where the voxels lie apart, NIfTI for DICOM."""
     ending = ending_of(path) or ""
-    return {".mhd": ".mha", ".nhdr": ".nrrd"}.get(ending, ending)
+    return {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}.get(ending, ending)
 
 
 def stem_of(path: Path) -> str:
-    """Return the file name without its image ending."""
+    """Return the file name without its image ending; a folder's whole name."""
     ending = ending_of(path)
-    return path.name[: -len(ending)] if ending else path.stem
+    return path.name[: -len(ending)] if ending else path.name
 
 
 def read_header(path: Path) -> Header:
@@ -51,7 +55,7 @@ def read_header(path: Path) -> Header:
     UnreadableFileError
         If the file is missing, empty, no image, or has a layout that is not supported.
     """
-    grid, n_channels = _reader(path).read_header(path)
+    grid, n_channels = _reader_of(path).read_header(path)
     return Header(grid, n_channels)
 
 
@@ -63,40 +67,60 @@ def read_volume(path: Path) -> Volume:
     UnreadableFileError
         If the file is missing, truncated, no image, or has a layout that is not supported.
     """
-    array, grid = _reader(path).read(path)
+    array, grid = _reader_of(path).read(path)
     return Volume(array, grid)
 
 
-def header_notes(path: Path) -> list[str]:
+def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file's header, and what was believed (docs/conventions.md)."""
-    return nifti.header_notes(path) if ending_of(path) in NIFTI_ENDINGS else []
+    notes: list[Note] = _reader_of(path).header_notes(path)
+    return notes
 
 
-def smallest_label_dtype(largest: int) -> np.dtype[Any]:
-    """Return the smallest of uint8, uint16 and uint32 that holds the largest label value."""
-    return np.dtype(np.uint8 if largest <= 255 else np.uint16 if largest <= 65535 else np.uint32)
+def is_image(path: Path) -> bool:
+    """Tell whether a path is something to read: a file with an image's ending, or a folder of DICOM files."""
+    if path.is_dir():
+        return holds_dicom(path)
+    return path.is_file() and ending_of(path) is not None
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Tell whether a folder, or one below it, holds a DICOM file."""
+    found: bool = _module("dicom").holds_dicom(folder)
+    return found
+
+
+def files_behind(path: Path) -> list[Path]:
+    """Files whose content an image is made of: itself, or those of a DICOM folder."""
+    if path.is_dir():
+        files: list[Path] = _module("dicom").files_behind(path)
+        return files
+    return _module("itk").files_behind(path) if path.suffix.lower() in (".mhd", ".nhdr") else [path]
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
     """Write a label array (Z, Y, X) with the header of ``source``; the file appears whole or not at all.
 
-    The number type is that of ``labels``; both files must have the same kind of ending.
+    The number type is that of ``labels``; both files must have the same kind of ending. Labels of a DICOM folder are written as
+    NIfTI on the series' grid.
     """
-    if ending_of(source) in NIFTI_ENDINGS and ending_of(output) in NIFTI_ENDINGS:
-        write = nifti.write_labels_like
-    elif ending_of(source) in ITK_ENDINGS and ending_of(output) in ITK_ENDINGS:
-        write = itk.write_labels_like
-    else:
+    if source.is_dir():
+        write_volume(output, labels, read_header(source).grid)
+        return
+    kind = _READERS.get(ending_of(source) or "")
+    if kind is None or kind != _READERS.get(ending_of(output) or ""):
         raise UnreadableFileError(
             f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}"
         )
-    _replace_when_whole(output, lambda partial: write(source, partial, labels))
+    _replace_when_whole(output, lambda partial: _module(kind).write_labels_like(source, partial, labels))
 
 
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
     """Write an array (Z, Y, X) on a grid as a new file; the file appears whole or not at all."""
-    write = nifti.write if ending_of(path) in NIFTI_ENDINGS else itk.write
-    _replace_when_whole(path, lambda partial: write(partial, array, grid))
+    kind = _READERS.get(ending_of(path) or "")
+    if kind is None:
+        raise UnreadableFileError(f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}")
+    _replace_when_whole(path, lambda partial: _module(kind).write(partial, array, grid))
 
 
 def _replace_when_whole(output: Path, write: Any) -> None:
@@ -109,12 +133,20 @@ def _replace_when_whole(output: Path, write: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _reader(path: Path) -> Any:
+def _reader_of(path: Path) -> Any:
+    if path.is_dir():
+        return _module("dicom")
     ending = ending_of(path)
     if ending is None:
-        raise UnreadableFileError(f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}")
+        raise UnreadableFileError(
+            f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}, nor is it a folder of DICOM files"
+        )
     if not path.is_file():
         raise UnreadableFileError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise UnreadableFileError(f"{path}: the file is empty (0 bytes); copy it again from its source")
-    return nifti if ending in NIFTI_ENDINGS else itk
+    return _module(_READERS[ending])
+
+
+def _module(name: str) -> Any:
+    return import_module(f"segpipe.io.{name}")

@@ -1,5 +1,6 @@
 """NRRD, MetaImage and other ITK formats by SimpleITK. ITK's world is LPS; segpipe's is RAS."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from segpipe.errors import UnreadableFileError
 from segpipe.geometry import Floats, Grid
+from segpipe.io.notes import Note, shear_notes
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -33,6 +35,20 @@ def read(path: Path) -> tuple[NDArray[Any], Grid]:
     if image.GetNumberOfComponentsPerPixel() > 1:
         voxels = np.moveaxis(voxels, -1, 0)
     return np.ascontiguousarray(voxels.reshape((n_channels, *grid.shape))), grid
+
+
+def header_notes(path: Path) -> list[Note]:
+    """What is odd about a readable file's header, and what was believed."""
+    header = _open(path)
+    notes = []
+    if "NRRD_space" not in header.GetMetaDataKeys() and path.suffix.lower() in (".nrrd", ".nhdr"):
+        notes.append(
+            Note(
+                "note",
+                "no 'space' is stated: where left and right are is unknown; axes are taken as left, posterior, superior",
+            )
+        )
+    return notes + shear_notes(_grid(path, header))
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
@@ -63,6 +79,16 @@ def write(output: Path, array: NDArray[Any], grid: Grid) -> None:
     sitk.WriteImage(image, str(output), useCompression=True)
 
 
+def files_behind(path: Path) -> list[Path]:
+    """The file, and the one that holds its voxels where a header (.mhd, .nhdr) names one."""
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return [path]
+    text = path.read_bytes()[:65536].decode("latin-1")
+    named = re.search(r"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", text, re.MULTILINE | re.IGNORECASE)
+    voxels = path.parent / named[1] if named else path
+    return [path, voxels] if voxels != path and voxels.is_file() else [path]
+
+
 def _open(path: Path) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -89,6 +115,11 @@ def _grid(path: Path, header: Any) -> Grid:
     size = (*header.GetSize(), 1)[:3]
     spacing = (*header.GetSpacing(), 1.0)[:3]
     origin = (*header.GetOrigin(), 0.0)[:3]
+    if min(spacing) <= 0:
+        raise UnreadableFileError(
+            f"{path}: spacing is {' x '.join(f'{s:.4g}' for s in spacing)} mm (x, y, z); expected positive numbers: a flip belongs into "
+            "the direction matrix, set both in the header"
+        )
     direction: Floats = np.eye(3)
     kept = min(dims, 3)
     direction[:kept, :kept] = np.asarray(header.GetDirection()).reshape(dims, dims)[:kept, :kept]

@@ -1,9 +1,6 @@
-"""NIfTI-1 and NIfTI-2 by nibabel.
+"""NIfTI-1 and NIfTI-2 by nibabel, which opens the sheared and not quite orthonormal directions that ITK refuses.
 
-nibabel opens the files with sheared or not quite orthonormal directions that ITK refuses. The world is taken from the
-sform if its code is positive, else the qform, else the voxel sizes alone (nibabel's own order). Where the lengths of
-the sform's columns contradict the voxel sizes in pixdim, pixdim is believed, with the sform's directions and origin,
-as ITK does: there are tools that write an sform of unit lengths beside the true sizes.
+Which part of a header is believed, and what is said of the rest, is written in docs/conventions.md.
 """
 
 import gzip
@@ -14,18 +11,22 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from segpipe.errors import UnreadableFileError
-from segpipe.geometry import Grid
+from segpipe.geometry import Floats, Grid, largest_displacement_mm, same_grid
+from segpipe.io.notes import Note, shear_notes
 
 _DAMAGE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError, ValueError)
 SIZE_TOLERANCE = 1e-3
 """Relative difference of voxel sizes from which a header contradicts itself."""
 
 _FLIP_INDEX = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+_MM = {"meter": 1000.0, "micron": 0.001}
+"""Millimetres in the units a header may state instead of millimetres."""
 
 
 def read_header(path: Path) -> tuple[Grid, int]:
@@ -35,29 +36,50 @@ def read_header(path: Path) -> tuple[Grid, int]:
 
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Voxels (C, Z, Y, X) with the header's scaling applied, and their grid."""
+    """Voxels (C, Z, Y, X) with the header's scaling applied (as float32 where there is one), and their grid."""
     image = _open(path)
     grid, n_channels = _grid(path, image), _n_channels(path, image.shape)
     try:
-        voxels = np.asanyarray(image.dataobj)
+        voxels = _scaled(image.dataobj)
     except _DAMAGE as error:
         raise UnreadableFileError(
             f"{path}: the voxels cannot be read, the file is truncated or damaged ({_one_line(error)}); copy it again from its source"
         ) from error
-    voxels = voxels.reshape((*_spatial(image.shape), n_channels))
+    voxels = voxels.reshape((*_spatial(image.shape), n_channels), order="F")
     return np.ascontiguousarray(voxels.transpose(3, 2, 1, 0)), grid
 
 
-def header_notes(path: Path) -> list[str]:
+def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file's header, and what was believed."""
     image = _open(path)
-    if not _sizes_disagree(image):
-        return []
-    lengths, sizes = (
-        " x ".join(f"{v:.4g}" for v in values)
-        for values in (np.linalg.norm(image.affine[:3, :3], axis=0), _pixdim(image))
-    )
-    return [f"{path.name}: the sform says voxels of {lengths} mm (x, y, z), pixdim {sizes} mm; pixdim is believed"]
+    notes: list[Note] = []
+    lengths, sizes = _by(_lengths(image)), _raw_pixdim(path, image)
+    if _has_form(image) and not ((sizes > 0) & np.isfinite(sizes)).all():
+        notes.append(
+            Note("warning", f"pixdim says voxels of {_by(sizes)} mm (x, y, z); the affine's {lengths} mm are believed")
+        )
+    elif _sizes_disagree(path, image):
+        notes.append(
+            Note("note", f"the sform says voxels of {lengths} mm (x, y, z), pixdim {_by(sizes)} mm; pixdim is believed")
+        )
+    elif image.header["sform_code"] > 0 and image.header["qform_code"] > 0:
+        shape = _spatial(image.shape)[::-1]
+        sform, qform = (Grid.from_affine(shape, a @ _FLIP_INDEX) for a in (image.affine, image.get_qform()))
+        if not same_grid(sform, qform):
+            apart = largest_displacement_mm(sform, qform)
+            notes.append(
+                Note("warning", f"sform and qform put the same voxel up to {apart:.3g} mm apart; the sform is believed")
+            )
+    if not _has_form(image):
+        notes.append(
+            Note("note", "neither sform nor qform: where left and right are is unknown; x is taken to run to the left")
+        )
+    unit = _unit(image)
+    if unit in _MM:
+        notes.append(Note("note", f"sizes are stated in {unit}s; they are multiplied by {_MM[unit]:g} to millimetres"))
+    elif unit != "mm":
+        notes.append(Note("note", "the unit of the voxel sizes is not stated; millimetres are assumed"))
+    return notes + shear_notes(_grid(path, image))
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
@@ -130,27 +152,72 @@ def _n_channels(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _grid(path: Path, image: Any) -> Grid:
+    sizes = _raw_pixdim(path, image)
+    if not _has_form(image) and not ((sizes > 0) & np.isfinite(sizes)).all():
+        raise UnreadableFileError(
+            f"{path}: pixdim says voxels of {_by(sizes)} mm (x, y, z), and neither sform nor qform says otherwise; "
+            "expected positive sizes: set them in the header"
+        )
     try:
-        return Grid.from_affine(_spatial(image.shape)[::-1], _affine(image) @ _FLIP_INDEX)
+        return Grid.from_affine(_spatial(image.shape)[::-1], _affine(path, image) @ _FLIP_INDEX)
     except ValueError as error:
         raise UnreadableFileError(f"{path}: {error}; repair the header's sform or qform") from error
 
 
-def _affine(image: Any) -> NDArray[np.float64]:
-    affine: NDArray[np.float64] = np.array(image.affine, dtype=np.float64)
-    if _sizes_disagree(image):
-        affine[:3, :3] *= _pixdim(image) / np.linalg.norm(affine[:3, :3], axis=0)
+def _affine(path: Path, image: Any) -> Floats:
+    affine: Floats = np.array(image.affine, dtype=np.float64)
+    if _sizes_disagree(path, image):
+        affine[:3, :3] *= _raw_pixdim(path, image) / _lengths(image)
+    affine[:3] *= _MM.get(_unit(image), 1.0)
     return affine
 
 
-def _pixdim(image: Any) -> NDArray[np.float64]:
-    return np.abs(np.asarray(image.header["pixdim"][1:4], dtype=np.float64))
+def _has_form(image: Any) -> bool:
+    return bool(image.header["sform_code"] > 0 or image.header["qform_code"] > 0)
 
 
-def _sizes_disagree(image: Any) -> bool:
-    lengths, sizes = np.linalg.norm(image.affine[:3, :3], axis=0), _pixdim(image)
-    usable = np.isfinite(sizes).all() and (sizes > 0).all() and np.isfinite(lengths).all() and (lengths > 0).all()
-    return bool(image.header["sform_code"] > 0 and usable and (np.abs(lengths / sizes - 1) > SIZE_TOLERANCE).any())
+def _unit(image: Any) -> str:
+    try:
+        return str(image.header.get_xyzt_units()[0])
+    except KeyError:
+        return "unknown"
+
+
+def _lengths(image: Any) -> Floats:
+    lengths: Floats = np.linalg.norm(image.affine[:3, :3], axis=0)
+    return lengths
+
+
+def _raw_pixdim(path: Path, image: Any) -> Floats:
+    """Voxel sizes as they are in the file: nibabel's reader makes negative ones positive and zeros ones."""
+    with ImageOpener(str(path)) as file:
+        header = type(image.header).from_fileobj(file, check=False)
+    sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    # An axis that a two-dimensional file does not have needs no size.
+    sizes[len(image.shape) :] = 1
+    return sizes
+
+
+def _sizes_disagree(path: Path, image: Any) -> bool:
+    """Whether the sform and a usable pixdim give other voxel sizes."""
+    lengths, sizes = _lengths(image), _raw_pixdim(path, image)
+    usable = bool((np.isfinite(sizes) & (sizes > 0) & np.isfinite(lengths) & (lengths > 0)).all())
+    return usable and bool(image.header["sform_code"] > 0 and (np.abs(lengths / sizes - 1) > SIZE_TOLERANCE).any())
+
+
+def _scaled(data: Any) -> NDArray[Any]:
+    """Voxels with slope and intercept, which nibabel alone would apply in float64."""
+    voxels: NDArray[Any] = data.get_unscaled()
+    if (data.slope, data.inter) == (1, 0):
+        return voxels
+    scaled = voxels.astype(np.float32)
+    scaled *= np.float32(data.slope)
+    scaled += np.float32(data.inter)
+    return scaled
+
+
+def _by(values: Floats) -> str:
+    return " x ".join(f"{v:.4g}" for v in values)
 
 
 def _one_line(error: BaseException) -> str:

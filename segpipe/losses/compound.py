@@ -1,30 +1,82 @@
-"""Losses joined: Dice with cross-entropy, and over several resolutions."""
+"""Losses joined: Dice with cross-entropy, for labels and for regions, and over several resolutions."""
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segpipe.losses.dice import soft_dice_loss
+from segpipe.labels import Labels
+from segpipe.losses.dice import Members, is_any, soft_dice_loss
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def dice_cross_entropy(logits: Tensor, target: Tensor, *, batch_dice: bool) -> Tensor:
-    """Soft Dice loss plus cross-entropy, one to one, in float32.
+def loss_for(labels: Labels, *, batch_dice: bool) -> Loss:
+    """Loss of logits (N, K, ...) and label indices (N, ...) that suits the labels: ignored voxels and regions included."""
+    members, ignore = labels.members, labels.ignore_index
+    of = region_dice_cross_entropy if labels.regions else dice_cross_entropy
+    return lambda logits, target: of(logits, target, members, batch_dice=batch_dice, ignore=ignore)
+
+
+def dice_cross_entropy(
+    logits: Tensor, target: Tensor, members: Members, *, batch_dice: bool, ignore: int | None = None
+) -> Tensor:
+    """Soft Dice loss plus cross-entropy, one to one, in float32; labels exclude each other.
 
     Parameters
     ----------
     logits : Tensor
-        (N, K, ...).
+        (N, K, ...), background first.
     target : Tensor of int64
-        (N, ...) class indices.
+        (N, ...) label indices.
+    members : tuple
+        ((1,), (2,), ...).
     batch_dice : bool
         See :func:`~segpipe.losses.dice.soft_dice_loss`.
+    ignore : int, optional
+        Index of voxels that do not count.
     """
     logits = logits.float()
     # Rows of voxels instead of a volume: the same number, and deterministic on a GPU too; a view where channels are last.
-    rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
-    cross_entropy = F.cross_entropy(rows, target.reshape(-1))
-    return soft_dice_loss(logits.softmax(1), target, batch_dice=batch_dice) + cross_entropy
+    rows, answers = logits.movedim(1, -1).reshape(-1, logits.shape[1]), target.reshape(-1)
+    kept = None
+    if ignore is None:
+        cross_entropy = F.cross_entropy(rows, answers)
+    else:
+        kept = target != ignore
+        # A patch may hold no labelled voxel at all: its loss is 0, not 0/0.
+        total = F.cross_entropy(rows, answers, ignore_index=ignore, reduction="sum")
+        cross_entropy = total / kept.sum().clamp_min(1)
+    probabilities = logits.softmax(1)[:, 1:]
+    return soft_dice_loss(probabilities, target, members, batch_dice=batch_dice, kept=kept) + cross_entropy
+
+
+def region_dice_cross_entropy(
+    logits: Tensor, target: Tensor, members: Members, *, batch_dice: bool, ignore: int | None = None
+) -> Tensor:
+    """Soft Dice loss plus binary cross-entropy of regions, each told apart by itself; in float32.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (N, R, ...), one channel a region.
+    target : Tensor of int64
+        (N, ...) label indices.
+    members : tuple of tuple of int
+        Label indices that each region covers.
+    batch_dice, ignore
+        As in :func:`dice_cross_entropy`.
+    """
+    logits = logits.float()
+    kept = None if ignore is None else target != ignore
+    inside = torch.stack([is_any(target, indices) for indices in members], dim=1).to(logits.dtype)
+    if kept is None:
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, inside)
+    else:
+        voxelwise = F.binary_cross_entropy_with_logits(logits, inside, reduction="none") * kept[:, None]
+        cross_entropy = voxelwise.sum() / (kept.sum() * logits.shape[1]).clamp_min(1)
+    return soft_dice_loss(logits.sigmoid(), target, members, batch_dice=batch_dice, kept=kept) + cross_entropy
 
 
 def supervision_weights(n_resolutions: int) -> list[float]:
@@ -36,7 +88,7 @@ def supervision_weights(n_resolutions: int) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def deep_supervision(logits: list[Tensor], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def deep_supervision(logits: list[Tensor], target: Tensor, loss: Loss) -> Tensor:
     """Weighted sum of a loss over resolutions; the target is brought to each by nearest neighbour.
 
     Parameters

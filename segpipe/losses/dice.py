@@ -3,38 +3,62 @@
 import torch
 from torch import Tensor
 
+Members = tuple[tuple[int, ...], ...]
+"""Label indices that each target covers."""
 
-def soft_dice_loss(probabilities: Tensor, target: Tensor, *, batch_dice: bool, smooth: float = 1e-5) -> Tensor:
-    """Negative soft Dice, averaged over the foreground classes.
+
+def soft_dice_loss(
+    probabilities: Tensor,
+    target: Tensor,
+    members: Members,
+    *,
+    batch_dice: bool,
+    kept: Tensor | None = None,
+    smooth: float = 1e-5,
+) -> Tensor:
+    """Negative soft Dice, averaged over the targets (labels or regions; no background).
 
     Parameters
     ----------
     probabilities : Tensor
-        (N, K, ...) softmax of the logits, background first.
+        (N, T, ...) of each target.
     target : Tensor of int64
-        (N, ...) class indices.
+        (N, ...) label indices.
+    members : tuple of tuple of int
+        Label indices that each target covers.
     batch_dice : bool
         Sum overlaps over the batch before dividing, instead of sample by sample.
+    kept : Tensor of bool, optional
+        (N, ...) voxels that count; all of them unless given.
     smooth : float
-        Added to numerator and denominator; a class absent from both gives 1.
+        Added to numerator and denominator; a target absent from both gives 1.
 
     Returns
     -------
     Tensor
         Scalar in [-1, 0].
 
-    Source: Drozdzal et al. 2016, in nnU-Net's form (background left out).
+    Source: Drozdzal et al. 2016, in nnU-Net's form.
     """
-    n_classes = probabilities.shape[1]
     spatial = tuple(range(1, target.ndim))
     overlaps, sizes = [], []
-    for k in range(1, n_classes):
-        # Class by class, so that no one-hot copy of the target is held.
-        is_k = target == k
-        p = probabilities[:, k]
-        overlaps.append((p * is_k).sum(spatial))
-        sizes.append(p.sum(spatial) + is_k.sum(spatial))
+    for number, indices in enumerate(members):
+        # Target by target, so that no one-hot copy of the labels is held.
+        inside = is_any(target, indices)
+        p = probabilities[:, number]
+        if kept is not None:
+            p, inside = p * kept, inside & kept
+        overlaps.append((p * inside).sum(spatial))
+        sizes.append(p.sum(spatial) + inside.sum(spatial))
     overlap, size = torch.stack(overlaps, 1), torch.stack(sizes, 1)
     if batch_dice:
         overlap, size = overlap.sum(0), size.sum(0)
     return -((2 * overlap + smooth) / (size + smooth).clamp_min(1e-8)).mean()
+
+
+def is_any(target: Tensor, indices: tuple[int, ...]) -> Tensor:
+    """Where labels (N, ...) have one of the indices."""
+    inside = target == indices[0]
+    for index in indices[1:]:
+        inside = inside | (target == index)
+    return inside

@@ -1,14 +1,16 @@
-"""Patch, batch and network of one configuration. Pure; nnU-Net 2's rules."""
+"""Patch, batch and network of one configuration. Pure; nnU-Net 2's rules, or memory in bytes where a recipe asks for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
+from segpipe.errors import PlanError
 from segpipe.networks.spec import NetworkSpec
-from segpipe.planning.memory import activation_elements
+from segpipe.planning.memory import activation_elements, training_bytes
 from segpipe.planning.recipe import PlannerSettings
-from segpipe.planning.topology import Topology, make_topology
+from segpipe.planning.topology import MIN_EDGE, Topology, make_topology
 
 _RESENC_BLOCKS = (1, 3, 4) + (6,) * 30
 
@@ -22,15 +24,38 @@ class Sized:
     batch_size: int
     batch_by_memory: int
     batch_by_dataset: int
-    shrink_steps: int
+    patches_tried: tuple[str, ...]
+    """Each patch with its need and the budget, the last one that fits."""
     memory_gb: float
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Of a dataset, as far as memory depends on them."""
+
+    inputs: int
+    outputs: int
+    label_entries: int
+    """Entries in the label declaration, which nnU-Net counts."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A network's need against the budget, in one of the two ways to estimate it."""
+
+    fits: bool
+    batch: int
+    """Largest batch that the budget holds."""
+    gb: Callable[[int], float]
+    """Memory of a batch size."""
+    shown: str
 
 
 def size_configuration(
     spacing_mm: tuple[float, ...],
     median_shape: tuple[float, ...],
     dataset_voxels: float,
-    n_label_entries: int,
+    channels: Channels,
     settings: PlannerSettings,
 ) -> Sized:
     """Choose patch, network and batch so that a training step fits the memory budget.
@@ -41,29 +66,68 @@ def size_configuration(
         Two or three axes.
     dataset_voxels : float
         Voxels of the whole dataset at the 3D target spacing.
-    n_label_entries : int
-        Entries in the label declaration.
+    channels : Channels
     settings : PlannerSettings
         The recipe's.
-    """
-    dims = len(spacing_mm)
-    reference_batch = settings.reference_batch_3d if dims == 3 else settings.reference_batch_2d
-    reference = settings.reference_elements_3d if dims == 3 else settings.reference_elements_2d
-    budget = reference * settings.budget_gb / settings.reference_gb
 
+    Raises
+    ------
+    PlanError
+        If not even the smallest patch fits the budget.
+    """
+    weigh = _by_bytes if settings.memory == "bytes" else _by_elements
     topology = make_topology(spacing_mm, initial_patch(spacing_mm, median_shape))
-    elements = _elements(topology, settings, n_label_entries)
-    n_shrunk = 0
-    while _needed(elements, reference_batch, settings) > budget:
+    fit = weigh(topology, channels, settings)
+    tried = [f"{'x'.join(map(str, topology.patch_size))}: {fit.shown}"]
+    while not fit.fits:
+        if max(topology.patch_size) <= MIN_EDGE:
+            raise PlanError(
+                f"budget of {settings.budget_gb:g} GB: not even a patch of {topology.patch_size} fits ({fit.shown}); "
+                "give a larger --budget-gb or a recipe with fewer features"
+            )
         topology = _shrink(topology, spacing_mm, median_shape)
-        elements = _elements(topology, settings, n_label_entries)
-        n_shrunk += 1
-    by_memory = round(budget / elements * reference_batch)
+        fit = weigh(topology, channels, settings)
+        tried.append(f"{'x'.join(map(str, topology.patch_size))}: {fit.shown}")
     by_dataset = round(dataset_voxels * settings.dataset_cover / prod(topology.patch_size))
-    batch = max(min(by_memory, by_dataset), settings.min_batch)
+    batch = max(min(fit.batch, by_dataset), settings.min_batch)
     batch = min(batch, settings.max_batch or batch)
-    memory_gb = elements * batch / reference_batch / reference * settings.reference_gb
-    return Sized(topology, network_for(topology, settings), batch, by_memory, by_dataset, n_shrunk, memory_gb)
+    network = network_for(topology, settings)
+    return Sized(topology, network, batch, fit.batch, by_dataset, tuple(tried), fit.gb(batch))
+
+
+def _by_elements(topology: Topology, channels: Channels, settings: PlannerSettings) -> Fit:
+    """nnU-Net's rule: convolution outputs against a reference that fills a known GPU."""
+    flat = len(topology.patch_size) == 2
+    reference_batch = settings.reference_batch_2d if flat else settings.reference_batch_3d
+    reference = settings.reference_elements_2d if flat else settings.reference_elements_3d
+    budget = reference * settings.budget_gb / settings.reference_gb
+    elements = activation_elements(network_for(topology, settings), topology.patch_size, channels.label_entries)
+    needed = elements if settings.patch_fits_reference_batch else elements / reference_batch * 2
+    return Fit(
+        fits=needed <= budget,
+        batch=round(budget / elements * reference_batch),
+        gb=lambda batch: elements * batch / reference_batch / reference * settings.reference_gb,
+        shown=f"{needed / 1e6:.1f} of {budget / 1e6:.1f} million elements",
+    )
+
+
+def _by_bytes(topology: Topology, channels: Channels, settings: PlannerSettings) -> Fit:
+    """What a training step holds, against the budget itself."""
+    budget = settings.budget_gb * 1e9
+    need = training_bytes(
+        network_for(topology, settings),
+        topology.patch_size,
+        channels.inputs,
+        channels.outputs,
+        settings.activation_bytes,
+    )
+    smallest = (need.fixed + settings.min_batch * need.per_sample) / 1e9
+    return Fit(
+        fits=smallest <= settings.budget_gb,
+        batch=max(int((budget - need.fixed) // need.per_sample), 0),
+        gb=lambda batch: (need.fixed + batch * need.per_sample) / 1e9,
+        shown=f"{smallest:.2f} of {settings.budget_gb:g} GB for a batch of {settings.min_batch}",
+    )
 
 
 def initial_patch(spacing_mm: tuple[float, ...], median_shape: tuple[float, ...]) -> tuple[float, ...]:
@@ -88,14 +152,6 @@ def network_for(topology: Topology, settings: PlannerSettings) -> NetworkSpec:
         encoder_blocks=_RESENC_BLOCKS[:n] if residual else (2,) * n,
         decoder_convs=(1 if residual else 2,) * (n - 1),
     )
-
-
-def _elements(topology: Topology, settings: PlannerSettings, n_label_entries: int) -> int:
-    return activation_elements(network_for(topology, settings), topology.patch_size, n_label_entries)
-
-
-def _needed(elements: int, reference_batch: int, settings: PlannerSettings) -> float:
-    return elements if settings.patch_fits_reference_batch else elements / reference_batch * 2
 
 
 def _shrink(topology: Topology, spacing_mm: tuple[float, ...], median_shape: tuple[float, ...]) -> Topology:

@@ -1,5 +1,6 @@
 """From a fingerprint and a recipe to a plan. Pure: the same input gives the same bytes."""
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from numpy.typing import NDArray
 
 from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import Fingerprint
-from segpipe.planning.configuration import Sized, size_configuration
+from segpipe.planning.configuration import Channels, Sized, size_configuration
+from segpipe.planning.guard import make_guard
 from segpipe.planning.recipe import Recipe, load_recipe
 from segpipe.planning.rules import axis_order, masks_for_normalisation, median_shape, normalisation_of, target_spacing
 from segpipe.planning.schema import Configuration, Decision, Normalisation, Plan
@@ -68,7 +70,16 @@ def _target(
     because = f"median spacing {_mm(observed)}"
     if refined:
         because += "; its coarse axis is over 3 times coarser with under a third of the voxels: 10th percentile there"
-    return target, Decision(rule="target spacing", chosen=_mm(target), because=because)
+    shape = np.median([c.shape_after_crop for c in fingerprint.cases], axis=0)
+    coarse = int(np.argmax(observed))
+    others = [a for a in range(3) if a != coarse]
+    steps = (
+        f"median spacing {_mm(observed)}, median shape after cropping {'x'.join(f'{n:g}' for n in shape)} (z, y, x)",
+        f"coarsest axis: {'zyx'[coarse]}, {observed[coarse] / max(observed[others]):.2f} times coarser than the next (over 3 counts)",
+        f"its voxels: {shape[coarse]:g}, the fewest of the others {min(shape[others]):g} (over 3 times as many counts)",
+        "both count: the 10th percentile of that axis is taken" if refined else "not both count: the median is taken",
+    )
+    return target, Decision(rule="target spacing", chosen=_mm(target), because=because, steps=steps)
 
 
 class _Planner:
@@ -85,7 +96,14 @@ class _Planner:
         self.dataset_voxels = float(np.prod(self.median) * fingerprint.n_training_cases)
         self.schemes: tuple[Normalisation, ...] = tuple(normalisation_of(name) for name in fingerprint.channel_names)
         self.masks = masks_for_normalisation(self.schemes, fingerprint.median_relative_size_after_cropping)
-        self.decisions = [spacing_decision, self._order_decision(), self._normalisation_decision()]
+        self.guard = make_guard(fingerprint.cases)
+        self.decisions = [
+            spacing_decision,
+            self._order_decision(),
+            self._normalisation_decision(),
+            self._guard_decision(),
+            self._memory_decision(),
+        ]
 
     def plan(self) -> Plan:
         configurations = {
@@ -107,9 +125,11 @@ class _Planner:
             transpose_backward=self.backward,
             channel_names=self.fingerprint.channel_names,
             labels=self.fingerprint.labels,
+            resample_channels=self.fingerprint.resample_channels,
             original_median_spacing_mm=tuple(float(v) for v in np.median(observed, axis=0)[order]),
             original_median_shape=tuple(float(v) for v in np.median(shapes, axis=0)[order]),
             intensities=self.fingerprint.intensities,
+            guard=self.guard,
             configurations=configurations,
             training=self.recipe.training,
             decisions=tuple(self.decisions),
@@ -168,7 +188,11 @@ class _Planner:
             tuple(spacing.tolist()),
             tuple(median.tolist()),
             voxels,
-            self.fingerprint.n_label_entries,
+            Channels(
+                inputs=len(self.fingerprint.channel_names),
+                outputs=self.fingerprint.labels.n_outputs,
+                label_entries=self.fingerprint.labels.n_entries,
+            ),
             self.recipe.planner,
         )
 
@@ -177,13 +201,34 @@ class _Planner:
     ) -> Configuration:
         settings = self.recipe.planner
         patch = "x".join(map(str, sized.topology.patch_size))
+        cuts = len(sized.patches_tried) - 1
         cut = (
-            f"cut {sized.shrink_steps} time(s) to fit {settings.budget_gb:g} GB"
-            if sized.shrink_steps
+            f"cut {cuts} time(s) to fit {settings.budget_gb:g} GB"
+            if cuts
             else f"fits {settings.budget_gb:g} GB as it is"
         )
+        counted = "bytes of a training step" if settings.memory == "bytes" else "nnU-Net's count of convolution outputs"
         self._decide(
-            f"{name}: patch", patch, f"median image {'x'.join(f'{m:g}' for m in median)} at {_mm(spacing)}, {cut}"
+            f"{name}: patch",
+            patch,
+            f"median image {'x'.join(f'{m:g}' for m in median)} at {_mm(spacing)}, {cut}",
+            (
+                f"start: a box of equal edges in mm with {'256^3' if len(patch.split('x')) == 3 else '2048^2'} voxels, cut to the median "
+                "image, padded to what the poolings divide",
+                f"need against budget, in {counted}; while it does not fit, the axis that is longest against the image is cut:",
+                *sized.patches_tried,
+            ),
+        )
+        self._decide(
+            f"{name}: network",
+            f"{len(sized.network.features)} stages, {sized.network.features[0]} to {sized.network.features[-1]} features",
+            "an axis is pooled while it has 8 voxels and is under 2 times coarser than the finest",
+            tuple(
+                f"stage {i}: stride {'x'.join(map(str, stride))}, kernel {'x'.join(map(str, kernel))}, {f} features"
+                for i, (stride, kernel, f) in enumerate(
+                    zip(sized.network.strides, sized.network.kernel_sizes, sized.network.features, strict=True)
+                )
+            ),
         )
         limit = f", at most {settings.max_batch}" if settings.max_batch else ""
         self._decide(
@@ -191,6 +236,12 @@ class _Planner:
             str(sized.batch_size),
             f"memory allows {sized.batch_by_memory}, {settings.dataset_cover:.0%} of the dataset's voxels "
             f"{sized.batch_by_dataset}, at least {settings.min_batch}{limit}",
+            (
+                f"by memory: {sized.batch_by_memory}",
+                f"by dataset: {settings.dataset_cover:.0%} of the dataset's voxels at this spacing, in patches of "
+                f"{prod(sized.topology.patch_size)} voxels: {sized.batch_by_dataset}",
+                f"the smaller of both, at least {settings.min_batch}{limit or ', no upper limit in this recipe'}: {sized.batch_size}",
+            ),
         )
         return Configuration(
             name=name,
@@ -222,8 +273,38 @@ class _Planner:
             because=f"by channel name; cropping keeps {kept:.0%} of the voxels (mask under 75%)",
         )
 
-    def _decide(self, rule: str, chosen: str, because: str) -> None:
-        self.decisions.append(Decision(rule=rule, chosen=chosen, because=because))
+    def _guard_decision(self) -> Decision:
+        steps = tuple(
+            f"{name}: medians of cases from {c.low[3]:.4g} to {c.high[3]:.4g}, usual range {c.span:.4g}, "
+            f"tolerated excess {c.tolerance:.0%} of it"
+            for name, c in zip(self.fingerprint.channel_names, self.guard.channels, strict=False)
+        )
+        order = (
+            "another order of channels is told" if self.guard.tells_order else "the order of channels cannot be told"
+        )
+        return Decision(
+            rule="intensity guard",
+            chosen=f"{len(self.guard.channels)} channel(s) judged in prediction",
+            because=f"each training case held against the others; {order}" if steps else "no percentiles were measured",
+            steps=steps,
+        )
+
+    def _memory_decision(self) -> Decision:
+        settings = self.recipe.planner
+        if settings.memory == "bytes":
+            chosen = f"bytes, {settings.activation_bytes} an activation"
+            because = f"recipe {self.recipe.name}: input channels, parameters and number type count"
+        else:
+            chosen, because = "elements", f"recipe {self.recipe.name}: nnU-Net's estimate, for the same plan"
+        limit = settings.max_batch or "none"
+        steps = (
+            f"budget {settings.budget_gb:g} GB",
+            f"batch: at least {settings.min_batch}, at most {settings.dataset_cover:.0%} of the dataset's voxels, upper limit {limit}",
+        )
+        return Decision(rule="memory estimate", chosen=chosen, because=because, steps=steps)
+
+    def _decide(self, rule: str, chosen: str, because: str, steps: tuple[str, ...] = ()) -> None:
+        self.decisions.append(Decision(rule=rule, chosen=chosen, because=because, steps=steps))
 
 
 def _mm(spacing: NDArray[np.float64] | tuple[float, ...]) -> str:

@@ -33,6 +33,11 @@ class PlannerSettings(Record):
     """Upper limit of the batch; None leaves it to memory and dataset size."""
     dataset_cover: float = Field(0.05, gt=0)
     """Largest share of all voxels of the dataset in one batch."""
+    memory: Literal["elements", "bytes"] = "elements"
+    """What is held against the budget: nnU-Net's count of convolution outputs, or bytes of what a training step holds, with input
+    channels, parameters and number type."""
+    activation_bytes: Literal[2, 4] = 2
+    """Bytes of an activation where memory is counted in bytes: 2 under bfloat16, 4 in float32."""
     patch_fits_reference_batch: bool = False
     """Shrink the patch until the reference batch fits (residual-encoder planners), not until a batch of 2 fits."""
 

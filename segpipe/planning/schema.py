@@ -5,18 +5,22 @@ from typing import Literal
 from segpipe.artefact import Artefact, Record
 from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import IntensityStatistics
+from segpipe.labels import Labels
 from segpipe.networks.spec import NetworkSpec
+from segpipe.planning.guard import IntensityGuard
 from segpipe.planning.recipe import TrainingSettings
 
 Normalisation = Literal["ct", "zscore", "none", "rescale_0_1", "rgb_0_1"]
 
 
 class Decision(Record):
-    """One rule that fired."""
+    """What one rule did."""
 
     rule: str
     chosen: str
     because: str
+    steps: tuple[str, ...] = ()
+    """How it came to that, for `segpipe plan --explain`."""
 
 
 class Configuration(Record):
@@ -59,24 +63,17 @@ class Plan(Artefact):
     """Axis of the oriented array that becomes each axis of the plan."""
     transpose_backward: tuple[int, int, int]
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
-    """Label names and stored values; class index k is the k-th smallest value."""
+    labels: Labels
+    resample_channels: bool = False
+    """Channels on other grids are brought onto the first one's, in prediction too."""
     original_median_spacing_mm: tuple[float, ...]
     original_median_shape: tuple[float, ...]
     intensities: tuple[IntensityStatistics, ...]
     configurations: dict[str, Configuration]
+    guard: IntensityGuard = IntensityGuard()
+    """What images of the training kind look like."""
     training: TrainingSettings
     decisions: tuple[Decision, ...]
-
-    @property
-    def label_values(self) -> tuple[int, ...]:
-        """Stored value of each class index, background first."""
-        return tuple(sorted(self.labels.values()))
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Name of each class index, background first."""
-        return tuple(sorted(self.labels, key=lambda name: self.labels[name]))
 
     def configuration(self, name: str) -> Configuration:
         """Return a configuration.

@@ -1,5 +1,7 @@
 """Intensity normalisation: five schemes. Pure; the formulas are nnU-Net's."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,68 +16,75 @@ _STD_FLOOR = 1e-8
 
 
 def normalise(
-    image: Floats,
+    image: NDArray[Any],
     schemes: tuple[Normalisation, ...],
-    use_mask: tuple[bool, ...],
-    inside: NDArray[np.bool_],
+    inside: tuple[NDArray[np.bool_] | None, ...],
     statistics: tuple[IntensityStatistics, ...],
 ) -> Floats:
-    """Normalise each channel of an image (C, Z, Y, X) by its own scheme.
+    """Normalise each channel of an image (C, Z, Y, X) by its own scheme; the image itself is left as it is.
 
     Parameters
     ----------
-    image : ndarray of float32, shape (C, Z, Y, X)
-    schemes, use_mask : tuple, one a channel
-        With a mask, statistics are taken and values changed inside the non-zero region only; outside becomes 0.
-    inside : ndarray of bool, shape (Z, Y, X)
-        The non-zero region.
+    image : ndarray of any real type, shape (C, Z, Y, X)
+    schemes : tuple, one a channel
+    inside : tuple of ndarray of bool, shape (Z, Y, X), or None, one a channel
+        With a mask, statistics are taken and values changed inside it only; outside becomes 0.
     statistics : tuple of IntensityStatistics
         The dataset's, needed by ``ct``.
+
+    Returns
+    -------
+    ndarray of float32, shape (C, Z, Y, X)
 
     Raises
     ------
     CaseError
         If ``rgb_0_1`` meets values outside 0 to 255.
     """
-    normalised = np.empty_like(image)
+    normalised = image.astype(np.float32)
     for channel, scheme in enumerate(schemes):
-        array = image[channel]
+        array = normalised[channel]
         if scheme == "ct":
-            normalised[channel] = ct(array, statistics[channel])
+            ct(array, statistics[channel])
         elif scheme == "zscore":
-            normalised[channel] = zscore(array, inside if use_mask[channel] else None)
+            zscore(array, inside[channel])
         elif scheme == "rescale_0_1":
-            low = array.min()
-            normalised[channel] = (array - low) / max(float(array.max() - low), _STD_FLOOR)
+            low, high = array.min(), array.max()
+            array -= low
+            array /= max(float(high - low), _STD_FLOOR)
         elif scheme == "rgb_0_1":
             if array.min() < 0 or array.max() > 255:
                 raise CaseError(
                     f"channel {channel} holds {array.min():g} to {array.max():g}; "
                     "'rgb_to_0_1' expects 0 to 255: choose another normalisation"
                 )
-            normalised[channel] = array / 255
-        else:
-            normalised[channel] = array
+            array /= 255
     return normalised
 
 
-def zscore(array: Floats, mask: NDArray[np.bool_] | None) -> Floats:
-    """Subtract the mean and divide by the standard deviation, of the masked voxels where there is a mask."""
-    if mask is None:
-        mean, std = _moments(array)
-        return (array - mean) / std
-    result = np.zeros_like(array)
-    mean, std = _moments(array[mask])
-    result[mask] = (array[mask] - mean) / std
-    return result
+def zscore(array: Floats, mask: NDArray[np.bool_] | None) -> None:
+    """Subtract the mean and divide by the standard deviation, in place; of the masked voxels where there is a mask."""
+    mean, std = _moments(array if mask is None else array[mask])
+    array -= mean
+    array /= std
+    if mask is not None:
+        array[~mask] = 0
 
 
 def _moments(voxels: Floats) -> tuple[np.float32, np.float32]:
     # Summed in float64: a float32 mean over 10^8 voxels drifts.
-    return np.float32(voxels.mean(dtype=np.float64)), np.float32(max(float(voxels.std(dtype=np.float64)), _STD_FLOOR))
+    mean = voxels.mean(dtype=np.float64)
+    # Plane by plane: a float64 copy of the whole would be twice the image.
+    squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in _parts(voxels))
+    return np.float32(mean), np.float32(max(np.sqrt(squares / voxels.size), _STD_FLOOR))
 
 
-def ct(array: Floats, statistics: IntensityStatistics) -> Floats:
-    """Clip to the dataset's foreground percentiles, then subtract its foreground mean and divide by its deviation."""
-    clipped = np.clip(array, np.float32(statistics.percentile_00_5), np.float32(statistics.percentile_99_5))
-    return (clipped - np.float32(statistics.mean)) / np.float32(max(statistics.std, _STD_FLOOR))
+def _parts(voxels: Floats) -> list[Floats]:
+    return np.array_split(voxels.ravel(), max(voxels.size // 2**20, 1))
+
+
+def ct(array: Floats, statistics: IntensityStatistics) -> None:
+    """Clip to the dataset's foreground percentiles, subtract its foreground mean and divide by its deviation; in place."""
+    np.clip(array, np.float32(statistics.percentile_00_5), np.float32(statistics.percentile_99_5), out=array)
+    array -= np.float32(statistics.mean)
+    array /= np.float32(max(statistics.std, _STD_FLOOR))

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import label as connected
 
-from segpipe.fingerprint.measure import bounding_box, nonzero_mask
-from segpipe.geometry import resampled_shape
-from segpipe.io.formats import smallest_label_dtype
+from segpipe.geometry import bounding_box, resampled_shape
+from segpipe.labels import OUTSIDE
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import normalise
 from segpipe.preprocessing.resample import resample_image, resample_labels, separate_axis
@@ -37,7 +37,7 @@ class Prepared:
     image: NDArray[np.float32]
     """(C, Z, Y, X), normalised, at the configuration's spacing."""
     segmentation: NDArray[np.int16] | None
-    """(Z, Y, X) class indices, -1 outside the non-zero region."""
+    """(Z, Y, X) indices of label values (segpipe.labels), -1 outside the non-zero region where a channel is normalised inside it."""
     placement: Placement
 
 
@@ -46,14 +46,16 @@ def target_spacing(configuration: Configuration, native_mm: tuple[float, ...]) -
     return configuration.spacing_mm if configuration.dims == 3 else (native_mm[0], *configuration.spacing_mm)
 
 
-def prepare(image: Volume, labels: NDArray[np.int32] | None, plan: Plan, configuration: Configuration) -> Prepared:
+def prepare(
+    image: Volume, labels: NDArray[np.unsignedinteger] | None, plan: Plan, configuration: Configuration
+) -> Prepared:
     """Transpose, crop to the non-zero region, normalise, resample.
 
     Parameters
     ----------
     image : Volume
         Canonical orientation, (C, Z, Y, X).
-    labels : ndarray of int32, shape (Z, Y, X), or None
+    labels : ndarray, shape (Z, Y, X), or None
         Stored label values on the same axes.
     plan : Plan
     configuration : Configuration
@@ -67,38 +69,38 @@ def prepare(image: Volume, labels: NDArray[np.int32] | None, plan: Plan, configu
     voxels = image.array.transpose(0, *(1 + a for a in order))
     z, y, x = (image.grid.spacing_mm[a] for a in order)
     spacing = (z, y, x)
-    mask = nonzero_mask(voxels)
-    box = bounding_box(mask)
-    inside = mask[box]
-    cropped = np.ascontiguousarray(voxels[(slice(None), *box)])
-    normalised = normalise(
-        cropped, configuration.normalisation, configuration.use_mask_for_norm, inside, plan.intensities
-    )
+    box = bounding_box((voxels != 0).any(axis=0))
+    cropped = voxels[(slice(None), *box)]
+    inside = filled((cropped != 0).any(axis=0)) if any(configuration.use_mask_for_norm) else None
+    masks = tuple(inside if used else None for used in configuration.use_mask_for_norm)
+    normalised = normalise(cropped, configuration.normalisation, masks, plan.intensities)
 
     to_spacing = target_spacing(configuration, spacing)
-    shape = resampled_shape(inside.shape, spacing, to_spacing)
+    after_crop = _triple(cropped.shape[1:])
+    shape = resampled_shape(after_crop, spacing, to_spacing)
     apart = separate_axis(spacing, to_spacing)
     segmentation = None
     if labels is not None:
-        classes = class_indices(labels.transpose(order)[box], plan.label_values)
-        classes[(classes == 0) & ~inside] = -1
-        segmentation = resample_labels(classes, shape, apart=apart)
-    placement = Placement(
-        _triple(voxels.shape[1:]), _triple([s.start for s in box]), _triple(inside.shape), spacing, apart
-    )
+        indices = plan.labels.indices_of(labels.transpose(order)[box])
+        if inside is not None:
+            indices[(indices == 0) & ~inside] = OUTSIDE
+        segmentation = resample_labels(indices, shape, apart=apart)
+    placement = Placement(_triple(voxels.shape[1:]), _triple([s.start for s in box]), after_crop, spacing, apart)
     return Prepared(resample_image(normalised, shape, apart=apart), segmentation, placement)
 
 
-def class_indices(labels: NDArray[np.int32], label_values: tuple[int, ...]) -> NDArray[np.int16]:
-    """Map stored label values to class indices 0..K."""
-    return np.searchsorted(np.asarray(label_values), labels).astype(np.int16)
-
-
-def stored_values(classes: NDArray[np.integer], label_values: tuple[int, ...]) -> NDArray[np.unsignedinteger]:
-    """Map class indices back to stored label values, in the smallest unsigned type that holds them all."""
-    table = np.asarray(label_values, dtype=smallest_label_dtype(max(label_values)))
-    values: NDArray[np.unsignedinteger] = table[classes]
-    return values
+def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill the holes of a mask: the false voxels that no path of faces joins to the border (as scipy's binary_fill_holes, in one pass)."""
+    if mask.all():
+        return mask
+    pieces, n = connected(~mask)
+    open_pieces = np.zeros(n + 1, dtype=bool)
+    for axis in range(mask.ndim):
+        for end in (0, -1):
+            open_pieces[np.unique(pieces.take(end, axis=axis))] = True
+    open_pieces[0] = False
+    result: NDArray[np.bool_] = ~open_pieces[pieces]
+    return result
 
 
 def _triple(values: tuple[int, ...] | list[int]) -> Triple:

@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from pathlib import Path
 
 from segpipe import jobs, seeds
 from segpipe.artefact import json_digest
-from segpipe.dataset.check import check_case
+from segpipe.dataset.check import Expectations
 from segpipe.dataset.schema import Case, Dataset
+from segpipe.dataset.store import StoredCase, read_case
 from segpipe.errors import CaseError
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.geometry import resampled_shape
 from segpipe.io.arrays import write_array
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.preprocessing.foreground import class_voxels, foreground_index
+from segpipe.preprocessing.foreground import foreground_index, index_voxels
 from segpipe.preprocessing.prepare import prepare, target_spacing
 from segpipe.preprocessing.schema import PreparedRecord, PreprocessedIndex
 from segpipe.version import __version__
@@ -51,7 +51,8 @@ def preprocess(
     folder = workspace.preprocessed(configuration)
     folder.mkdir(parents=True, exist_ok=True)
     cases = [c for c in dataset.cases if c.id in usable]
-    work = partial(_prepare_case, channel_names=dataset.channel_names, plan=plan, configuration=chosen, folder=folder)
+    expected = Expectations.of(dataset)
+    work = partial(_prepare_case, expected=expected, plan=plan, configuration=chosen, workspace=workspace)
     peak = peak_bytes(fingerprint, plan, chosen)
     done, failed = [], {}
     for outcome in jobs.map_cases(work, cases, limit=jobs_limit, bytes_each=peak):
@@ -78,47 +79,51 @@ def peak_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuratio
         spacing = tuple(case.spacing_mm[a] for a in plan.transpose_forward)
         cropped = tuple(case.shape_after_crop[a] for a in plan.transpose_forward)
         resampled = prod(resampled_shape(cropped, spacing, target_spacing(configuration, spacing)))
-        # Native: file (up to 8 bytes a voxel), its copy, float32, mask, labels. Resampled: image, one axis-wise copy, three label arrays.
-        largest = max(largest, prod(case.shape) * (20 * n_channels + 12) + resampled * (4 * n_channels + 24))
+        # Native: stored (up to 4 bytes a voxel) and float32 image; labels, their indices, a mask. Resampled: image and label indices,
+        # and what the sampler's index of them takes (measured; docs/experiments.md).
+        largest = max(largest, prod(cropped) * (8 * n_channels + 8) + resampled * (4 * n_channels + 12))
     return largest
 
 
 def _prepare_case(
-    case: Case, channel_names: tuple[str, ...], plan: Plan, configuration: Configuration, folder: Path
+    case: Case, expected: Expectations, plan: Plan, configuration: Configuration, workspace: Workspace
 ) -> None:
-    files = PreparedFiles(folder / case.id)
-    source = _source_digest(case, plan, configuration)
+    files = PreparedFiles(workspace.preprocessed(configuration.name) / case.id)
+    reading = read_case(case, expected, workspace.case(case.id))
+    source = _source_digest(reading.record, plan, configuration)
     whole = all(f.is_file() for f in (files.record, files.image, files.segmentation, files.foreground))
     if whole and PreparedRecord.read(files.record).source_digest == source:
         return
     files.record.unlink(missing_ok=True)
     files.root.mkdir(exist_ok=True)
-    checked = check_case(case, channel_names, plan.labels)
-    if checked.image is None or checked.labels is None:
-        raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in checked.errors))
-    prepared = prepare(checked.image, checked.labels, plan, configuration)
+    if not reading.record.usable:
+        raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in reading.record.findings if f.severity == "error"))
+    arrays = reading.arrays()
+    prepared = prepare(arrays.image, arrays.labels, plan, configuration)
     assert prepared.segmentation is not None
-    n_classes = len(plan.label_values)
+    del arrays, reading
     patch = (1,) * (3 - configuration.dims) + configuration.patch_size
     write_array(files.image, prepared.image, patch)
     write_array(files.segmentation, prepared.segmentation, patch)
-    write_array(
-        files.foreground, foreground_index(prepared.segmentation, n_classes, seeds.stream(0, "foreground", case.id))
-    )
+    index = foreground_index(prepared.segmentation, plan.labels, seeds.stream(0, "foreground", case.id))
+    write_array(files.foreground, index)
     z, y, x = prepared.segmentation.shape
     PreparedRecord(
-        case=case.id, source_digest=source, shape=(z, y, x), class_voxels=class_voxels(prepared.segmentation, n_classes)
+        case=case.id,
+        source_digest=source,
+        shape=(z, y, x),
+        index_voxels=index_voxels(prepared.segmentation, plan.labels),
     ).write(files.record)
 
 
-def _source_digest(case: Case, plan: Plan, configuration: Configuration) -> str:
+def _source_digest(record: StoredCase, plan: Plan, configuration: Configuration) -> str:
     return json_digest(
         {
             "software": __version__,
-            "case": case.model_dump(mode="json"),
+            "content": record.content_digest(),
             "orientation": plan.orientation,
             "transpose": plan.transpose_forward,
-            "labels": plan.label_values,
+            "labels": plan.labels.model_dump(mode="json"),
             "intensities": [s.model_dump(mode="json") for s in plan.intensities]
             if "ct" in configuration.normalisation
             else [],

@@ -8,10 +8,10 @@ class PreparedRecord(Artefact):
 
     case: str
     source_digest: str
-    """Digest of the case's files (size, time) and of every choice that shaped the arrays."""
+    """Digest of the content of the case's files and of every choice that shaped the arrays."""
     shape: tuple[int, int, int]
-    class_voxels: tuple[int, ...]
-    """Voxels of each class index in the prepared segmentation."""
+    index_voxels: tuple[int, ...]
+    """Voxels of each label index in the prepared segmentation; those ignored come last, where a value is ignored."""
 
 
 class PreprocessedIndex(Artefact):

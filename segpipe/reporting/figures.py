@@ -44,7 +44,9 @@ def training_curve(log: Path, path: Path) -> Path:
     return _save(figure, path)
 
 
-def overlay(image: Path, prediction: Path, reference: Path, labels: dict[str, int], title: str, path: Path) -> Path:
+def overlay(
+    image: Path, prediction: Path, reference: Path, labels: dict[str, tuple[int, ...]], title: str, path: Path
+) -> Path:
     """Draw three orthogonal slices through the largest cross-sections: reference as lines, prediction as colour."""
     grid = read_volume(reference).grid
     orientation = canonical_orientation(grid)
@@ -52,19 +54,20 @@ def overlay(image: Path, prediction: Path, reference: Path, labels: dict[str, in
     predicted, referenced = (orientation.apply(read_volume(p).array[0]) for p in (prediction, reference))
     spacing = grid.reoriented(orientation).spacing_mm
     low, high = np.percentile(voxels, [1, 99])
+    wanted = sorted({v for values in labels.values() for v in values})
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for position, (axis, name) in enumerate(((0, "axial"), (1, "coronal"), (2, "sagittal"))):
         others = tuple(a for a in range(3) if a != axis)
-        index = int(np.argmax(((referenced > 0) | (predicted > 0)).sum(axis=others)))
+        index = int(np.argmax((np.isin(referenced, wanted) | np.isin(predicted, wanted)).sum(axis=others)))
         panel = figure.add_subplot(1, 3, position + 1)
         aspect = spacing[others[0]] / spacing[others[1]]
         panel.imshow(
             _radiological(voxels, axis, index), cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest"
         )
-        for number, value in enumerate(labels.values()):
+        for number, values in enumerate(labels.values()):
             colour = _COLOURS[number % len(_COLOURS)]
-            _fill(panel, _radiological(predicted, axis, index) == value, colour, aspect)
-            mask = _radiological(referenced, axis, index) == value
+            _fill(panel, np.isin(_radiological(predicted, axis, index), values), colour, aspect)
+            mask = np.isin(_radiological(referenced, axis, index), values)
             if min(mask.shape) > 1 and mask.any() and not mask.all():
                 panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
         panel.set_title(name, fontsize=9)

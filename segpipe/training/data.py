@@ -34,9 +34,9 @@ class TrainingCase:
     image: Any
     """(C, Z, Y, X) float32."""
     segmentation: Any
-    """(Z, Y, X) class indices, -1 outside."""
+    """(Z, Y, X) label indices, -1 outside."""
     foreground: Any
-    """(N, 4) class, z, y, x."""
+    """(N, 4) target, z, y, x."""
 
     @property
     def extent(self) -> CaseExtent:

@@ -5,14 +5,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from segpipe.artefact import write_atomically
 from segpipe.errors import TrainingError, TrainingInterrupted
-from segpipe.losses.compound import deep_supervision, dice_cross_entropy
+from segpipe.labels import Labels
+from segpipe.losses.compound import deep_supervision, loss_for
 from segpipe.networks.build import fast_memory_format, to_device
 from segpipe.networks.unet import UNet
 from segpipe.planning.recipe import TrainingSettings
@@ -50,7 +50,7 @@ class Trainer:
     network: UNet
     training: BatchSource
     validation: BatchSource
-    n_classes: int
+    labels: Labels
     batch_dice: bool
     settings: TrainingSettings
     schedule: Schedule
@@ -76,7 +76,7 @@ class Trainer:
         if resume and self.folder.checkpoint.is_file():
             self.state = load_checkpoint(self.folder.checkpoint, self.network, self.optimizer, self.identity)
         self.folder.root.mkdir(parents=True, exist_ok=True)
-        self.loss = partial(dice_cross_entropy, batch_dice=self.batch_dice)
+        self.loss = loss_for(self.labels, batch_dice=self.batch_dice)
         self._cut_log()
         with stop_requests() as stop, read_ahead(self.training, self.state.iteration) as batches:
             self.saved_at = time.monotonic()
@@ -139,7 +139,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         state, start = self.state, time.perf_counter()
         state.validation_dice = patch_dice(
-            self.network, self.validation, self._n_validation_batches(), self.n_classes, self.runtime
+            self.network, self.validation, self._n_validation_batches(), self.labels, self.runtime
         )
         state.elapsed_s += time.perf_counter() - start
         state.train_loss = sum(state.epoch_losses) / len(state.epoch_losses)

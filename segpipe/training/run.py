@@ -194,10 +194,10 @@ def _make_trainer(
     share = settings.foreground_share
     torch.manual_seed(int(seeds.stream(seed, "weights").integers(2**62)))
     return Trainer(
-        network=build_network(configuration.network, len(plan.channel_names), len(plan.label_values)),
+        network=build_network(configuration.network, len(plan.channel_names), plan.labels.n_outputs),
         training=BatchSource(open_cases(arrays, cases.train), patch, batch, share, augmentation, seed, "training"),
         validation=BatchSource(open_cases(arrays, cases.validation), patch, batch, share, None, seed, "validation"),
-        n_classes=len(plan.label_values),
+        labels=plan.labels,
         batch_dice=configuration.batch_dice,
         settings=settings,
         schedule=make_schedule(settings, len(cases.train), batch, epochs=end[0], minutes=end[1]),
@@ -208,7 +208,7 @@ def _make_trainer(
 
 
 def _scores(plan: Plan, state: Progress) -> dict[str, object]:
-    by_label = dict(zip(plan.label_names[1:], state.validation_dice, strict=True))
+    by_label = dict(zip(plan.labels.names, state.validation_dice, strict=True))
     return {"validation_dice": by_label, "mean_validation_dice": mean_dice(state.validation_dice)}
 
 

@@ -22,7 +22,7 @@ class CaseExtent:
 
     shape: Triple
     foreground: NDArray[np.int32]
-    """Rows (class, z, y, x)."""
+    """Rows (target, z, y, x); target 0 stands for any labelled voxel, listed where some are not labelled."""
 
 
 def draw_patches(
@@ -30,17 +30,24 @@ def draw_patches(
 ) -> list[Patch]:
     """Draw a batch: cases uniformly, the last ``foreground_share`` of the patches centred on a foreground voxel.
 
-    The class is uniform over those present in the case, the voxel uniform within the class. A patch is kept inside the
-    image where it fits, and centred on the image along axes where it does not. A case without foreground gives a patch
-    anywhere.
+    The target is uniform over those present in the case, the voxel uniform within the target. A patch is kept inside the
+    image where it fits, and centred on the image along axes where it does not. The other patches, and those of a case without
+    foreground, lie anywhere; where some voxels are not labelled, they are centred on one that is.
     """
     n_forced = batch_size - round(batch_size * (1 - foreground_share))
     patches = []
     for position in range(batch_size):
         index = int(rng.integers(len(cases)))
         case = cases[index]
-        forced = position >= batch_size - n_forced and len(case.foreground) > 0
-        start = _start_at(case, patch, rng) if forced else _start_anywhere(case.shape, patch, rng)
+        targets = case.foreground[case.foreground[:, 0] > 0]
+        labelled = case.foreground[case.foreground[:, 0] == 0]
+        if position >= batch_size - n_forced and len(targets):
+            present = targets[targets[:, 0] == rng.choice(np.unique(targets[:, 0]))]
+            start = _start_at(present[rng.integers(len(present)), 1:], case.shape, patch)
+        elif len(labelled):
+            start = _start_at(labelled[rng.integers(len(labelled)), 1:], case.shape, patch)
+        else:
+            start = _start_anywhere(case.shape, patch, rng)
         patches.append(Patch(index, start))
     return patches
 
@@ -50,13 +57,10 @@ def _start_anywhere(shape: Triple, patch: Triple, rng: np.random.Generator) -> T
     return z, y, x
 
 
-def _start_at(case: CaseExtent, patch: Triple, rng: np.random.Generator) -> Triple:
-    classes = case.foreground[:, 0]
-    rows = case.foreground[classes == rng.choice(np.unique(classes))]
-    voxel = rows[rng.integers(len(rows)), 1:]
+def _start_at(voxel: NDArray[np.int32], shape: Triple, patch: Triple) -> Triple:
     z, y, x = (
         int(np.clip(v - p // 2, 0, n - p)) if n > p else -((p - n) // 2)
-        for v, n, p in zip(voxel, case.shape, patch, strict=True)
+        for v, n, p in zip(voxel, shape, patch, strict=True)
     )
     return z, y, x
 

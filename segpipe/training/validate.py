@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from segpipe.labels import Labels
+from segpipe.losses.dice import is_any
 from segpipe.networks.unet import UNet
 from segpipe.runtime import Runtime
 from segpipe.training.data import BatchSource
@@ -10,30 +12,32 @@ from segpipe.training.data import BatchSource
 
 @torch.inference_mode()
 def patch_dice(
-    network: UNet, source: BatchSource, n_batches: int, n_classes: int, runtime: Runtime
+    network: UNet, source: BatchSource, n_batches: int, labels: Labels, runtime: Runtime
 ) -> list[float | None]:
-    """Dice of each foreground class over all voxels of the first batches; None for a class that is in neither.
+    """Dice of each target over all voxels of the first batches; None for one that is in neither. Ignored voxels do not count.
 
     Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
     """
-    counts = torch.zeros(3, n_classes - 1, dtype=torch.float64)
+    counts = torch.zeros(3, len(labels.targets), dtype=torch.float64)
     network.eval()
     for number in range(n_batches):
-        images, labels = source.to_device(source.read(number), runtime.device)
+        images, target = source.to_device(source.read(number), runtime.device)
         with runtime.precision():
-            classes = network(images).argmax(1)
-        counts += _counts(classes, labels, n_classes).cpu()
+            logits = network(images)
+        counts += _counts(logits, target, labels).cpu()
     network.train()
     both, predicted, reference = counts
     total = (predicted + reference).tolist()
     return [2 * b / t if t else None for b, t in zip(both.tolist(), total, strict=True)]
 
 
-def _counts(classes: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Voxels of each foreground class in both, in the prediction, in the reference: (3, K - 1)."""
-    joint = (
-        torch.bincount((labels * n_classes + classes).flatten(), minlength=n_classes**2)
-        .reshape(n_classes, n_classes)
-        .double()
-    )
-    return torch.stack((joint.diagonal()[1:], joint.sum(0)[1:], joint.sum(1)[1:]))
+def _counts(logits: Tensor, target: Tensor, labels: Labels) -> Tensor:
+    """Voxels of each target in both, in the prediction, in the reference: (3, T)."""
+    kept = torch.ones_like(target, dtype=torch.bool) if labels.ignore_index is None else target != labels.ignore_index
+    winner = None if labels.regions else logits.argmax(1)
+    rows = []
+    for number, members in enumerate(labels.members):
+        predicted = (logits[:, number] > 0 if winner is None else winner == number + 1) & kept
+        reference = is_any(target, members)
+        rows.append(torch.stack([(predicted & reference).sum(), predicted.sum(), reference.sum()]))
+    return torch.stack(rows, dim=1).double()

@@ -39,7 +39,18 @@ def test_help_needs_neither_torch_nor_numpy():
 def test_the_public_functions():
     import segpipe
 
-    assert segpipe.__all__ == ["check", "demo", "evaluate", "plan", "predict", "preprocess", "report", "run", "train"]
+    assert segpipe.__all__ == [
+        "check",
+        "convert",
+        "demo",
+        "evaluate",
+        "plan",
+        "predict",
+        "preprocess",
+        "report",
+        "run",
+        "train",
+    ]
     assert all(callable(getattr(segpipe, name)) for name in segpipe.__all__)
     with pytest.raises(AttributeError, match="no attribute 'fit'"):
         _ = segpipe.fit

@@ -68,7 +68,7 @@ def test_a_run_goes_to_the_end_and_names_what_was_lost(finished):
 def test_labels_130_and_300_come_out(finished):
     _, work, _ = finished
     evaluation = json.loads((work / "evaluation/3d_fullres/tiny/fold_0.json").read_text())
-    assert evaluation["labels"] == {"cube_130": 130, "cube_300": 300}
+    assert evaluation["labels"] == {"cube_130": [130], "cube_300": [300]}
     assert evaluation["mean_dice"] > 0.5
     predictions = [p for p in (work / "predictions/3d_fullres/tiny/fold_0").iterdir() if p.suffix != ".jsonl"]
     values = set()
@@ -221,7 +221,7 @@ def test_the_demo_dataset_is_small_and_varied():
     files = [p for p in (ROOT / "data/phantoms").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 3_000_000
     dataset = match_dataset(ROOT / "data/phantoms")
-    assert len(dataset.labels) == 4
+    assert len(dataset.labels.values) == 4
     grids = [read_header(c.images[0].path).grid for c in dataset.cases]
     assert {ending_of(c.images[0].path) for c in dataset.cases} == {".nii.gz", ".nrrd"}
     assert any(np.abs(np.array(g.direction)).max() < 0.999 for g in grids)

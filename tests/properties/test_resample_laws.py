@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize
 
-from segpipe.inference.restore import classes_at, resample_linear, uncrop
+from segpipe.inference.restore import largest_at, resample_linear, uncrop
 from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices, resample_image, resample_labels, separate_axis
 
@@ -73,10 +73,10 @@ def test_there_and_back_keeps_a_mask_within_a_voxel(seed):
 
 @settings(deadline=None, max_examples=40)
 @given(sizes, sizes, seeds, st.sampled_from([None, 0, 1, 2]))
-def test_class_by_class_equals_all_classes_at_once(old, new, seed, apart):
+def test_class_by_class_equals_all_largest_at_once(old, new, seed, apart):
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(4, *old)).astype(np.float32))
     whole = logits if old == new else torch.stack([resample_linear(k, new, apart) for k in logits])
-    np.testing.assert_array_equal(classes_at(logits, new, apart), whole.argmax(0).numpy())
+    np.testing.assert_array_equal(largest_at(logits, new, apart), whole.argmax(0).numpy())
     if apart is None and old != new:
         theirs = np.stack([resize(k.numpy(), new, order=1, mode="edge", anti_aliasing=False) for k in logits])
         np.testing.assert_allclose(whole.numpy(), theirs, atol=1e-4)

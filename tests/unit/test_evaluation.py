@@ -28,7 +28,7 @@ def test_every_kind_of_emptiness():
         mask((1, MOVED), (2, ((7, 9), (9, 11), (9, 12)))),
     )
     scores = score_case(
-        "a", prediction, reference, GRID, {"both": 1, "missed": 2, "spurious": 3, "neither": 4}, 1.0
+        "a", prediction, reference, GRID, {"both": (1,), "missed": (2,), "spurious": (3,), "neither": (4,)}, 1.0
     ).labels
     assert scores["both"].status == "scored"
     assert scores["both"].dice == pytest.approx(5 / 6)
@@ -47,9 +47,9 @@ def test_every_kind_of_emptiness():
 
 
 def test_a_miss_lowers_the_mean_and_is_counted():
-    found = score_case("a", mask((1, BOX)), mask((1, BOX)), GRID, {"x": 1}, 1.0).labels["x"]
-    missed = score_case("b", mask(), mask((1, BOX)), GRID, {"x": 1}, 1.0).labels["x"]
-    absent = score_case("c", mask(), mask(), GRID, {"x": 1}, 1.0).labels["x"]
+    found = score_case("a", mask((1, BOX)), mask((1, BOX)), GRID, {"x": (1,)}, 1.0).labels["x"]
+    missed = score_case("b", mask(), mask((1, BOX)), GRID, {"x": (1,)}, 1.0).labels["x"]
+    absent = score_case("c", mask(), mask(), GRID, {"x": (1,)}, 1.0).labels["x"]
     summary = summarise_label([found, missed, absent])
     assert (summary.n_cases, summary.n_applicable, summary.n_missed, summary.n_not_applicable) == (3, 2, 1, 1)
     assert summary.mean_dice == 0.5
@@ -63,7 +63,7 @@ def test_folders(tmp_path):
         write_volume(tmp_path / "pred" / f"{case}.nii.gz", mask((130, BOX)), GRID)
     write_volume(tmp_path / "pred" / "c.nii.gz", mask((130, BOX)), axis_grid(GRID.shape, spacing=(2.0, 1.0, 1.1)))
     result = commands.evaluate(tmp_path / "pred", tmp_path / "ref", output=tmp_path / "scores.json", jobs=2)
-    assert result.labels == {"label_130": 130, "label_300": 300}
+    assert result.labels == {"label_130": (130,), "label_300": (300,)}
     assert [c.case for c in result.cases] == ["a", "b"]
     assert result.by_label["label_300"].n_missed == 2
     assert result.mean_dice == pytest.approx(0.5)
@@ -94,6 +94,6 @@ def test_two_files_and_nothing(tmp_path):
 def test_a_label_in_no_case_is_named_not_averaged():
     from segpipe.evaluation.run import evaluate
 
-    result = evaluate([], {"x": 1}, jobs_limit=1)
+    result = evaluate([], {"x": (1,)}, jobs_limit=1)
     assert result.mean_dice is None
     assert result.without_cases == ("x",)

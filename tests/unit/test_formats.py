@@ -1,4 +1,5 @@
 import gzip
+import re
 
 import nibabel as nib
 import numpy as np
@@ -10,13 +11,14 @@ from hypothesis import strategies as st
 from segpipe.errors import UnreadableFileError
 from segpipe.geometry import largest_displacement_mm
 from segpipe.io.formats import (
+    files_behind,
     header_notes,
     read_header,
     read_volume,
-    smallest_label_dtype,
     write_labels_like,
     write_volume,
 )
+from segpipe.labels import smallest_dtype
 from tests.phantoms import axis_grid
 from tests.strategies import grids
 
@@ -134,7 +136,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
     ("largest", "kind"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16"), (65536, "uint32")]
 )
 def test_smallest_type_that_holds_the_labels(largest, kind):
-    assert smallest_label_dtype(largest) == np.dtype(kind)
+    assert smallest_dtype(largest) == np.dtype(kind)
 
 
 def _truncated_gzip(path):
@@ -210,13 +212,103 @@ def test_where_sform_and_pixdim_disagree_pixdim_is_believed(tmp_path):
     grid = read_volume(tmp_path / "a.nii.gz").grid
     assert grid.spacing_mm == (10, 1.5, 1.5)
     assert grid.axis_codes == "SPL"
-    (note,) = header_notes(tmp_path / "a.nii.gz")
-    assert "1 x 1 x 1 mm" in note
-    assert "1.5 x 1.5 x 10 mm" in note
+    note = header_notes(tmp_path / "a.nii.gz")[0]
+    assert note.severity == "note"
+    assert "1 x 1 x 1 mm" in note.message
+    assert "1.5 x 1.5 x 10 mm" in note.message
     write_labels_like(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", np.zeros((4, 5, 6), dtype=np.uint8))
     before, after = nib.load(tmp_path / "a.nii.gz").header, nib.load(tmp_path / "b.nii.gz").header
     np.testing.assert_array_equal(after["pixdim"][1:4], before["pixdim"][1:4])
     np.testing.assert_array_equal(after.get_sform(), before.get_sform())
+
+
+def nifti_header(path, sform=None, qform=None, pixdim=None, units=2, shape=(6, 5, 4)):
+    """A NIfTI file whose header says what it is told to, byte for byte."""
+    image = nib.Nifti1Image(np.ones(shape, dtype=np.int16), np.eye(4))
+    image.set_sform(sform, code=0 if sform is None else 1)
+    image.set_qform(qform, code=0 if qform is None else 1)
+    content = bytearray(image.to_bytes())
+    content[123] = units
+    if pixdim is not None:
+        content[80:92] = np.array(pixdim, dtype="<f4").tobytes()
+    path.write_bytes(content)
+    return path
+
+
+MM2 = np.diag([-2.0, -2.0, 2.0, 1.0])
+SHEARED = np.array([[2, 0.1, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+MOVED = MM2 + np.array([[0, 0, 0, 5.0]] + [[0, 0, 0, 0]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("header", "severity", "message", "spacing"),
+    [
+        ({"sform": MM2, "qform": MOVED}, "warning", "up to 5 mm apart; the sform is believed", (2, 2, 2)),
+        ({"sform": MM2, "pixdim": (2, -2, 2)}, "warning", "2 x -2 x 2 mm.*2 x 2 x 2 mm are believed", (2, 2, 2)),
+        ({"sform": MM2, "pixdim": (2, 0, 2)}, "warning", "2 x 0 x 2 mm", (2, 2, 2)),
+        ({"sform": SHEARED, "pixdim": (2, 2, 2)}, "warning", r"axes y and x are 87\.14 degrees apart, not 90", (2, 2, 2)),
+        ({"pixdim": (1, 2, 3)}, "note", "neither sform nor qform: where left and right are", (3, 2, 1)),
+        ({"qform": MM2, "units": 0}, "note", "unit .* not stated; millimetres are assumed", (2, 2, 2)),
+        ({"qform": MM2, "units": 1}, "note", "stated in meters; they are multiplied by 1000", (2000, 2000, 2000)),
+        ({"qform": MM2, "units": 3}, "note", "stated in microns; they are multiplied by 0.001", (0.002, 0.002, 0.002)),
+    ],
+)
+def test_what_is_odd_about_a_nifti_header_is_said_with_its_numbers(tmp_path, header, severity, message, spacing):
+    path = nifti_header(tmp_path / "a.nii", **header)
+    assert read_header(path).grid.spacing_mm == pytest.approx(spacing, rel=2e-3)
+    assert [n for n in header_notes(path) if n.severity == severity and re.search(message, n.message)]
+
+
+def test_a_sound_nifti_header_needs_no_note(tmp_path):
+    assert header_notes(nifti_header(tmp_path / "a.nii", sform=MM2, qform=MM2)) == []
+    turned = np.array([[1.999, 0.06, 0, 0], [-0.06, 1.999, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    assert header_notes(nifti_header(tmp_path / "b.nii", sform=turned, qform=turned)) == []
+
+
+@pytest.mark.parametrize("pixdim", [(2, 0, 2), (2, -1, 2), (np.nan, 1, 1)])
+def test_a_size_that_is_not_positive_is_refused_where_nothing_else_says_it(tmp_path, pixdim):
+    with pytest.raises(UnreadableFileError, match=f"{pixdim[0]:.4g} x {pixdim[1]:.4g}.*expected positive sizes"):
+        read_header(nifti_header(tmp_path / "a.nii", pixdim=pixdim))
+
+
+@pytest.mark.parametrize("spacing", ["-1 1 1", "0 1 1"])
+def test_a_metaimage_whose_spacing_is_not_positive_is_refused(tmp_path, spacing):
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "CompressedData = False",
+        f"ElementSpacing = {spacing}",
+    ]
+    lines += ["DimSize = 2 2 2", "ElementType = MET_UCHAR", "ElementDataFile = LOCAL", ""]
+    (tmp_path / "a.mha").write_bytes("\n".join(lines).encode() + bytes(8))
+    with pytest.raises(UnreadableFileError, match=f"spacing is {' x '.join(spacing.split())} mm.*expected positive"):
+        read_header(tmp_path / "a.mha")
+
+
+def test_an_nrrd_without_a_space_is_noted(tmp_path):
+    header = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(8))
+    (note,) = header_notes(tmp_path / "a.nrrd")
+    assert "no 'space' is stated" in note.message
+
+
+def test_a_scaled_file_is_read_in_single_precision(tmp_path):
+    image = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(6, 5, 4), np.eye(4))
+    image.header.set_slope_inter(0.5, -1000)
+    content = bytearray(image.to_bytes())
+    content[112:120] = np.array([0.5, -1000], dtype="<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    array = read_volume(tmp_path / "a.nii").array
+    assert array.dtype == np.float32
+    np.testing.assert_allclose(array[0], np.asarray(nib.load(tmp_path / "a.nii").dataobj).T)
+
+
+def test_a_detached_file_belongs_to_its_header(tmp_path):
+    grid = axis_grid((3, 4, 5))
+    for ending in (".mhd", ".nhdr"):
+        write_volume(tmp_path / f"a{ending}", np.ones(grid.shape, dtype=np.int16), grid)
+        assert len(files_behind(tmp_path / f"a{ending}")) == 2
 
 
 @pytest.mark.data

@@ -14,6 +14,7 @@ from segpipe.inference.predictor import Predictor
 from segpipe.inference.run import predict as predict_stage
 from segpipe.interop.nnunet import read_fingerprint
 from segpipe.io.formats import read_volume, write_volume
+from segpipe.labels import Labels
 from segpipe.modelfile import ModelFile
 from segpipe.networks.build import build_network
 from segpipe.planning import make_plan
@@ -22,7 +23,7 @@ from segpipe.runtime import choose_runtime
 from tests.phantoms import axis_grid
 from tests.strategies import ORIENTATIONS
 
-LABELS = {"background": 0, "low": 130, "high": 300}
+LABELS = Labels.plain({"low": 130, "high": 300})
 
 
 def small_plan(n_channels=1, spacing=(2.0, 1.5, 1.0)):

@@ -6,6 +6,7 @@ import pytest
 from segpipe.dataset.match import match_dataset
 from segpipe.errors import DatasetError
 from segpipe.io.formats import write_volume
+from segpipe.labels import Labels
 from tests.phantoms import axis_grid
 
 GRID = axis_grid((3, 4, 5))
@@ -34,7 +35,7 @@ def test_nnunet_raw(tmp_path):
     assert ids(found) == ["a", "b"]
     assert [i.path.name for i in found.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
     assert found.channel_names == ("T1", "T2")
-    assert found.labels == {"background": 0, "x": 1}
+    assert found.labels == Labels.plain({"x": 1})
 
 
 def test_decathlon(tmp_path):
@@ -48,7 +49,7 @@ def test_decathlon(tmp_path):
     )
     found = match_dataset(tmp_path)
     assert (found.name, found.layout, ids(found), found.channel_names) == ("Organ", "decathlon", ["a"], ("MRI",))
-    assert found.labels == {"background": 0, "x": 1}
+    assert found.labels == Labels.plain({"x": 1})
 
 
 def test_nnunet_version_1_lists_images_without_their_suffix(tmp_path):
@@ -67,7 +68,7 @@ def test_nnunet_with_listed_files(tmp_path):
     put(tmp_path / "elsewhere" / "two.nii.gz")
     listed = {"a": {"images": ["somewhere/one.nii.gz"], "label": "elsewhere/two.nii.gz"}}
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0}, "dataset": listed})
+        json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "x": 1}, "dataset": listed})
     )
     assert ids(match_dataset(tmp_path)) == ["a"]
 
@@ -200,8 +201,13 @@ def test_hidden_files_are_passed_over(tmp_path):
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "one value to two names"),
         ({"labels": {"background": 0, "a": -1}}, "non-negative"),
         ({"labels": {"background": 0, "a": 1.5}}, "1.5"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "region"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, r"regions_class_order is None.*such as \[1, 2\]"),
+        ({"labels": {"a": [1, 2], "b": 2}, "regions_class_order": [2, 1]}, "paints 'b'.*as 1"),
+        ({"labels": {"a": [1, 2], "b": [1, 2]}, "regions_class_order": [1, 1]}, "a value of its own for each"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "'ignore'.*twice"),
+        ({"labels": {"ignore": 0, "a": 1}}, "no background is declared"),
+        ({"labels": {"background": [0, 3], "a": 1}}, "'background'.*single"),
+        ({"labels": {"background": 0}}, "no foreground"),
         ({"channel_names": {"first": "T1"}}, "channel_names"),
     ],
 )

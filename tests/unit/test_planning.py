@@ -25,7 +25,10 @@ def mapping(**changes):
     return base | changes
 
 
-@pytest.mark.parametrize("name", ["default", "resenc_m", "resenc_l", "resenc_xl", "cpu"])
+RECIPES = ["default", "resenc_m", "resenc_l", "resenc_xl", "residual_m", "residual_l", "residual_xl", "cpu"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_plans(name):
     assert name in recipe_names()
     recipe = load_recipe(name)
@@ -35,7 +38,7 @@ def test_every_shipped_recipe_plans(name):
 
 
 def test_no_recipe_is_untested():
-    assert set(recipe_names()) == {"default", "resenc_m", "resenc_l", "resenc_xl", "cpu"}
+    assert set(recipe_names()) == set(RECIPES)
 
 
 def test_the_cpu_recipe_keeps_batches_and_networks_small():

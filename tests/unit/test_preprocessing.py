@@ -2,16 +2,21 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import binary_fill_holes
 
 from segpipe import commands
 from segpipe.artefact import json_digest
 from segpipe.errors import ArtefactError, CaseError, SegpipeError
-from segpipe.fingerprint.measure import CaseMeasurements, bounding_box, intensity_statistics, measure_case, nonzero_mask
+from segpipe.fingerprint.measure import CaseMeasurements, intensity_statistics, measure_case
 from segpipe.fingerprint.schema import Fingerprint, IntensityStatistics
+from segpipe.geometry import bounding_box
 from segpipe.io.arrays import open_array, read_array, write_array
-from segpipe.preprocessing.foreground import MAX_PER_CLASS, foreground_index
+from segpipe.labels import Labels, Target
+from segpipe.preprocessing.foreground import LABELLED, MAX_PER_TARGET, foreground_index, index_voxels
 from segpipe.preprocessing.normalise import normalise
-from segpipe.preprocessing.prepare import class_indices, stored_values
+from segpipe.preprocessing.prepare import filled
 from segpipe.volume import Volume
 from segpipe.workspace import PreparedFiles, Workspace
 from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
@@ -22,8 +27,7 @@ STATISTICS = IntensityStatistics(mean=10, median=9, std=4, min=-5, max=50, perce
 def test_the_five_schemes():
     rng = np.random.default_rng(0)
     image = rng.uniform(1, 200, (5, 3, 4, 5)).astype(np.float32)
-    inside = np.ones((3, 4, 5), dtype=bool)
-    made = normalise(image, ("zscore", "ct", "none", "rescale_0_1", "rgb_0_1"), (False,) * 5, inside, (STATISTICS,) * 5)
+    made = normalise(image, ("zscore", "ct", "none", "rescale_0_1", "rgb_0_1"), (None,) * 5, (STATISTICS,) * 5)
     np.testing.assert_allclose(made[0], (image[0] - image[0].mean()) / image[0].std(), atol=1e-5)
     np.testing.assert_allclose(made[1], (np.clip(image[1], -2, 30) - 10) / 4, atol=1e-6)
     np.testing.assert_array_equal(made[2], image[2])
@@ -35,7 +39,7 @@ def test_zscore_inside_a_mask_leaves_zero_outside():
     image = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
     inside = np.zeros((2, 3, 4), dtype=bool)
     inside[1] = True
-    made = normalise(image, ("zscore",), (True,), inside, ())
+    made = normalise(image, ("zscore",), (inside,), ())
     assert not made[0, 0].any()
     assert made[0, 1].mean() == pytest.approx(0, abs=1e-6)
     assert made[0, 1].std() == pytest.approx(1, abs=1e-5)
@@ -45,8 +49,7 @@ def test_a_constant_channel_is_not_divided_by_zero():
     made = normalise(
         np.full((2, 2, 2, 2), 7, dtype=np.float32),
         ("zscore", "rescale_0_1"),
-        (False, False),
-        np.ones((2, 2, 2), dtype=bool),
+        (None, None),
         (),
     )
     assert np.isfinite(made).all()
@@ -54,9 +57,7 @@ def test_a_constant_channel_is_not_divided_by_zero():
 
 def test_rgb_outside_its_range_is_refused():
     with pytest.raises(CaseError, match="0 to 300"):
-        normalise(
-            np.array([[[[0.0, 300.0]]]], dtype=np.float32), ("rgb_0_1",), (False,), np.ones((1, 1, 2), dtype=bool), ()
-        )
+        normalise(np.array([[[[0.0, 300.0]]]], dtype=np.float32), ("rgb_0_1",), (None,), ())
 
 
 def test_nonzero_mask_is_over_channels_with_holes_filled():
@@ -64,22 +65,29 @@ def test_nonzero_mask_is_over_channels_with_holes_filled():
     image[0, 1:6, 1:6, 1:6] = 1
     image[0, 3, 3, 3] = 0
     image[1, 6, 6, 6] = 2
-    mask = nonzero_mask(image)
+    mask = filled((image != 0).any(axis=0))
     assert mask[3, 3, 3]
     assert mask[6, 6, 6]
     assert mask.sum() == 126
     assert bounding_box(mask) == (slice(1, 7), slice(1, 7), slice(1, 7))
 
 
-def test_labels_map_to_classes_and_back():
-    values = (0, 2, 130, 300)
-    stored = np.array([[0, 300], [130, 2]], dtype=np.int32)
-    classes = class_indices(stored, values)
-    np.testing.assert_array_equal(classes, [[0, 3], [2, 1]])
-    back = stored_values(classes, values)
+@pytest.mark.parametrize("values", [(2, 130, 300), (1, 2, 3), (5, 70_000)])
+def test_labels_map_to_indices_and_back(values):
+    labels = Labels.plain({f"label_{v}": v for v in values})
+    stored = np.array([(0, *values), (0, *values)[::-1]], dtype=np.uint32)
+    indices = labels.indices_of(stored)
+    np.testing.assert_array_equal(indices[0], range(len(values) + 1))
+    back = labels.written(indices)
     np.testing.assert_array_equal(back, stored)
-    assert back.dtype == np.uint16
-    assert stored_values(np.array([1]), (0, 255)).dtype == np.uint8
+    assert back.dtype == (np.uint8 if values[-1] < 256 else np.uint16 if values[-1] < 65536 else np.uint32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 999), st.floats(0.2, 0.8))
+def test_holes_are_filled_as_scipy_fills_them(seed, share):
+    mask = np.random.default_rng(seed).random((6, 7, 8)) < share
+    np.testing.assert_array_equal(filled(mask), binary_fill_holes(mask))
 
 
 def test_statistics_weigh_every_case_the_same():
@@ -89,7 +97,7 @@ def test_statistics_weigh_every_case_the_same():
         labels = np.zeros(64, dtype=np.int32)
         labels[:n] = 1
         image = np.full((1, 4, 4, 4), value, dtype=np.float32)
-        cases.append(measure_case(str(value), Volume(image, grid), labels.reshape(4, 4, 4)))
+        cases.append(measure_case(str(value), Volume(image, grid), labels.reshape(4, 4, 4), (4, 4, 4)))
     (statistics,) = intensity_statistics(cases)
     assert statistics.mean == pytest.approx(15)
     assert statistics.std == pytest.approx(5)
@@ -100,7 +108,7 @@ def test_statistics_of_one_case_are_numpys():
     rng = np.random.default_rng(3)
     image = rng.normal(100, 15, (1, 20, 20, 20)).astype(np.float32)
     labels = (rng.random((20, 20, 20)) < 0.5).astype(np.int32)
-    measured: CaseMeasurements = measure_case("a", Volume(image, axis_grid((20, 20, 20))), labels)
+    measured: CaseMeasurements = measure_case("a", Volume(image, axis_grid((20, 20, 20))), labels, (20, 20, 20))
     (statistics,) = intensity_statistics([measured])
     voxels = image[0][labels > 0]
     assert statistics.mean == pytest.approx(voxels.mean(dtype=np.float64), rel=1e-6)
@@ -113,10 +121,24 @@ def test_the_foreground_index_holds_every_class():
     segmentation = np.full((30, 30, 30), -1, dtype=np.int16)
     segmentation[:25] = 1
     segmentation[29, 29, 29] = 2
-    index = foreground_index(segmentation, 4, np.random.default_rng(0))
-    assert (index[:, 0] == 1).sum() == MAX_PER_CLASS
+    index = foreground_index(segmentation, Labels.plain({"a": 1, "b": 2, "c": 3}), np.random.default_rng(0))
+    assert (index[:, 0] == 1).sum() == MAX_PER_TARGET
     assert index[index[:, 0] == 2].tolist() == [[2, 29, 29, 29]]
     assert all(segmentation[tuple(row[1:])] == row[0] for row in index[::997])
+
+
+def test_the_foreground_index_lists_regions_and_labelled_voxels():
+    labels = Labels(
+        targets=(Target(name="whole", values=(1, 2), paint=1), Target(name="core", values=(2,), paint=2)),
+        regions=True, ignore=9, n_entries=4,
+    )  # fmt: skip
+    segmentation = np.full((20, 20, 20), 3, dtype=np.int16)  # ignored
+    segmentation[5, :4, :3] = [[0, 1, 2]] * 4
+    index = foreground_index(segmentation, labels, np.random.default_rng(0))
+    found = {n: {int(segmentation[tuple(row)]) for row in index[index[:, 0] == n][:, 1:]} for n in (LABELLED, 1, 2)}
+    assert found == {LABELLED: {0, 1, 2}, 1: {1, 2}, 2: {2}}
+    assert [(index[:, 0] == n).sum() for n in (LABELLED, 1, 2)] == [12, 8, 4]
+    assert index_voxels(segmentation, labels) == (4, 4, 4, 8000 - 12)
 
 
 def test_arrays_are_read_in_parts(tmp_path):

@@ -1,0 +1,166 @@
+"""Decoded cases, kept in the workspace so that each is read once, however many stages and configurations use it.
+
+A case is read again only when its files have changed: by size and time, and where these differ by sha256 (a copied or touched file
+has other times and the same content). What is kept is the box around the non-zero voxels, in the image's own number type.
+The folder of a case may be deleted at any time; the files are then read again.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.artefact import Artefact, json_digest
+from segpipe.dataset.check import Expectations, check_case
+from segpipe.dataset.schema import Case, FileStamp, Finding
+from segpipe.errors import ArtefactError
+from segpipe.geometry import Grid, Shape, Spacing, bounding_box
+from segpipe.io.arrays import read_array, write_array
+from segpipe.io.formats import files_behind
+from segpipe.labels import smallest_dtype
+from segpipe.version import __version__
+from segpipe.volume import Volume
+from segpipe.workspace import CaseFiles
+
+
+class StoredCase(Artefact):
+    """What reading a case gave. Written last: where it is, the arrays are whole."""
+
+    stamps: tuple[FileStamp, ...]
+    """Of image and label files, in the order of the case."""
+    contents: tuple[str, ...]
+    """sha256 of each, of all files of a folder."""
+    reading: str
+    """Digest of the version of segpipe and of all that shaped the reading."""
+    findings: tuple[Finding, ...]
+    shape: Shape | None = None
+    """Of the whole image, (z, y, x) in canonical orientation; None where an error was found."""
+    start: Shape = (0, 0, 0)
+    """First voxel of the box that is kept."""
+    spacing_mm: Spacing = (1.0, 1.0, 1.0)
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """World position of the box's first voxel."""
+    direction: tuple[tuple[float, float, float], ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are arrays."""
+        return self.shape is not None
+
+    def content_digest(self) -> str:
+        """Digest of what was read and how, without the files' times: what is made of the arrays stays valid while it holds."""
+        return json_digest([self.contents, self.reading])
+
+
+@dataclass(frozen=True)
+class CaseArrays:
+    """The kept box of a usable case."""
+
+    image: Volume
+    """(C, Z, Y, X), canonical orientation."""
+    labels: NDArray[np.unsignedinteger]
+    """(Z, Y, X) stored values."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A case with its record; the arrays are decoded, or opened from the store when they are asked for."""
+
+    record: StoredCase
+    files: CaseFiles
+    decoded: CaseArrays | None = None
+
+    def arrays(self) -> CaseArrays:
+        """Return the arrays of a usable case.
+
+        Raises
+        ------
+        ArtefactError
+            If they were damaged since.
+        """
+        if self.decoded is not None:
+            return self.decoded
+        labels = read_array(self.files.labels)
+        z, y, x = labels.shape
+        grid = Grid((z, y, x), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
+        return CaseArrays(Volume(read_array(self.files.image), grid), labels)
+
+
+def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
+    """Return a case from the store, or read its files and store it."""
+    stamps = (*case.images, *((case.label,) if case.label else ()))
+    reading = json_digest(
+        [__version__, expected.model_dump(mode="json"), case.id, len(case.images), case.label is not None]
+    )
+    known = _known(files)
+    if known is not None and known.reading == reading and not _worth_another_try(known):
+        if known.stamps == stamps:
+            return Reading(known, files)
+        if known.contents == _contents(stamps):
+            record = known.model_copy(update={"stamps": stamps})
+            record.write(files.record)
+            return Reading(record, files)
+    files.record.unlink(missing_ok=True)
+    files.root.mkdir(parents=True, exist_ok=True)
+    checked = check_case(case, expected)
+    findings, arrays, start = checked.findings, None, (0, 0, 0)
+    if checked.image is not None and checked.labels is not None:
+        arrays, start, lost = _kept_box(checked.image, checked.labels, expected)
+        if lost:
+            message = f"{lost} labelled voxel(s) lie where every channel is 0, outside the image; they are left out"
+            findings = (*findings, Finding(case=case.id, severity="warning", rule="labels outside", message=message))
+        write_array(files.image, arrays.image.array)
+        write_array(files.labels, arrays.labels)
+    record = StoredCase(stamps=stamps, contents=_contents(stamps), reading=reading, findings=findings)
+    if arrays is not None and checked.image is not None:
+        grid = arrays.image.grid
+        place = {"spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "direction": grid.direction}
+        record = record.model_copy(update={"shape": checked.image.grid.shape, "start": start, **place})
+    record.write(files.record)
+    return Reading(record, files, arrays)
+
+
+def _known(files: CaseFiles) -> StoredCase | None:
+    if not files.record.is_file():
+        return None
+    try:
+        record = StoredCase.read(files.record)
+    except ArtefactError:
+        # From another version, or cut off: the files are there to be read again.
+        return None
+    return record if not record.usable or (files.image.is_file() and files.labels.is_file()) else None
+
+
+def _worth_another_try(record: StoredCase) -> bool:
+    """A file that could not be read may be readable now: a share was not mounted, a copy not finished."""
+    return any(f.rule == "unreadable" for f in record.findings)
+
+
+def _kept_box(image: Volume, labels: NDArray[Any], expected: Expectations) -> tuple[CaseArrays, Shape, int]:
+    """Box of the non-zero voxels, its first voxel, and the labelled voxels outside it."""
+    box = bounding_box((image.array != 0).any(axis=0))
+    kept = image.cropped(box)
+    background = expected.labels.background if expected.labels else 0
+    whole = kept.grid.shape == image.grid.shape
+    lost = 0 if whole else int((labels != background).sum() - (labels[box] != background).sum())
+    stored = np.ascontiguousarray(labels[box])
+    stored = stored.astype(smallest_dtype(int(stored.max())), copy=False)
+    z, y, x = (s.start for s in box)
+    return CaseArrays(Volume(np.ascontiguousarray(kept.array), kept.grid), stored), (z, y, x), lost
+
+
+def _contents(stamps: tuple[FileStamp, ...]) -> tuple[str, ...]:
+    return tuple(_sha256(stamp.path) for stamp in stamps)
+
+
+def _sha256(path: Path) -> str:
+    """Digest of a file, or of the files of a DICOM folder one after the other."""
+    digest = sha256()
+    for file in files_behind(path):
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,210 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from segpipe import commands
+from segpipe.dataset.convert import Sidecar
+from segpipe.errors import DatasetError, IrregularSeriesError, UnreadableFileError
+from segpipe.io.formats import header_notes, read_header, read_volume
+from segpipe.io.series import Slice, regular_stack
+from tests.dicoms import voxels, write_series
+
+
+def test_slices_are_ordered_by_position_and_rescaled(tmp_path):
+    write_series(tmp_path / "ct")
+    volume = read_volume(tmp_path / "ct")
+    np.testing.assert_array_equal(volume.array[0], voxels().astype(int) - 1024)
+    assert volume.array.dtype == np.int16
+    assert volume.grid.spacing_mm == pytest.approx((2.5, 0.8, 0.5))
+    assert volume.grid.origin_mm == (20, 30, 100)
+    assert volume.grid.axis_codes == "SPL"
+    assert read_header(tmp_path / "ct").grid == volume.grid
+    assert header_notes(tmp_path / "ct") == []
+
+
+def test_the_world_is_itks(tmp_path):
+    turned = [0.9541666, -0.2080757, 0.2151061, 0.2785886, 0.880128, -0.3843997]
+    normal = np.cross(turned[:3], turned[3:])
+
+    def place(number, slice_):
+        slice_.ImageOrientationPatient = turned
+        slice_.ImagePositionPatient = [round(float(v), 6) for v in np.array([5, 6, 7]) + 3 * number * normal]
+
+    write_series(tmp_path / "ct", change=place)
+    image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "ct")))
+    volume = read_volume(tmp_path / "ct")
+    np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
+    x, y, z = image.TransformIndexToPhysicalPoint((9, 7, 5))
+    np.testing.assert_allclose(volume.grid.position_mm((5, 7, 9)), (-x, -y, z), atol=1e-4)
+
+
+def fault(attribute, value, when=lambda n: n == 2):
+    def change(number, slice_):
+        if when(number):
+            setattr(slice_, attribute, value(number) if callable(value) else value)
+
+    return change
+
+
+def position(of):
+    return lambda number, slice_: setattr(slice_, "ImagePositionPatient", [float(v) for v in of(number)])
+
+
+FAULTS = {
+    "missing": (lambda n, _: n != 2, r"missing slice\(s\): 1 between 102\.500 and 107\.500 mm, where slices are 2\.500 mm apart"),
+    "two missing": (lambda n, _: n not in (2, 3), "missing.*2 between 102.500 and 110.000"),
+    "uneven": (position(lambda n: (0, 0, 2.5 * n + (n == 3))), r"uneven slices: distances from 1\.500 to 3\.500.*between .*where 2\.500 is usual"),
+    "widening": (position(lambda n: (0, 0, n**1.15)), "uneven slices"),
+    "orientation": (fault("ImageOrientationPatient", [0, 1, 0, 0, 0, -1]), r"mixed orientations: 5 image\(s\) .*1 image"),
+    "b-value": (lambda n, s: s.add_new((0x0018, 0x9087), "FD", 0.0 if n < 3 else 800.0), r"b-value is 0\.0 \(3 images\), 800\.0 \(3"),
+    "echo": (fault("EchoTime", lambda n: 10 + 20 * (n % 2), lambda _: True), r"EchoTime is 10\.0 \(3 images\), 30\.0 \(3 images\)"),
+    "phases": (
+        lambda n, s: (position(lambda n: (0, 0, 2.5 * (n // 2)))(n, s), setattr(s, "TemporalPositionIdentifier", n % 2 + 1)) and None,
+        r"2 images at position 0\.000 mm.*TemporalPositionIdentifier \(1, 2\)",
+    ),
+    "one place": (position(lambda _: (0, 0, 5)), r"6 images at position 5\.000 mm and no two at different ones"),
+    "tilt": (position(lambda n: (0, 0.6 * n, 2.5 * n)), r"gantry tilt: the stack leans by 13\.50 degrees"),
+    "localiser": (fault("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"], lambda _: True), "6 of 6 .* localisers"),
+    "spacing": (fault("PixelSpacing", [0.9, 0.5]), "differ in pixel spacing.*1 image.* 0.9 x 0.5"),
+    "no position": (lambda _, s: delattr(s, "ImagePositionPatient"), "6 of 6 .* no position"),
+    "two slices": (lambda n, _: n < 2, r"2 slice\(s\), at 100\.000, 102\.500 mm; expected at least 3"),
+    "colour": (fault("SamplesPerPixel", 3, lambda _: True), "3 samples"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_series_that_is_no_regular_volume_is_refused_with_the_reason(tmp_path, name):
+    change, message = FAULTS[name]
+    write_series(tmp_path / "ct", change=change)
+    with pytest.raises(IrregularSeriesError, match=message):
+        read_volume(tmp_path / "ct")
+    with pytest.raises(IrregularSeriesError, match=message):
+        read_header(tmp_path / "ct")
+
+
+def test_two_slices_are_a_volume_when_the_header_states_their_distance(tmp_path):
+    write_series(tmp_path / "ct", change=lambda n, _: n < 2, SpacingBetweenSlices=2.5)
+    assert read_header(tmp_path / "ct").grid.shape == (2, 8, 10)
+    write_series(tmp_path / "wrong", change=lambda n, _: n < 2, SpacingBetweenSlices=1.25)
+    with pytest.raises(IrregularSeriesError, match="2 slice"):
+        read_header(tmp_path / "wrong")
+
+
+def test_rounded_positions_are_regular():
+    """A scanner that writes tenths of a millimetre gives distances of 0.6 and 0.7 mm for 0.65."""
+    slices = [Slice(None, str(i), (0, 0, round(0.65 * i, 1)), (1, 0, 0, 0, 1, 0), (1, 1), (4, 4)) for i in range(200)]
+    assert regular_stack(slices).grid.spacing_mm[0] == pytest.approx(0.65, abs=1e-3)
+
+
+def test_a_stated_distance_that_the_positions_contradict_is_noted(tmp_path):
+    write_series(tmp_path / "ct", SpacingBetweenSlices=5)
+    (note,) = header_notes(tmp_path / "ct")
+    assert "SpacingBetweenSlices says 5 mm, the positions 2.5 mm; the positions are believed" in note.message
+
+
+def test_copies_of_a_slice_and_other_objects_are_passed_over(tmp_path):
+    write_series(tmp_path / "ct")
+    shutil.copy(tmp_path / "ct" / "0.dcm", tmp_path / "ct" / "0 copy.dcm")
+    (tmp_path / "ct" / "LICENSE").write_text("text")
+    write_series(tmp_path / "ct" / "seg", uid="1.2.3", Modality="SEG")
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").array[0], voxels().astype(int) - 1024)
+
+
+def test_a_damaged_slice_is_never_passed_over(tmp_path):
+    write_series(tmp_path / "ct")
+    path = tmp_path / "ct" / "5.dcm"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(UnreadableFileError, match=r"5\.dcm: the pixels cannot be decoded"):
+        read_volume(tmp_path / "ct")
+    path.write_bytes(whole[:200])
+    with pytest.raises(UnreadableFileError):
+        read_volume(tmp_path / "ct")
+
+
+def test_two_series_in_a_folder_are_two_volumes(tmp_path):
+    write_series(tmp_path / "ct" / "a")
+    write_series(tmp_path / "ct" / "b", voxels(7))
+    with pytest.raises(IrregularSeriesError, match=r"2 image series: series 3 'thorax' \(6 images\).*segpipe convert"):
+        read_volume(tmp_path / "ct")
+
+
+def test_slopes_that_are_not_whole_give_single_precision(tmp_path):
+    write_series(tmp_path / "pet", change=lambda n, s: setattr(s, "RescaleSlope", str(0.5 + n / 4)), RescaleIntercept=0)
+    volume = read_volume(tmp_path / "pet")
+    assert volume.array.dtype == np.float32
+    expected = voxels() * (0.5 + np.arange(6) / 4)[:, None, None]
+    np.testing.assert_allclose(volume.array[0], expected, rtol=1e-6)
+
+
+def test_convert_writes_what_is_regular_and_names_the_rest(tmp_path):
+    write_series(tmp_path / "in" / "p1" / "ct")
+    write_series(tmp_path / "in" / "p2" / "ct", change=FAULTS["missing"][0])
+    write_series(tmp_path / "in" / "p3", uid="1.2.3.1")
+    write_series(tmp_path / "in" / "p3b", uid="1.2.3.2", change=FAULTS["tilt"][0])
+    done = {c.series: c for c in commands.convert(tmp_path / "in", tmp_path / "out")}
+    assert set(done) == {"p1_ct", "p2_ct", "p3", "p3b"}
+    assert "missing slice" in done["p2_ct"].reason
+    assert "gantry tilt" in done["p3b"].reason
+    volume = read_volume(tmp_path / "out" / "p1_ct.nii.gz")
+    np.testing.assert_array_equal(volume.array[0], voxels().astype(int) - 1024)
+    sidecar = Sidecar.read(done["p1_ct"].sidecar)
+    assert (sidecar.patient["PatientID"], sidecar.series["SeriesNumber"]) == ("P1", "3")
+    assert [s.position_mm[2] for s in sidecar.slices] == [100 + 2.5 * i for i in range(6)]
+    assert all((tmp_path / "in" / s.file).is_file() for s in sidecar.slices)
+    assert len({s.sop_instance_uid for s in sidecar.slices}) == 6
+    # What a second run meets is its own; a file of somebody else's is not overwritten.
+    assert sum(c.reason is None for c in commands.convert(tmp_path / "in", tmp_path / "out")) == 2
+    (tmp_path / "out" / "p1_ct.json").write_text(json.dumps({"mine": 1}))
+    again = {c.series: c for c in commands.convert(tmp_path / "in", tmp_path / "out")}
+    assert "is there already and is not this series" in again["p1_ct"].reason
+    with pytest.raises(DatasetError, match="no DICOM image"):
+        commands.convert(tmp_path / "out", tmp_path / "x")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken_gantrytilting", r"leans by 14\.00 degrees"),
+        ("broken_missing_slice", r"missing slice\(s\): 1 between -15\.876 and -9\.876 mm, where slices are 3\.000 mm"),
+        ("broken_notavolume", r"4 images at position 61\.500 mm.*AcquisitionNumber \(12, 13, 14, 15\)"),
+        ("broken_slicecount", r"2 slice\(s\), at 102\.794, 103\.794 mm"),
+        ("broken_sliceorientation", "mixed orientations: 2 image.*2 image"),
+    ],
+)
+def test_broken_series_of_real_scanners(data, name, message):
+    with pytest.raises(IrregularSeriesError, match=message):
+        read_volume(data / "dicom" / name)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hippocampus_crop_study1", "hippocampus_crop_study2", "hippocampus_crop_study3", "ct_torso_20_slices",
+        "ct_3_slices_with_seg/segmentations/ct-3slice", "ct_with_rtstruct/oriented_data",
+    ],
+)  # fmt: skip
+def test_real_series_have_simpleitks_voxels(data, tmp_path, name):
+    (done,) = commands.convert(data / "dicom" / name, tmp_path)
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(data / "dicom" / name))
+    theirs = sitk.ReadImage(files)
+    ours = sitk.ReadImage(str(done.output))
+    np.testing.assert_allclose(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs), rtol=1e-6)
+    for index in ((0, 0, 0), tuple(n - 1 for n in theirs.GetSize())):
+        np.testing.assert_allclose(
+            ours.TransformIndexToPhysicalPoint(index), theirs.TransformIndexToPhysicalPoint(index), atol=1e-3
+        )
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("size", ["23x38x3", "24x38x3"])
+def test_an_enhanced_image_is_its_classic_series(data, size):
+    folder = data / "dicom/ct_3_slices_with_seg/segmentations" / size
+    classic, enhanced = read_volume(folder / "image"), read_volume(folder / "multiframe")
+    np.testing.assert_array_equal(enhanced.array, classic.array)
+    assert enhanced.grid == classic.grid
