@@ -100,8 +100,14 @@ def _plain_range(values: Floats, span: float) -> ChannelRange:
 
 
 def _excess(values: Floats, usual: ChannelRange) -> float:
-    """Largest distance of a percentile from the range it had in training, as a share of the usual range."""
-    return float(np.maximum(np.array(usual.low) - values, values - np.array(usual.high)).max() / usual.span)
+    """Largest distance of a percentile from where it may lie, as a share of the usual range.
+
+    It may lie from the lowest that the percentile before it was in training to the highest of the one after it: where a tissue
+    fills a little more of one image, a percentile jumps from one tissue to the next.
+    """
+    low, high = np.array(usual.low), np.array(usual.high)
+    low, high = np.concatenate((low[:1], low[:-1])), np.concatenate((high[1:], high[-1:]))
+    return float(np.maximum(low - values, values - high).max() / usual.span)
 
 
 def _best_order(values: Floats, channels: tuple[ChannelRange, ...]) -> tuple[list[int], float]:

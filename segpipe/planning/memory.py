@@ -33,8 +33,15 @@ class TrainingBytes:
 
     fixed: int
     """Parameters, their gradients and momentum, in float32."""
-    per_sample: int
-    """What is kept of one sample for the backward pass, and working copies at full resolution."""
+    kept: int
+    """What is kept of one sample for the backward pass."""
+    working: int
+    """Gradients of one sample that are alive at once where the maps are largest."""
+
+    @property
+    def per_sample(self) -> int:
+        """Bytes of one sample of a batch."""
+        return self.kept + self.working
 
 
 def training_bytes(
@@ -61,14 +68,14 @@ def training_bytes(
     # Logits of each supervised resolution: as they are, in float32, as probabilities and as log-probabilities, and their overlap.
     logits = sum(n_outputs * s for s in sizes[: max(last - 1, 1)])
     image = n_channels * prod(patch)
-    per_sample = activation_bytes * (kept + image + _WORKING_COPIES * 2 * stage[0]) + 4 * (
-        _LOGITS_COPIES * logits + image
+    return TrainingBytes(
+        fixed=12 * _n_parameters(network, n_channels, n_outputs),
+        kept=activation_bytes * (kept + image) + 4 * _LOGITS_COPIES * logits,
+        # Of the joined maps at full resolution, and of what they are computed from.
+        working=activation_bytes * 4 * stage[0],
     )
-    return TrainingBytes(12 * _n_parameters(network, n_channels, n_outputs), per_sample)
 
 
-# Gradients that are alive at once where the maps are largest: of the joined maps at full resolution and of what they came from.
-_WORKING_COPIES = 2
 _LOGITS_COPIES = 4
 
 

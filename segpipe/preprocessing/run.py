@@ -79,9 +79,9 @@ def peak_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuratio
         spacing = tuple(case.spacing_mm[a] for a in plan.transpose_forward)
         cropped = tuple(case.shape_after_crop[a] for a in plan.transpose_forward)
         resampled = prod(resampled_shape(cropped, spacing, target_spacing(configuration, spacing)))
-        # Native: stored (up to 4 bytes a voxel) and float32 image; labels, their indices, a mask. Resampled: image and label indices,
-        # and what the sampler's index of them takes (measured; docs/experiments.md).
-        largest = max(largest, prod(cropped) * (8 * n_channels + 8) + resampled * (4 * n_channels + 12))
+        # Native: the stored image (up to 4 bytes a voxel) and its normalised copy, labels and their indices. Resampled: image, indices,
+        # and the sampler's mask (a fifth above what was measured; docs/experiments.md).
+        largest = max(largest, prod(cropped) * (8 * n_channels + 5) + resampled * (4 * n_channels + 3))
     return largest
 
 

@@ -1,9 +1,10 @@
 """From raw files to training-ready arrays, against nnU-Net, in turn. One JSON line a dataset.
 
 Both plan and prepare 3d_fullres from the same files, on the same cores, three times each; the ratio is that of the medians.
-Memory is the largest sum over a process and its children of resident memory, sampled every 20 ms; pages that processes share are counted once in each.
+Memory is the largest sum over a process and its children of resident memory, sampled every 20 ms; pages that processes share count
+once in each. ``large_ct`` is one CT of 512x512x700 voxels, resampled, by segpipe alone: its peak is what counts.
 
-python tests/bench/bench_preprocess.py --nnunet ENVIRONMENT [--data FOLDER] [--scratch FOLDER] [hippocampus cardiac_cine ct_like]
+python tests/bench/bench_preprocess.py --nnunet ENVIRONMENT [--data FOLDER] [--scratch FOLDER] [DATASET ...]
 """
 
 import argparse
@@ -24,12 +25,29 @@ from segpipe.geometry import Grid
 from segpipe.io.formats import read_header, write_volume
 
 REPEATS = 3
-N_CT = 12
+
+# Shapes and spacings (z, y, x), drawn once; the target spacing is the median of these.
+CT_LIKE = [
+    (
+        tuple(int(n) for n in np.array([220, 320, 320]) + np.random.default_rng(i).integers(-20, 21, 3)),
+        (
+            float((1.0, 1.25, 1.5, 2.0, 2.5)[i % 5]),
+            *(float(v) for v in np.random.default_rng(i).uniform(0.65, 0.95, 2)),
+        ),
+    )
+    for i in range(12)
+]
+# Two small ones beside it make the target spacing another than its own: every axis of the large one is resampled.
+LARGE_CT = [
+    ((700, 512, 512), (0.8, 0.75, 0.75)),
+    ((60, 128, 128), (0.9, 0.7, 0.7)),
+    ((60, 128, 128), (1.0, 0.72, 0.72)),
+]
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("datasets", nargs="*", default=["hippocampus", "cardiac_cine", "ct_like"])
+    parser.add_argument("datasets", nargs="*", default=["hippocampus", "cardiac_cine", "ct_like", "large_ct"])
     parser.add_argument(
         "--nnunet", type=Path, help="environment made by nnunet_env.sh; without it only segpipe is timed"
     )
@@ -38,16 +56,19 @@ def main():
     parser.add_argument("--repeats", type=int, default=REPEATS)
     options = parser.parse_args()
     for name in options.datasets:
-        source = options.scratch / "ct_like" if name == "ct_like" else options.data / name
-        if name == "ct_like" and not source.is_dir():
-            write_ct_like(source)
+        drawn = {"ct_like": CT_LIKE, "large_ct": LARGE_CT}.get(name)
+        source = options.scratch / name if drawn else options.data / name
+        if drawn and not source.is_dir():
+            for number, (shape, spacing) in enumerate(drawn):
+                write_ct(source, number, shape, spacing)
         print(json.dumps(compare(name, source, options)), flush=True)
 
 
 def compare(name, source, options):
     """Time both in turn on one dataset."""
     ours, theirs = [], []
-    if options.nnunet:
+    compared = options.nnunet and name != "large_ct"
+    if compared:
         raw = options.scratch / "nnunet" / "raw"
         write_nnunet_raw(source, raw / "Dataset001_bench")
     for _ in range(options.repeats):
@@ -55,7 +76,7 @@ def compare(name, source, options):
         shutil.rmtree(work, ignore_errors=True)
         command = [Path(sys.executable).parent / "segpipe", "preprocess", source, "--work", work, "-c", "3d_fullres"]
         ours.append(measured(command, {}))
-        if options.nnunet:
+        if compared:
             for folder in ("preprocessed", "results"):
                 shutil.rmtree(options.scratch / "nnunet" / folder, ignore_errors=True)
                 (options.scratch / "nnunet" / folder).mkdir(parents=True)
@@ -108,25 +129,22 @@ def resident(process):
     return total
 
 
-def write_ct_like(folder):
-    """Bodies with three organs in air, in Hounsfield units, at varied spacing."""
+def write_ct(folder, number, shape, spacing):
+    """A body with three organs in air, in Hounsfield units."""
+    rng = np.random.default_rng(number)
+    axes = [np.linspace(-1, 1, n, dtype=np.float32).reshape(np.roll((-1, 1, 1), a)) for a, n in enumerate(shape)]
+    labels = np.zeros(shape, dtype=np.uint8)
+    for value in (1, 2, 3):
+        centre, radius = rng.uniform(-0.4, 0.4, 3), rng.uniform(0.12, 0.3, 3)
+        labels[sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radius, strict=True)) < 1] = value
+    body = ((axes[1] / 0.7) ** 2 + (axes[2] / 0.9) ** 2 < 1)[0]
+    image = np.empty(shape, dtype=np.int16)
+    for z, plane in enumerate(labels):
+        image[z] = np.where(body, 40 + 60 * plane.astype(np.int16), -1000) + rng.normal(0, 15, plane.shape)
     affine = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
-    for number in range(N_CT):
-        rng = np.random.default_rng(number)
-        shape = tuple(int(n) for n in np.array([220, 320, 320]) + rng.integers(-20, 21, 3))
-        spacing = (float(rng.choice([1.0, 1.25, 1.5, 2.0, 2.5])), *[float(rng.uniform(0.65, 0.95))] * 2)
-        axes = np.meshgrid(*[np.linspace(-1, 1, n, dtype=np.float32) for n in shape], indexing="ij", sparse=True)
-        labels = np.zeros(shape, dtype=np.uint8)
-        body = (axes[1] / 0.7) ** 2 + (axes[2] / 0.9) ** 2 < 1
-        for value in (1, 2, 3):
-            centre = rng.uniform(-0.4, 0.4, 3)
-            radius = rng.uniform(0.12, 0.3, 3)
-            labels[sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radius, strict=True)) < 1] = value
-        image = np.where(body, 40.0, -1000.0) + 60.0 * labels * body
-        image = image + rng.normal(0, 15, shape)
-        grid = Grid.from_affine(shape, affine @ np.diag([*spacing, 1]))
-        write_volume(folder / "images" / f"ct_{number:02d}.nii.gz", image.astype(np.int16), grid)
-        write_volume(folder / "labels" / f"ct_{number:02d}.nii.gz", labels, grid)
+    grid = Grid.from_affine(shape, affine @ np.diag([*spacing, 1]))
+    write_volume(folder / "images" / f"ct_{number:02d}.nii.gz", image, grid)
+    write_volume(folder / "labels" / f"ct_{number:02d}.nii.gz", labels, grid)
     declared = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2, "c": 3}}
     (folder / "dataset.json").write_text(json.dumps(declared))
 

@@ -246,7 +246,12 @@ MOVED = MM2 + np.array([[0, 0, 0, 5.0]] + [[0, 0, 0, 0]] * 3)
         ({"sform": MM2, "qform": MOVED}, "warning", "up to 5 mm apart; the sform is believed", (2, 2, 2)),
         ({"sform": MM2, "pixdim": (2, -2, 2)}, "warning", "2 x -2 x 2 mm.*2 x 2 x 2 mm are believed", (2, 2, 2)),
         ({"sform": MM2, "pixdim": (2, 0, 2)}, "warning", "2 x 0 x 2 mm", (2, 2, 2)),
-        ({"sform": SHEARED, "pixdim": (2, 2, 2)}, "warning", r"axes y and x are 87\.14 degrees apart, not 90", (2, 2, 2)),
+        (
+            {"sform": SHEARED, "pixdim": (2, 2, 2)},
+            "warning",
+            r"axes y and x are 87\.14 degrees apart, not 90",
+            (2, 2, 2),
+        ),
         ({"pixdim": (1, 2, 3)}, "note", "neither sform nor qform: where left and right are", (3, 2, 1)),
         ({"qform": MM2, "units": 0}, "note", "unit .* not stated; millimetres are assumed", (2, 2, 2)),
         ({"qform": MM2, "units": 1}, "note", "stated in meters; they are multiplied by 1000", (2000, 2000, 2000)),

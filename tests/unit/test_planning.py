@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from segpipe.errors import PlanError, RecipeError
 from segpipe.interop.nnunet import read_fingerprint
+from segpipe.labels import Labels
+from segpipe.losses.compound import deep_supervision, loss_for
 from segpipe.networks.build import build_network
 from segpipe.planning import make_plan
-from segpipe.planning.memory import activation_elements
+from segpipe.planning.configuration import network_for
+from segpipe.planning.memory import activation_elements, training_bytes
 from segpipe.planning.recipe import Recipe, load_recipe, recipe_names
 from segpipe.planning.rules import normalisation_of, target_spacing
 from segpipe.planning.schema import Plan
@@ -181,3 +184,98 @@ def test_a_larger_budget_gives_no_smaller_patch():
         sizes.append(np.prod(make_plan(fingerprint, recipe).configurations["3d_fullres"].patch_size))
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
+
+
+def saved_bytes(network, step):
+    """Bytes that torch keeps of a step until its backward pass, each storage once, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = step()
+    assert value.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("recipe", ["default", "resenc_m"])
+@pytest.mark.parametrize("n_channels", [1, 4])
+def test_bytes_of_a_step_are_what_torch_keeps(recipe, n_channels):
+    """Within a tenth, in float32."""
+    patch, n_outputs = (32, 48, 48), 4
+    settings = load_recipe(recipe).planner
+    topology = make_topology((1.0, 1.0, 1.0), patch)
+    spec = network_for(topology, settings.model_copy(update={"base_features": 8}))
+    network = build_network(spec, n_channels, n_outputs)
+    x = torch.randn(1, n_channels, *patch)
+    target = torch.randint(0, n_outputs, (1, *patch))
+    loss = loss_for(Labels.plain({"a": 1, "b": 2, "c": 3}), batch_dice=False)
+    kept = saved_bytes(network, lambda: deep_supervision(network.supervised(x), target, loss))
+    estimate = training_bytes(spec, patch, n_channels, n_outputs, 4)
+    assert estimate.fixed == 12 * sum(p.numel() for p in network.parameters())
+    assert estimate.kept == pytest.approx(kept, rel=0.1)
+
+
+def test_input_channels_and_number_type_count_in_bytes_alone():
+    few, many = (read_fingerprint(mapping(channel_names=["MR"] * n)) for n in (1, 8))
+    for recipe, equal in (("resenc_l", True), ("residual_l", False)):
+        a, b = (make_plan(f, recipe).configurations["3d_fullres"].estimated_memory_gb for f in (few, many))
+        assert (a == b) is equal
+    spec = make_plan(few, "residual_l").configurations["3d_fullres"].network
+    half, full = (training_bytes(spec, (64, 64, 64), 1, 2, size).per_sample for size in (2, 4))
+    assert full > 1.8 * half
+
+
+HIPPOCAMPUS = {"spacings": [[1.0, 1.0, 1.0]] * 260, "shapes_after_crop": [[36, 50, 35]] * 260, "num_training": 260}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("resenc_m", "residual_m"), ("resenc_l", "residual_l"), ("resenc_xl", "residual_xl")]
+)
+def test_batches_stay_sensible_for_small_datasets(theirs, ours):
+    """nnU-Net's large presets plan batches in the thousands for 260 hippocampi."""
+    fingerprint = read_fingerprint(mapping(**HIPPOCAMPUS))
+    absurd, sensible = (make_plan(fingerprint, recipe).configurations for recipe in (theirs, ours))
+    assert absurd["2d"].batch_size > 500
+    assert all(2 <= c.batch_size <= 32 for c in sensible.values())
+    assert sensible["3d_fullres"].patch_size == absurd["3d_fullres"].patch_size
+
+
+def test_a_budget_that_holds_nothing_is_refused():
+    recipe = load_recipe("residual_m")
+    small = recipe.model_copy(update={"planner": recipe.planner.model_copy(update={"budget_gb": 1e-5})})
+    with pytest.raises(PlanError, match=r"budget of 1e-05 GB: not even a patch of .* fits"):
+        make_plan(read_fingerprint(mapping()), small)
+
+
+def test_every_rule_says_how_it_came_to_its_choice():
+    decisions = {
+        d.rule: d
+        for d in make_plan(read_fingerprint(mapping(shapes_after_crop=[[300, 512, 512]] * 3)), "default").decisions
+    }
+    assert {
+        "target spacing",
+        "intensity guard",
+        "memory estimate",
+        "3d_fullres: patch",
+        "3d_fullres: network",
+        "3d_fullres: batch",
+    } <= set(decisions)
+    tried = decisions["3d_fullres: patch"].steps
+    assert any("of 560.0 million elements" in step for step in tried)
+    assert tried[-1].startswith(decisions["3d_fullres: patch"].chosen)
+    assert any("at most 5% of the dataset's voxels" in step for step in decisions["memory estimate"].steps)
+
+
+def test_auto_takes_what_is_free(monkeypatch):
+    import segpipe.runtime as runtime
+
+    monkeypatch.setattr(runtime, "free_bytes", lambda: 10 * 10**9)
+    assert runtime.free_gb(torch.device("cpu")) == 5.0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40 * 10**9, 80 * 10**9))
+    assert runtime.free_gb(torch.device("cuda")) == 36.0

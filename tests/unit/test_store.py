@@ -1,0 +1,102 @@
+"""A case is read once: what is not read again, and what is."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from segpipe import commands
+from segpipe.dataset import store
+from segpipe.io.formats import read_volume, write_volume
+from segpipe.workspace import Workspace
+from tests.phantoms import axis_grid, cube_case, write_small_dataset
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """A small dataset, and the cases that were decoded."""
+    read = []
+
+    def counted(case, expected):
+        read.append(case.id)
+        return original(case, expected)
+
+    original = store.check_case
+    monkeypatch.setattr(store, "check_case", counted)
+    return write_small_dataset(tmp_path / "d", n_cases=3), tmp_path / "w", read
+
+
+def everything(folder, work):
+    commands.check(folder, work=work, jobs=1)
+    commands.plan(folder, work=work, jobs=1)
+    commands.preprocess(folder, work=work, jobs=1)
+    commands.preprocess(folder, work=work, configuration="2d", jobs=1)
+
+
+def test_check_plan_and_every_configuration_share_one_read(watched):
+    folder, work, read = watched
+    everything(folder, work)
+    assert sorted(read) == ["case_0", "case_1", "case_2"]
+
+
+def test_a_touched_file_is_not_decoded_again_and_a_changed_one_is_alone(watched):
+    folder, work, read = watched
+    everything(folder, work)
+    read.clear()
+    for path in (folder / "images").iterdir():
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    everything(folder, work)
+    assert read == []
+    image, _ = cube_case(np.random.default_rng(9), values=(1, 2))
+    write_volume(folder / "images" / "case_0.nii.gz", image, axis_grid(image.shape))
+    everything(folder, work)
+    assert read == ["case_0"]
+    arrays = store.read_array(Workspace(work).case("case_0").image)
+    np.testing.assert_array_equal(arrays, read_volume(folder / "images" / "case_0.nii.gz").array)
+
+
+def test_a_deleted_or_damaged_store_is_read_again(watched):
+    folder, work, read = watched
+    everything(folder, work)
+    read.clear()
+    shutil.rmtree(Workspace(work).case("case_0").root)
+    Workspace(work).case("case_1").record.write_text("{")
+    Workspace(work).case("case_2").image.unlink()
+    Workspace(work).fingerprint.unlink()
+    everything(folder, work)
+    assert sorted(read) == ["case_0", "case_1", "case_2"]
+
+
+def test_another_declaration_reads_again(watched):
+    folder, work, read = watched
+    everything(folder, work)
+    read.clear()
+    text = (folder / "dataset.json").read_text()
+    (folder / "dataset.json").write_text(text.replace('"cube_2": 2', '"ignore": 2'))
+    commands.plan(folder, work=work, jobs=1)
+    assert len(read) == 3
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(watched):
+    folder, work, read = watched
+    whole = (folder / "images" / "case_0.nii.gz").read_bytes()
+    (folder / "images" / "case_0.nii.gz").write_bytes(whole[:-500])
+    findings = commands.check(folder, work=work, jobs=1).findings
+    assert [f.rule for f in findings] == ["unreadable"]
+    commands.check(folder, work=work, jobs=1)
+    assert read.count("case_0") == 2
+    (folder / "images" / "case_0.nii.gz").write_bytes(whole)
+    assert commands.check(folder, work=work, jobs=1).findings == ()
+
+
+def test_labels_where_there_is_no_image_are_told(tmp_path):
+    image, labels = cube_case(np.random.default_rng(0))
+    image[:4] = 0
+    labels[0, :2, :2] = 1
+    grid = axis_grid(image.shape)
+    write_volume(tmp_path / "d/images/a.nii.gz", image, grid)
+    write_volume(tmp_path / "d/labels/a.nii.gz", labels, grid)
+    (finding,) = commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings
+    assert (finding.rule, finding.severity) == ("labels outside", "warning")
+    assert finding.message.startswith("4 labelled voxel(s)")
