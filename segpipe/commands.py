@@ -335,8 +335,7 @@ def evaluate(
     with watch.counting("scoring", len(pairs)) as done:
         result = stage(
             pairs,
-            None if declared is None else {t.name: t.values for t in declared.targets},
-            ignore=None if declared is None else declared.ignore,
+            declared,
             missing=missing,
             tolerance_mm=tolerance_mm,
             jobs_limit=jobs,

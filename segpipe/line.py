@@ -197,8 +197,7 @@ def _score_held_out(
     with watch.counting("scoring", len(pairs)) as step:
         evaluation = evaluate_stage(
             pairs,
-            {t.name: t.values for t in current.labels.targets},
-            ignore=current.labels.ignore,
+            current.labels,
             missing=not_predicted,
             tolerance_mm=tolerance_mm,
             jobs_limit=jobs,

@@ -278,24 +278,37 @@ def _channels_found(cases: list[Case]) -> tuple[str, ...]:
     counts: Counter[int] = Counter()
     for case in cases:
         with suppress(UnreadableFileError):
-            counts[sum(read_header(image.path).n_channels for image in case.images)] += 1
+            counts[sum(_n_channels(image.path) for image in case.images)] += 1
     # Where as many cases have fewer, those are the ones that lack a channel.
     n = max(counts, key=lambda n: (counts[n], n), default=1)
     return tuple(f"channel_{i}" for i in range(n))
 
 
+def _n_channels(path: Path) -> int:
+    # A DICOM series is one channel; its headers need not be read to know.
+    return 1 if path.is_dir() else read_header(path).n_channels
+
+
 # Peak memory of reading and measuring a case, in float32 copies of its image (measured; docs/experiments.md).
 _READING_COPIES = 4
+# float32 bytes of a DICOM series by the bytes of its files: 16-bit voxels, compressed to 40 % where they are.
+_DICOM_EXPANSION = 5
 
 
 def reading_bytes(dataset: Dataset) -> int:
-    """Forecast of the memory that reading and measuring the largest case takes, from the headers."""
+    """Forecast of the memory that reading and measuring the largest case takes, from headers and file sizes."""
     largest = 0
     for case in dataset.cases:
         with suppress(UnreadableFileError):
-            headers = [read_header(image.path) for image in case.images]
-            largest = max(largest, sum(4 * h.n_channels * prod(h.grid.shape) for h in headers))
+            largest = max(largest, sum(_float32_bytes(image) for image in case.images))
     return largest * _READING_COPIES
+
+
+def _float32_bytes(image: FileStamp) -> int:
+    if image.path.is_dir():
+        return _DICOM_EXPANSION * image.size_bytes
+    header = read_header(image.path)
+    return 4 * header.n_channels * prod(header.grid.shape)
 
 
 def read_labels_file(path: Path) -> Labels:

@@ -18,15 +18,15 @@ from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
 from segpipe.geometry import Grid
 from segpipe.io.formats import read_header, stem_of
+from segpipe.labels import Labels
 
 Pair = tuple[str, Path, Path]
 
 
 def evaluate(
     pairs: list[Pair],
-    labels: dict[str, tuple[int, ...]] | None,
+    labels: Labels | None,
     *,
-    ignore: int | None = None,
     missing: dict[str, str] | None = None,
     tolerance_mm: float = 1.0,
     jobs_limit: int | None = None,
@@ -37,10 +37,8 @@ def evaluate(
     Parameters
     ----------
     pairs : list of (case, prediction, reference)
-    labels : dict of str to tuple of int, or None
-        Labels or regions with their stored values; None takes every value but 0 that is found in the files.
-    ignore : int, optional
-        Reference value of voxels that are not scored.
+    labels : Labels, or None
+        Labels or regions to score, and the reference value of voxels that are not; None takes every value but 0 that is found.
     missing : dict of str to str, optional
         Cases that are known to have no prediction, with the reasons; they are reported as failed.
     tolerance_mm : float
@@ -57,7 +55,7 @@ def evaluate(
         pairs = [p for p in pairs if p[0] not in failed]
     scores: list[CaseScores] = []
     for outcome in jobs.map_cases(
-        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm, ignore=ignore),
+        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm),
         pairs,
         limit=jobs_limit,
         bytes_each=peak,
@@ -69,11 +67,11 @@ def evaluate(
         if on_case:
             on_case(outcome.item[0])
     scores.sort(key=lambda s: s.case)
-    by_label = {name: summarise_label([s.labels[name] for s in scores]) for name in labels}
+    by_label = {name: summarise_label([s.labels[name] for s in scores]) for name in labels.names}
     return Evaluation(
         tolerance_mm=tolerance_mm,
-        labels=labels,
-        ignore=ignore,
+        labels={t.name: t.values for t in labels.targets},
+        ignore=labels.ignore,
         cases=tuple(scores),
         by_label=by_label,
         mean_dice=mean_over_labels([s.mean_dice for s in by_label.values()]),
@@ -126,36 +124,34 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return files, twice
 
 
-def _read_labels(case: str, path: Path) -> tuple[NDArray[np.int64], Grid]:
-    volume = read_labels(case, path)
+def _read_labels(case: str, path: Path, declared: Labels | None = None) -> tuple[NDArray[np.int64], Grid]:
+    volume = read_labels(case, path, declared)
     problems = label_problems(value_counts(volume.array), None)
     if problems:
         raise CaseError(f"{path}: " + "; ".join(f"{rule}: {message}" for rule, message in problems))
     return volume.array[0].astype(np.int64), volume.grid
 
 
-def _score_pair(pair: Pair, labels: dict[str, tuple[int, ...]], tolerance_mm: float, ignore: int | None) -> CaseScores:
+def _score_pair(pair: Pair, labels: Labels, tolerance_mm: float) -> CaseScores:
     case, prediction_path, reference_path = pair
     prediction, grid = _read_labels(case, prediction_path)
     reference, reference_grid = _read_labels(case, reference_path)
     require_same_grid(case, "prediction", grid, "reference", reference_grid)
-    return score_case(case, prediction, reference, grid, labels, tolerance_mm, ignore)
+    return score_case(case, prediction, reference, grid, labels, tolerance_mm)
 
 
 def _values_of(pair: Pair) -> set[int]:
     return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path)[0])}
 
 
-def _labels_found(
-    pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]
-) -> dict[str, tuple[int, ...]]:
+def _labels_found(pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]) -> Labels:
     found: set[int] = set()
     for outcome in jobs.map_cases(_values_of, pairs, limit=limit, bytes_each=peak):
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
         else:
             found |= outcome.value
-    return {f"label_{v}": (v,) for v in sorted(found) if v > 0}
+    return Labels.plain({f"label_{v}": v for v in sorted(found) if v > 0})
 
 
 def _pair_bytes(pairs: list[Pair]) -> int:

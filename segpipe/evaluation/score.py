@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from segpipe.evaluation.schema import CaseScores, LabelScore, LabelSummary, Status
 from segpipe.geometry import Grid
+from segpipe.labels import Labels
 from segpipe.metrics.overlap import dice
 from segpipe.metrics.surface import surface_distances
 
@@ -16,9 +17,8 @@ def score_case(
     prediction: NDArray[np.integer],
     reference: NDArray[np.integer],
     grid: Grid,
-    labels: dict[str, tuple[int, ...]],
+    labels: Labels,
     tolerance_mm: float,
-    ignore: int | None = None,
 ) -> CaseScores:
     """Score every label, or region of labels, of a case.
 
@@ -28,22 +28,20 @@ def score_case(
     prediction, reference : ndarray of int, shape (Z, Y, X)
     grid : Grid
         Of both.
-    labels : dict of str to tuple of int
-        Stored values of each.
+    labels : Labels
+        What is scored; voxels whose reference is to be ignored belong to nothing in either mask.
     tolerance_mm : float
         Of the normalised surface Dice.
-    ignore : int, optional
-        Voxels of this value in the reference belong to nothing in either mask.
     """
-    kept = None if ignore is None else reference != ignore
+    kept = None if labels.ignore is None else reference != labels.ignore
 
     def mask_of(array: NDArray[np.integer], values: tuple[int, ...]) -> NDArray[np.bool_]:
         mask: NDArray[np.bool_] = array == values[0] if len(values) == 1 else np.isin(array, values)
         return mask if kept is None else mask & kept
 
     scores = {
-        name: _score_label(mask_of(prediction, values), mask_of(reference, values), grid, tolerance_mm)
-        for name, values in labels.items()
+        t.name: _score_label(mask_of(prediction, t.values), mask_of(reference, t.values), grid, tolerance_mm)
+        for t in labels.targets
     }
     return CaseScores(case=case, labels=scores)
 

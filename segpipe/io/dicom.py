@@ -84,7 +84,8 @@ class Series:
 
 def holds_dicom(folder: Path) -> bool:
     """Tell whether a folder, or one below it, holds a DICOM file."""
-    return folder.is_dir() and any(_looks_like_dicom(f) for f in _files(folder))
+    # Stops at the first: a folder may hold thousands.
+    return folder.is_dir() and any(f.is_file() and _looks_like_dicom(f) for f in folder.rglob("*"))
 
 
 def find_series(folder: Path) -> list[Series]:

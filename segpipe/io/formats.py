@@ -84,6 +84,11 @@ def is_image(path: Path) -> bool:
     return path.is_file() and ending_of(path) is not None
 
 
+def is_picture(path: Path) -> bool:
+    """Tell whether a file is a two-dimensional picture (PNG, TIFF), whose rows run from top to bottom."""
+    return _READERS.get(ending_of(path) or "") == "image2d"
+
+
 def holds_dicom(folder: Path) -> bool:
     """Tell whether a folder, or one below it, holds a DICOM file."""
     found: bool = _module("dicom").holds_dicom(folder)

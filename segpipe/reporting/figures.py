@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from segpipe.dataset.load import read_labels
 from segpipe.geometry import canonical_orientation
-from segpipe.io.formats import read_volume
+from segpipe.io.formats import is_picture, read_volume
+from segpipe.labels import Labels
 
 _COLOURS = (
     "#e6194b",
@@ -44,50 +47,71 @@ def training_curve(log: Path, path: Path) -> Path:
     return _save(figure, path)
 
 
-def overlay(
-    image: Path, prediction: Path, reference: Path, labels: dict[str, tuple[int, ...]], title: str, path: Path
-) -> Path:
-    """Draw three orthogonal slices through the largest cross-sections: reference as lines, prediction as colour."""
-    grid = read_volume(reference).grid
-    orientation = canonical_orientation(grid)
-    voxels = orientation.apply(read_volume(image).array[0])
-    predicted, referenced = (orientation.apply(read_volume(p).array[0]) for p in (prediction, reference))
-    spacing = grid.reoriented(orientation).spacing_mm
-    low, high = np.percentile(voxels, [1, 99])
-    wanted = sorted({v for values in labels.values() for v in values})
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    for position, (axis, name) in enumerate(((0, "axial"), (1, "coronal"), (2, "sagittal"))):
-        others = tuple(a for a in range(3) if a != axis)
-        index = int(np.argmax((np.isin(referenced, wanted) | np.isin(predicted, wanted)).sum(axis=others)))
-        panel = figure.add_subplot(1, 3, position + 1)
-        aspect = spacing[others[0]] / spacing[others[1]]
-        panel.imshow(
-            _radiological(voxels, axis, index), cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest"
-        )
-        for number, values in enumerate(labels.values()):
-            colour = _COLOURS[number % len(_COLOURS)]
-            _fill(panel, np.isin(_radiological(predicted, axis, index), values), colour, aspect)
-            mask = np.isin(_radiological(referenced, axis, index), values)
-            if min(mask.shape) > 1 and mask.any() and not mask.all():
-                panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
-        panel.set_title(name, fontsize=9)
+@dataclass(frozen=True)
+class _Scan:
+    """What an overlay is drawn of: arrays (Z, Y, X) in canonical orientation."""
+
+    voxels: NDArray[Any]
+    predicted: NDArray[Any]
+    referenced: NDArray[Any]
+    spacing_mm: tuple[float, float, float]
+    is_picture: bool
+
+    def plane(self, array: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
+        """One plane as it is looked at: a scan with the head or the front up and the right on the left, a picture as it is."""
+        cut = array.take(index, axis=axis)
+        if self.is_picture:
+            return cut
+        return cut[::-1] if axis == 2 else cut[::-1, ::-1]
+
+
+def overlay(image: Path, prediction: Path, reference: Path, labels: Labels, title: str, path: Path) -> Path:
+    """Draw orthogonal planes through the largest cross-sections: reference as lines, prediction as colour; a single slice as it is."""
+    stored = read_labels(title, reference, labels)
+    orientation = canonical_orientation(stored.grid)
+    scan = _Scan(
+        orientation.apply(read_volume(image).array[0]),
+        orientation.apply(read_volume(prediction).array[0]),
+        orientation.apply(stored.array[0]),
+        stored.grid.reoriented(orientation).spacing_mm,
+        is_picture(image),
+    )
+    shape = scan.voxels.shape
+    planes = [(a, n) for a, n in enumerate(("axial", "coronal", "sagittal")) if min(np.delete(shape, a)) > 1]
+    width = 10 if len(planes) > 1 else 5
+    figure = Figure(figsize=(width, 3.8 if len(planes) > 1 else 5.4), layout="constrained")
+    limits = np.percentile(scan.voxels, [1, 99])
+    for position, (axis, name) in enumerate(planes):
+        panel = figure.add_subplot(1, len(planes), position + 1)
+        _draw_plane(panel, scan, axis, labels, (float(limits[0]), float(limits[1])))
+        panel.set_title("" if scan.is_picture else name, fontsize=9)
         panel.set_axis_off()
-    handles = [_patch(_COLOURS[n % len(_COLOURS)], name) for n, name in enumerate(labels)]
+    handles = [_patch(_COLOURS[n % len(_COLOURS)], name) for n, name in enumerate(labels.names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 
+def _draw_plane(panel: Any, scan: _Scan, axis: int, labels: Labels, limits: tuple[float, float]) -> None:
+    others = tuple(a for a in range(3) if a != axis)
+    wanted = labels.values[1:]
+    index = int(np.argmax((np.isin(scan.referenced, wanted) | np.isin(scan.predicted, wanted)).sum(axis=others)))
+    aspect = scan.spacing_mm[others[0]] / scan.spacing_mm[others[1]]
+    voxels, predicted, referenced = (
+        scan.plane(array, axis, index) for array in (scan.voxels, scan.predicted, scan.referenced)
+    )
+    panel.imshow(voxels, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="nearest")
+    for number, target in enumerate(labels.targets):
+        colour = _COLOURS[number % len(_COLOURS)]
+        _fill(panel, np.isin(predicted, target.values), colour, aspect)
+        mask = np.isin(referenced, target.values)
+        if mask.any() and not mask.all():
+            panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+
+
 def as_data_url(path: Path) -> str:
     """Return a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _radiological(array: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """Slice of a canonical array with the head or the front up and the patient's right on the left."""
-    plane = array.take(index, axis=axis)
-    turned: NDArray[Any] = plane[::-1] if axis == 2 else plane[::-1, ::-1]
-    return turned
 
 
 def _fill(panel: Any, mask: NDArray[np.bool_], colour: str, aspect: float) -> None:

@@ -11,6 +11,7 @@ from segpipe.errors import ArtefactError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.io.formats import output_ending
+from segpipe.labels import Labels
 from segpipe.planning.schema import Plan
 from segpipe.reporting.figures import as_data_url, overlay, training_curve
 from segpipe.training.schema import TrainingRecord
@@ -34,16 +35,19 @@ def report(workspace: Workspace) -> Path:
     evaluation = Evaluation.read(evaluations[-1])
     fold = FoldFolder(workspace.root / "models" / place)
     folder = workspace.report.parent
-    dataset = Dataset.read(workspace.dataset)
+    dataset, plan = Dataset.read(workspace.dataset), Plan.read(workspace.plan)
     page = (
         _environment()
         .get_template("report.html")
         .render(
-            plan=Plan.read(workspace.plan),
+            plan=plan,
             record=TrainingRecord.read(fold.record),
             evaluation=evaluation,
             problems=_problems(Fingerprint.read(workspace.fingerprint), evaluation),
-            overlays=[as_data_url(p) for p in _overlays(evaluation, dataset, workspace.predictions / place, folder)],
+            overlays=[
+                as_data_url(p)
+                for p in _overlays(evaluation, dataset, plan.labels, workspace.predictions / place, folder)
+            ],
             curve=as_data_url(training_curve(fold.log, folder / "training.png")),
         )
     )
@@ -56,7 +60,7 @@ def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[st
     return [*found, *((case, f"not scored: {reason}") for case, reason in evaluation.failed.items())]
 
 
-def _overlays(evaluation: Evaluation, dataset: Dataset, predictions: Path, folder: Path) -> list[Path]:
+def _overlays(evaluation: Evaluation, dataset: Dataset, labels: Labels, predictions: Path, folder: Path) -> list[Path]:
     """Draw the worst, the median and the best case by mean Dice."""
     ranked = sorted(evaluation.cases, key=_mean_dice)
     if not ranked:
@@ -73,9 +77,7 @@ def _overlays(evaluation: Evaluation, dataset: Dataset, predictions: Path, folde
         image = case.images[0].path
         title = f"{scores.case}: {names.get(pick, 'median')} case, mean Dice {_mean_dice(scores):.3f}"
         prediction = predictions / f"{case.id}{output_ending(image)}"
-        drawn.append(
-            overlay(image, prediction, case.label.path, evaluation.labels, title, folder / f"overlay_{case.id}.png")
-        )
+        drawn.append(overlay(image, prediction, case.label.path, labels, title, folder / f"overlay_{case.id}.png"))
     return drawn
 
 

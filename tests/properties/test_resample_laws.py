@@ -3,13 +3,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.transform import resize
+from skimage.transform import downscale_local_mean, resize
 
-from segpipe.inference.restore import largest_at, resample_linear, uncrop
+from segpipe.inference.restore import largest_at, painted_at, resample_linear, uncrop
 from segpipe.preprocessing.prepare import Placement
-from segpipe.preprocessing.resample import nearest_indices, resample_image, resample_labels, separate_axis
+from segpipe.preprocessing.resample import interpolate, nearest_indices, resample_image, resample_labels, separate_axis
 
 sizes = st.tuples(*[st.integers(1, 17)] * 3)
+# Longer than a block of rows along one axis, so that blocks and their windows meet.
+long_axis = st.tuples(
+    st.integers(0, 2), st.integers(30, 150), st.integers(30, 150), st.integers(2, 9), st.integers(2, 9)
+)
 seeds = st.integers(0, 99)
 
 
@@ -20,6 +24,75 @@ def test_cubic_equals_scikit_image(old, new, seed):
     ours = resample_image(image[None], new, apart=None)[0]
     theirs = image if old == new else resize(image.astype(np.float64), new, order=3, mode="edge", anti_aliasing=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(np.ptp(image), 1e-6))
+
+
+def beside(axis, length, other):
+    """A shape of one long axis and two short ones."""
+    return tuple(length if a == axis else other + a for a in range(3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(long_axis, seeds, st.sampled_from([None, 0, 1, 2]))
+def test_blocks_of_a_long_axis_join(shape, seed, apart):
+    axis, n, m, few, more = shape
+    old, new = beside(axis, n, few), beside(axis, m, more)
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=old).astype(np.float32)
+    ours = resample_image(image[None], new, apart=apart)[0]
+    if apart is None:
+        theirs = (
+            resize(image.astype(np.float64), new, order=3, mode="edge", anti_aliasing=False) if old != new else image
+        )
+    else:
+        plane = tuple(k for a, k in enumerate(new) if a != apart)
+        slices = [
+            resize(s.astype(np.float64), plane, order=3, mode="edge", anti_aliasing=False)
+            for s in np.moveaxis(image, apart, 0)
+        ]
+        theirs = np.moveaxis(np.stack(slices)[nearest_indices(old[apart], new[apart])], 0, apart)
+    if old != new:
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.ptp(image))
+    labels = (rng.random(old).cumsum(axis=axis) // 7 % 4).astype(np.int16) * 40 - 1
+    mapped = resample_labels(labels, new, apart=apart)
+    shares = []
+    for value in (-1, 39, 79, 119):
+        one = (labels == value).astype(float)
+        if apart is None:
+            shares.append(resize(one, new, order=1, mode="edge", anti_aliasing=False))
+        else:
+            slices = [resize(s, plane, order=1, mode="edge", anti_aliasing=False) for s in np.moveaxis(one, apart, 0)]
+            shares.append(np.moveaxis(np.stack(slices)[nearest_indices(old[apart], new[apart])], 0, apart))
+    ordered = np.sort(shares, axis=0)
+    clear = ordered[-1] - ordered[-2] > 1e-4
+    np.testing.assert_array_equal(mapped[clear], (np.argmax(shares, axis=0) * 40 - 1)[clear])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.float64])
+def test_any_number_type_is_resampled_as_its_values(kind):
+    image = np.random.default_rng(0).integers(0, 200, (2, 9, 40, 11)).astype(kind)
+    new = (12, 33, 20)
+    np.testing.assert_array_equal(
+        resample_image(image, new, apart=None), resample_image(image.astype(np.float32), new, apart=None)
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.tuples(*[st.integers(1, 5)] * 3), st.tuples(*[st.integers(1, 12)] * 3), seeds)
+def test_area_is_the_mean_of_what_a_voxel_covers(factors, small, seed):
+    image = (
+        np.random.default_rng(seed)
+        .normal(size=tuple(f * n for f, n in zip(factors, small, strict=True)))
+        .astype(np.float32)
+    )
+    ours = interpolate(image, small, ("area", "area", "area"))
+    np.testing.assert_allclose(ours, downscale_local_mean(image, factors), atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes, sizes, seeds)
+def test_area_keeps_the_mean(old, new, seed):
+    image = np.random.default_rng(seed).normal(size=old).astype(np.float32)
+    assert interpolate(image, new, ("area", "area", "area")).mean() == pytest.approx(image.mean(), abs=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
@@ -95,6 +168,17 @@ def test_class_by_class_equals_all_largest_at_once(old, new, seed, apart):
 )
 def test_the_axis_that_is_interpolated_apart(old, new, axis):
     assert separate_axis(old, new) == axis
+
+
+def test_regions_are_painted_over_each_other_in_order():
+    logits = torch.full((3, 2, 3, 4), -1.0)
+    logits[0, :, :2] = 1
+    logits[1, :, 1:] = 1
+    logits[2, 1] = 0.5
+    painted = painted_at(logits, (2, 3, 4), None)
+    assert painted[0, :, 0].tolist() == [1, 2, 2]
+    assert (painted[1] == 3).all()
+    assert painted_at(logits, (4, 6, 8), None)[0, :, 0].tolist() == [1, 1, 2, 2, 2, 2]
 
 
 def test_uncrop_puts_the_box_back():

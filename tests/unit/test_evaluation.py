@@ -7,6 +7,7 @@ from segpipe import commands
 from segpipe.errors import DatasetError
 from segpipe.evaluation.score import score_case, summarise_label
 from segpipe.io.formats import write_volume
+from segpipe.labels import Labels
 from tests.phantoms import axis_grid
 
 GRID = axis_grid((10, 12, 14), spacing=(2.0, 1.0, 1.0))
@@ -28,7 +29,7 @@ def test_every_kind_of_emptiness():
         mask((1, MOVED), (2, ((7, 9), (9, 11), (9, 12)))),
     )
     scores = score_case(
-        "a", prediction, reference, GRID, {"both": (1,), "missed": (2,), "spurious": (3,), "neither": (4,)}, 1.0
+        "a", prediction, reference, GRID, Labels.plain({"both": 1, "missed": 2, "spurious": 3, "neither": 4}), 1.0
     ).labels
     assert scores["both"].status == "scored"
     assert scores["both"].dice == pytest.approx(5 / 6)
@@ -47,9 +48,9 @@ def test_every_kind_of_emptiness():
 
 
 def test_a_miss_lowers_the_mean_and_is_counted():
-    found = score_case("a", mask((1, BOX)), mask((1, BOX)), GRID, {"x": (1,)}, 1.0).labels["x"]
-    missed = score_case("b", mask(), mask((1, BOX)), GRID, {"x": (1,)}, 1.0).labels["x"]
-    absent = score_case("c", mask(), mask(), GRID, {"x": (1,)}, 1.0).labels["x"]
+    found = score_case("a", mask((1, BOX)), mask((1, BOX)), GRID, Labels.plain({"x": 1}), 1.0).labels["x"]
+    missed = score_case("b", mask(), mask((1, BOX)), GRID, Labels.plain({"x": 1}), 1.0).labels["x"]
+    absent = score_case("c", mask(), mask(), GRID, Labels.plain({"x": 1}), 1.0).labels["x"]
     summary = summarise_label([found, missed, absent])
     assert (summary.n_cases, summary.n_applicable, summary.n_missed, summary.n_not_applicable) == (3, 2, 1, 1)
     assert summary.mean_dice == 0.5
@@ -94,6 +95,6 @@ def test_two_files_and_nothing(tmp_path):
 def test_a_label_in_no_case_is_named_not_averaged():
     from segpipe.evaluation.run import evaluate
 
-    result = evaluate([], {"x": (1,)}, jobs_limit=1)
+    result = evaluate([], Labels.plain({"x": 1}), jobs_limit=1)
     assert result.mean_dice is None
     assert result.without_cases == ("x",)
