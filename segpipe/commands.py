@@ -55,7 +55,7 @@ def check(
     dataset: PathLike,
     *,
     work: PathLike | None = None,
-    resample_channels: bool = False,
+    resample_channels: bool | None = None,
     jobs: int | None = None,
     watch: Watch = SILENT,
 ) -> CheckResult:
@@ -67,8 +67,8 @@ def check(
         Folder or manifest.
     work : path, optional
         The workspace.
-    resample_channels : bool
-        Bring channels on other grids onto the first one's, instead of refusing them.
+    resample_channels : bool, optional
+        Bring channels on other grids onto the first one's, or refuse them; as the last time unless given, else refuse.
     jobs : int, optional
         Most worker processes.
     watch : Watch
@@ -89,7 +89,7 @@ def plan(
     recipe: PathLike = "default",
     budget_gb: float | Literal["auto"] | None = None,
     spacing_mm: tuple[float, float, float] | None = None,
-    resample_channels: bool = False,
+    resample_channels: bool | None = None,
     jobs: int | None = None,
     watch: Watch = SILENT,
 ) -> Plan:
@@ -107,8 +107,9 @@ def plan(
         Device memory to plan for, instead of the recipe's; ``auto`` takes what is free on the device that training would use.
     spacing_mm : tuple of float, optional
         Target spacing (z, y, x), instead of the planned one.
-    resample_channels : bool
-        Bring channels on other grids onto the first one's, instead of refusing them; later stages and the model do the same.
+    resample_channels : bool, optional
+        Bring channels on other grids onto the first one's, or refuse them; as the last time unless given, else refuse. Later stages
+        and the model do the same.
     jobs : int, optional
         Most worker processes.
     watch : Watch

@@ -7,6 +7,7 @@ a time, so that the one that kills it is named and the others are not lost.
 
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from contextlib import suppress
@@ -21,6 +22,9 @@ from loky.process_executor import TerminatedWorkerError
 from segpipe.errors import CaseError
 
 logger = logging.getLogger(__name__)
+
+# A worker that grew is replaced by a new one; that is meant to be, and no news for a user.
+warnings.filterwarnings("ignore", message="A worker (was restarted|stopped) while some jobs", category=UserWarning)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,21 +61,24 @@ def map_cases(
             yield _attempt(function, item)
         return
     unfinished = dict(enumerate(items))
-    pool = _workers(worker_count(limit, len(items), bytes_each))
-    futures = {pool.submit(_attempt, function, item): index for index, item in unfinished.items()}
-    try:
-        for future in as_completed(futures):
-            outcome = future.result()
-            del unfinished[futures[future]]
-            yield outcome
-    except TerminatedWorkerError:
-        pool.shutdown(wait=False, kill_workers=True)
-    finally:
-        # Where the caller stopped listening, what has not begun is not begun.
-        for future in futures:
-            future.cancel()
-    for item in unfinished.values():
-        yield _attempt_alone(function, item)
+    n_workers = worker_count(limit, len(items), bytes_each)
+    while unfinished:
+        pool = _workers(n_workers)
+        futures = {pool.submit(_attempt, function, item): index for index, item in unfinished.items()}
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                del unfinished[futures[future]]
+                yield outcome
+        except TerminatedWorkerError:
+            pool.shutdown(wait=False, kill_workers=True)
+        finally:
+            # Where the caller stopped listening, what has not begun is not begun.
+            for future in futures:
+                future.cancel()
+        # Items begin in order: the one whose worker was killed is among the first that are left. Each of these is tried alone.
+        for index in sorted(unfinished)[:n_workers]:
+            yield _attempt_alone(function, unfinished.pop(index))
 
 
 def _workers(n: int) -> Any:
@@ -93,7 +100,11 @@ def free_bytes() -> int:
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        free = min(free, int(limit) - int(used))
+        # Files that were read lately count as used and are given back when memory is asked for.
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines()).get(
+            "inactive_file", "0"
+        )
+        free = min(free, int(limit) - int(used) + int(cached))
     return max(free, 0)
 
 
@@ -115,10 +126,9 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
         outcome: Outcome[Item, Result] = pool.submit(_attempt, function, item).result()
     except TerminatedWorkerError as error:
         pool.shutdown(wait=False, kill_workers=True)
-        codes = re.search(r"\{.*?\}", str(error))
-        how = codes.group() if codes else "no exit code"
-        killed = (
-            f"its worker was killed ({how}), most likely for memory, also when it ran alone; use a machine with more"
-        )
+        codes = re.search(r"\{(.*?)\}", str(error))
+        how = codes[1] if codes else "no exit code"
+        likely = "out of memory, most likely" if "SIGKILL" in how else "a crash"
+        killed = f"{likely}: its worker was killed ({how}), also when it ran alone; use a machine with more memory, or look at its files"
         outcome = Outcome(item, failure=killed)
     return outcome

@@ -57,7 +57,7 @@ def run(
     minutes: float | None = None,
     tta: bool = True,
     tolerance_mm: float = 1.0,
-    resample_channels: bool = False,
+    resample_channels: bool | None = None,
     device: str = "auto",
     jobs: int | None = None,
     seed: int = 0,
@@ -85,8 +85,8 @@ def run(
         Average predictions over mirrored images.
     tolerance_mm : float
         Of the normalised surface Dice.
-    resample_channels : bool
-        Bring channels on other grids onto the first one's, instead of refusing them.
+    resample_channels : bool, optional
+        Bring channels on other grids onto the first one's, or refuse them; as the last time unless given, else refuse.
     device : str
         auto, cpu, cuda or cuda:N.
     jobs : int, optional
@@ -188,6 +188,9 @@ def _score_held_out(
         rows = predict_stage(
             inputs, predictor, predictions / "predictions.jsonl", resume=resume, on_case=lambda row: step(row.case)
         )
+    for row in rows:
+        for doubt in row.doubts:
+            watch.note(f"{row.case}: {doubt}")
     not_predicted = {row.case: row.reason or "" for row in rows if row.status == "failed"}
     pairs = [
         (c.id, i.output, c.label.path)

@@ -69,10 +69,24 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
 _USABLE_SHARE = {"cuda": 0.9, "cpu": 0.5}
 
 
+MIN_BUDGET_GB = 0.1
+
+
 def free_gb(device: torch.device) -> float:
-    """Memory of a device, in GB (1e9 bytes), that a training may plan with."""
+    """Memory of a device, in GB (1e9 bytes), that a training may plan with.
+
+    Raises
+    ------
+    DeviceError
+        If next to nothing is free.
+    """
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
-    return round(free * _USABLE_SHARE[device.type] / 1e9, 1)
+    usable = round(free * _USABLE_SHARE[device.type] / 1e9, 1)
+    if usable < MIN_BUDGET_GB:
+        raise DeviceError(
+            f"{device}: {free / 1e9:.2f} GB are free, too little to plan a training with; end what else runs there, or give --budget-gb"
+        )
+    return usable
 
 
 def cpu_flags() -> frozenset[str]:

@@ -22,7 +22,7 @@ FAILED_CASES = 3
 
 def check(
     dataset: DatasetArg,
-    resample_channels: ResampleOption = False,
+    resample_channels: ResampleOption = None,
     work: WorkOption = None,
     jobs: JobsOption = None,
     quiet: QuietOption = False,
@@ -91,7 +91,7 @@ def plan(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what each rule looked at and did, step by step.")
     ] = False,
-    resample_channels: ResampleOption = False,
+    resample_channels: ResampleOption = None,
     work: WorkOption = None,
     jobs: JobsOption = None,
     quiet: QuietOption = False,
@@ -133,7 +133,7 @@ def _budget(text: str | None) -> float | Literal["auto"] | None:
         budget = float(text)
     except ValueError:
         budget = 0.0
-    if budget < 0.1:
+    if not 0.1 <= budget < float("inf"):
         raise typer.BadParameter(f"{text!r}: expected a number of GB, at least 0.1, or auto", param_hint="--budget-gb")
     return budget
 

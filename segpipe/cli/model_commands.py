@@ -42,7 +42,7 @@ def run(
     resume: ResumeOption = False,
     tta: TtaOption = True,
     tolerance_mm: ToleranceOption = 1.0,
-    resample_channels: ResampleOption = False,
+    resample_channels: ResampleOption = None,
     work: WorkOption = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,

@@ -50,9 +50,11 @@ TtaOption = Annotated[
     bool, typer.Option("--tta/--no-tta", help="Average over mirrored images (up to 8 times the work).")
 ]
 ResampleOption = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--resample-channels", help="Bring channels on other grids onto the first one's, instead of refusing them."
+        "--resample-channels/--no-resample-channels",
+        help="Bring channels on other grids onto the first one's, or refuse them.  [default: as the last time, else refuse]",
+        show_default=False,
     ),
 ]
 ToleranceOption = Annotated[

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from os.path import commonpath
 from pathlib import Path
 
 from segpipe.artefact import Artefact, Record
@@ -18,6 +17,7 @@ class SourceSlice(Record):
 
     file: str
     """Relative to the folder that was converted."""
+    sop_class_uid: str
     sop_instance_uid: str
     frame: int
     position_mm: tuple[float, float, float]
@@ -86,8 +86,10 @@ def _convert(source: Path, name: str, series: Series, output: Path) -> Converted
     try:
         _require_own(target, sidecar, series)
         stack = stack_of(series)
-        write_volume(target, read_voxels(stack), stack.grid)
+        voxels = read_voxels(stack)
+        # First: a volume without it would be taken for somebody else's.
         _sidecar(source, series, stack).write(sidecar)
+        write_volume(target, voxels, stack.grid)
     except CaseError as error:
         return Converted(series=name, reason=str(error))
     grid = stack.grid
@@ -116,13 +118,14 @@ def _sidecar(source: Path, series: Series, stack: Stack) -> Sidecar:
         slices=tuple(
             SourceSlice(
                 file=str(s.file.relative_to(source)),
+                sop_class_uid=s.class_uid,
                 sop_instance_uid=s.instance_uid,
                 frame=s.frame,
                 position_mm=s.position or (0.0, 0.0, 0.0),
             )
             for s in stack.slices
         ),
-        notes=stack.notes,
+        notes=tuple(note.message for note in stack.notes),
     )
 
 
@@ -140,7 +143,6 @@ def _names(source: Path, found: list[Series]) -> list[str]:
 
 
 def _common_folder(source: Path, series: Series) -> str:
-    folders = [str(s.file.parent) for s in series.slices] or [series.uid]
-    place = Path(commonpath(folders)).relative_to(source)
+    place = series.folder.relative_to(source)
     text = "_".join(place.parts) if place.parts else source.resolve().name
     return re.sub(r"[^\w.-]+", "_", text)

@@ -11,6 +11,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from segpipe.errors import CaseError, GeometryMismatchError
 from segpipe.geometry import (
     GRID_TOLERANCE_VOXELS,
+    Floats,
     Grid,
     Orientation,
     canonical_orientation,
@@ -66,6 +67,7 @@ def load_image(
         If a file cannot be read, channels lie on different grids, or their number is not the dataset's.
     """
     volumes = [read_volume(path) for path in paths]
+    volumes = [volumes[0], *(along_axes_of(volumes[0].grid, v) for v in volumes[1:])]
     n_channels = sum(v.array.shape[0] for v in volumes)
     if n_channels != len(channel_names):
         raise CaseError(
@@ -108,24 +110,26 @@ def onto_grid(case_id: str, name: str, volume: Volume, grid: Grid) -> Volume:
     moved = np.empty((volume.array.shape[0], *grid.shape), dtype=np.float32)
     for channel, array in enumerate(volume.array):
         smooth = gaussian_filter(array.astype(np.float32), np.maximum((factors - 1) / 2, 0), mode="nearest")
-        affine_transform(
-            smooth,
-            mapping[:3, :3],
-            mapping[:3, 3],
-            grid.shape,
-            moved[channel],
-            order=1,
-            mode="constant",
-            cval=float(smooth.min()),
-        )
+        # Half a voxel around the outermost centres is still the channel's.
+        affine_transform(smooth, mapping[:3, :3], mapping[:3, 3], grid.shape, moved[channel], order=1, mode="nearest")
+    for z in range(grid.shape[0]):
+        inside = _inside(mapping, volume.grid.shape, [np.array([z]), *(np.arange(n) for n in grid.shape[1:])])
+        outside = np.logical_not(inside).reshape(grid.shape[1:])
+        for channel, array in enumerate(volume.array):
+            moved[channel, z][outside] = array.min()
     return Volume(moved, grid)
 
 
-def _coverage(mapping: NDArray[np.float64], shape: tuple[int, ...], onto: tuple[int, ...]) -> float:
+def _coverage(mapping: Floats, shape: tuple[int, ...], onto: tuple[int, ...]) -> float:
     """Share of a grid's voxels, on a coarse lattice, that fall into an array."""
-    lattice = [np.linspace(0, n - 1, min(n, 16)) for n in onto]
-    index = np.stack(np.meshgrid(*lattice, indexing="ij"), axis=-1) @ mapping[:3, :3].T + mapping[:3, 3]
-    return float(((index >= -0.5) & (index <= np.array(shape) - 0.5)).all(axis=-1).mean())
+    return float(_inside(mapping, shape, [np.linspace(0, n - 1, min(n, 16)) for n in onto]).mean())
+
+
+def _inside(mapping: Floats, shape: tuple[int, ...], axes: list[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which points of a lattice fall into an array's voxels, their outer halves included."""
+    index = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) @ mapping[:3, :3].T + mapping[:3, 3]
+    # A hair more, for what rounding leaves.
+    return np.asarray(((index >= -0.501) & (index <= np.array(shape) - 0.499)).all(axis=-1))
 
 
 def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Volume:
@@ -136,7 +140,7 @@ def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Vol
     case_id : str
     path : Path
     declared : Labels, optional
-        Values that the channels of a one-hot file stand for, in ascending order; 1, 2, ... where there are none.
+        Values that the channels of a one-hot file stand for, background first (it may be left out), then ascending.
 
     Raises
     ------
@@ -155,8 +159,9 @@ def _from_one_hot(
     n = len(channels)
     if not all(bool(((c == 0) | (c == 1)).all()) for c in channels):
         raise CaseError(
-            f"case {case_id!r}: label {name} has {n} channels that hold other values than 0 and 1: several raters or readings; "
-            "join them to one label map first (a majority vote, or STAPLE as in SimpleITK's LabelVoting and STAPLE filters)"
+            f"case {case_id!r}: label {name} has {n} channels that hold other values than 0 and 1: several raters or readings, or a "
+            "colour picture; join raters to one label map first (a majority vote, or STAPLE as in SimpleITK's LabelVoting and STAPLE "
+            "filters), and save a picture in grey"
         )
     together = np.zeros(channels.shape[1:], dtype=np.int32)
     for channel in channels:
@@ -168,16 +173,23 @@ def _from_one_hot(
             "join them first (a majority vote, or STAPLE); if they are structures that overlap, store one value for each "
             "combination and declare regions in dataset.json"
         )
-    # Where every voxel belongs to a channel, the first of them is the background.
-    with_background = bool(together.min() == 1)
-    values = declared.values if declared else tuple(range(n + (not with_background)))
-    stands_for = values if with_background else values[1:]
+    if declared is None:
+        raise CaseError(
+            f"case {case_id!r}: label {name} has one channel a label; declare the labels in dataset.json, so that it is known which "
+            "value each channel stands for"
+        )
+    stands_for = declared.values if n == len(declared.values) else declared.values[1:]
     if len(stands_for) != n:
         raise CaseError(
-            f"case {case_id!r}: label {name} has {n} channels{' with the background' if with_background else ''}; "
-            f"expected one for each of the values {list(stands_for)} that are declared"
+            f"case {case_id!r}: label {name} has {n} channels; expected one for each of the declared values {list(declared.values)}, "
+            "with or without the background's"
         )
-    joined = np.full(channels.shape[1:], values[0], dtype=smallest_dtype(max(values)))
+    if n == len(declared.values) and together.min() == 0:
+        raise CaseError(
+            f"case {case_id!r}: label {name} has a channel for the background, and {int((together == 0).sum())} voxels belong to none; "
+            "fill the background's channel, or leave it out"
+        )
+    joined = np.full(channels.shape[1:], declared.background, dtype=smallest_dtype(max(declared.values)))
     for value, channel in zip(stands_for, channels, strict=True):
         joined[channel != 0] = value
     return joined
@@ -191,9 +203,15 @@ def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
     GeometryMismatchError
         If they lie on another grid.
     """
+    labels = along_axes_of(image.stored_grid, labels)
     require_same_grid(case_id, "image", image.stored_grid, "label", labels.grid)
     reoriented: NDArray[Any] = image.orientation.apply(labels.array[0])
     return reoriented
+
+
+def along_axes_of(grid: Grid, volume: Volume) -> Volume:
+    """Reorder and flip a volume's axes to run as those of a grid; tools store one image in several orders of axes."""
+    return volume.reoriented(canonical_orientation(volume.grid)).reoriented(canonical_orientation(grid).inverse())
 
 
 def require_same_grid(

@@ -14,6 +14,7 @@ from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding, Layout
 from segpipe.errors import DatasetError, UnreadableFileError
 from segpipe.io.formats import IMAGE_ENDINGS, ending_of, is_image, read_header, stem_of
 from segpipe.labels import Labels
+from segpipe.workspace import Workspace
 
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _ONLY_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>0000)$")
@@ -62,6 +63,13 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         cases=tuple(cases),
         findings=tuple(findings),
     )
+
+
+def match_again(root: Path, workspace: Workspace, resample_channels: bool | None) -> Dataset:
+    """Match a dataset for its workspace: how channels are read is as the last time where it is not given."""
+    if resample_channels is None:
+        resample_channels = workspace.dataset.is_file() and Dataset.read(workspace.dataset).resample_channels
+    return match_dataset(root, resample_channels=resample_channels)
 
 
 class _Row(dict[str, Any]):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segpipe import jobs
 from segpipe.dataset.check import Expectations
-from segpipe.dataset.match import match_dataset, reading_bytes
+from segpipe.dataset.match import match_again, reading_bytes
 from segpipe.dataset.schema import Case, Dataset, Finding
 from segpipe.dataset.store import read_case
 from segpipe.workspace import Workspace
@@ -25,7 +25,7 @@ def check(
     dataset: Path | str,
     workspace: Workspace,
     *,
-    resample_channels: bool = False,
+    resample_channels: bool | None = None,
     jobs_limit: int | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> CheckResult:
@@ -37,8 +37,8 @@ def check(
         Folder or manifest.
     workspace : Workspace
         Where decoded cases are kept.
-    resample_channels : bool
-        Bring channels on other grids onto the first one's.
+    resample_channels : bool, optional
+        Bring channels on other grids onto the first one's; as the last time unless given.
     jobs_limit : int, optional
         Most worker processes.
     on_case : callable, optional
@@ -49,7 +49,7 @@ def check(
     DatasetError
         If the folder is not a dataset.
     """
-    matched = match_dataset(Path(dataset), resample_channels=resample_channels)
+    matched = match_again(Path(dataset), workspace, resample_channels)
     findings = list(matched.findings)
     rules = partial(_findings, expected=Expectations.of(matched), workspace=workspace)
     for outcome in jobs.map_cases(rules, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from segpipe.artefact import Artefact, Record
+from segpipe.artefact import Artefact, Record, json_digest
 from segpipe.io.formats import files_behind
 from segpipe.labels import Labels
 
@@ -17,15 +17,19 @@ class FileStamp(Record):
     path: Path
     size_bytes: int
     modified_ns: int
+    listing: str = ""
+    """Digest of names, sizes and times, where several files make the image."""
 
     @classmethod
     def of(cls, path: Path) -> "FileStamp":
         """Stamp an existing file; a folder by all the files that make its image."""
-        states = [file.stat() for file in files_behind(path)]
+        states = {str(file): file.stat() for file in files_behind(path)}
+        listing = [[name, s.st_size, s.st_mtime_ns] for name, s in states.items()]
         return cls(
             path=path,
-            size_bytes=sum(s.st_size for s in states),
-            modified_ns=max((s.st_mtime_ns for s in states), default=0),
+            size_bytes=sum(s.st_size for s in states.values()),
+            modified_ns=max((s.st_mtime_ns for s in states.values()), default=0),
+            listing=json_digest(listing) if len(listing) > 1 else "",
         )
 
 

@@ -5,6 +5,7 @@ has other times and the same content). What is kept is the box around the non-ze
 The folder of a case may be deleted at any time; the files are then read again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from segpipe.artefact import Artefact, json_digest
 from segpipe.dataset.check import Expectations, check_case
 from segpipe.dataset.schema import Case, FileStamp, Finding
-from segpipe.errors import ArtefactError
+from segpipe.errors import ArtefactError, CaseError
 from segpipe.geometry import Grid, Shape, Spacing, bounding_box
 from segpipe.io.arrays import read_array, write_array
 from segpipe.io.formats import files_behind
@@ -70,23 +71,31 @@ class Reading:
     """A case with its record; the arrays are decoded, or opened from the store when they are asked for."""
 
     record: StoredCase
+    case: Case
+    expected: Expectations
     files: CaseFiles
     decoded: CaseArrays | None = None
 
     def arrays(self) -> CaseArrays:
-        """Return the arrays of a usable case.
+        """Return the arrays of a usable case; where the store was damaged, from the case's own files.
 
         Raises
         ------
-        ArtefactError
-            If they were damaged since.
+        CaseError
+            If these can no longer be read either.
         """
         if self.decoded is not None:
             return self.decoded
-        labels = read_array(self.files.labels)
-        z, y, x = labels.shape
-        grid = Grid((z, y, x), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
-        return CaseArrays(Volume(read_array(self.files.image), grid), labels)
+        try:
+            labels, image = read_array(self.files.labels), read_array(self.files.image)
+            grid = Grid(_triple(labels.shape), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
+            return CaseArrays(Volume(image, grid), labels)
+        except (ArtefactError, ValueError):
+            self.files.record.unlink(missing_ok=True)
+        again = read_case(self.case, self.expected, self.files)
+        if again.decoded is None:
+            raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in again.record.findings))
+        return again.decoded
 
 
 def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
@@ -98,11 +107,11 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
     known = _known(files)
     if known is not None and known.reading == reading and not _worth_another_try(known):
         if known.stamps == stamps:
-            return Reading(known, files)
+            return Reading(known, case, expected, files)
         if known.contents == _contents(stamps):
             record = known.model_copy(update={"stamps": stamps})
             record.write(files.record)
-            return Reading(record, files)
+            return Reading(record, case, expected, files)
     files.record.unlink(missing_ok=True)
     files.root.mkdir(parents=True, exist_ok=True)
     checked = check_case(case, expected)
@@ -120,7 +129,7 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
         place = {"spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "direction": grid.direction}
         record = record.model_copy(update={"shape": checked.image.grid.shape, "start": start, **place})
     record.write(files.record)
-    return Reading(record, files, arrays)
+    return Reading(record, case, expected, files, arrays)
 
 
 def _known(files: CaseFiles) -> StoredCase | None:
@@ -143,13 +152,25 @@ def _kept_box(image: Volume, labels: NDArray[Any], expected: Expectations) -> tu
     """Box of the non-zero voxels, its first voxel, and the labelled voxels outside it."""
     box = bounding_box((image.array != 0).any(axis=0))
     kept = image.cropped(box)
-    background = expected.labels.background if expected.labels else 0
     whole = kept.grid.shape == image.grid.shape
-    lost = 0 if whole else int((labels != background).sum() - (labels[box] != background).sum())
+    lost = 0 if whole else _n_structure(labels, expected) - _n_structure(labels[box], expected)
     stored = np.ascontiguousarray(labels[box])
     stored = stored.astype(smallest_dtype(int(stored.max())), copy=False)
-    z, y, x = (s.start for s in box)
-    return CaseArrays(Volume(np.ascontiguousarray(kept.array), kept.grid), stored), (z, y, x), lost
+    arrays = CaseArrays(Volume(np.ascontiguousarray(kept.array), kept.grid), stored)
+    return arrays, _triple([s.start for s in box]), lost
+
+
+def _triple(values: Sequence[int]) -> Shape:
+    z, y, x = (int(v) for v in values)
+    return z, y, x
+
+
+def _n_structure(labels: NDArray[Any], expected: Expectations) -> int:
+    """Voxels that are neither background nor ignored."""
+    structure = labels != (expected.labels.background if expected.labels else 0)
+    if expected.labels is not None and expected.labels.ignore is not None:
+        structure &= labels != expected.labels.ignore
+    return int(structure.sum())
 
 
 def _contents(stamps: tuple[FileStamp, ...]) -> tuple[str, ...]:

@@ -7,18 +7,17 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segpipe import jobs
 from segpipe.dataset.check import label_problems, value_counts
-from segpipe.dataset.load import read_labels, require_same_grid
+from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, UnreadableFileError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
-from segpipe.geometry import Grid
 from segpipe.io.formats import read_header, stem_of
 from segpipe.labels import Labels
+from segpipe.volume import Volume
 
 Pair = tuple[str, Path, Path]
 
@@ -48,6 +47,7 @@ def evaluate(
     on_case : callable, optional
         Told each case id when it is done.
     """
+    declared = labels
     failed = dict(missing or {})
     peak = _pair_bytes(pairs)
     if labels is None:
@@ -55,7 +55,7 @@ def evaluate(
         pairs = [p for p in pairs if p[0] not in failed]
     scores: list[CaseScores] = []
     for outcome in jobs.map_cases(
-        partial(_score_pair, labels=labels, tolerance_mm=tolerance_mm),
+        partial(_score_pair, labels=labels, declared=declared, tolerance_mm=tolerance_mm),
         pairs,
         limit=jobs_limit,
         bytes_each=peak,
@@ -124,24 +124,24 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return files, twice
 
 
-def _read_labels(case: str, path: Path, declared: Labels | None = None) -> tuple[NDArray[np.int64], Grid]:
+def _read_labels(case: str, path: Path, declared: Labels | None = None) -> Volume:
     volume = read_labels(case, path, declared)
     problems = label_problems(value_counts(volume.array), None)
     if problems:
         raise CaseError(f"{path}: " + "; ".join(f"{rule}: {message}" for rule, message in problems))
-    return volume.array[0].astype(np.int64), volume.grid
+    return Volume(volume.array.astype(np.int64), volume.grid)
 
 
-def _score_pair(pair: Pair, labels: Labels, tolerance_mm: float) -> CaseScores:
+def _score_pair(pair: Pair, labels: Labels, declared: Labels | None, tolerance_mm: float) -> CaseScores:
     case, prediction_path, reference_path = pair
-    prediction, grid = _read_labels(case, prediction_path)
-    reference, reference_grid = _read_labels(case, reference_path)
-    require_same_grid(case, "prediction", grid, "reference", reference_grid)
-    return score_case(case, prediction, reference, grid, labels, tolerance_mm)
+    prediction = _read_labels(case, prediction_path, declared)
+    reference = along_axes_of(prediction.grid, _read_labels(case, reference_path, declared))
+    require_same_grid(case, "prediction", prediction.grid, "reference", reference.grid)
+    return score_case(case, prediction.array[0], reference.array[0], prediction.grid, labels, tolerance_mm)
 
 
 def _values_of(pair: Pair) -> set[int]:
-    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path)[0])}
+    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path).array)}
 
 
 def _labels_found(pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]) -> Labels:

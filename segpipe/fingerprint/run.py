@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from segpipe import jobs
-from segpipe.artefact import Artefact
+from segpipe.artefact import Artefact, json_digest
 from segpipe.dataset.check import Expectations
-from segpipe.dataset.match import match_dataset, reading_bytes
+from segpipe.dataset.match import match_again, reading_bytes
 from segpipe.dataset.schema import Case, Dataset, Finding
-from segpipe.dataset.store import read_case
+from segpipe.dataset.store import StoredCase, read_case
 from segpipe.errors import ArtefactError, DatasetError
 from segpipe.fingerprint.measure import (
     CaseMeasurements,
@@ -61,48 +61,49 @@ def fingerprint(
     DatasetError
         If the folder is not a dataset, or no case is usable.
     """
-    if resample_channels is None:
-        resample_channels = workspace.dataset.is_file() and Dataset.read(workspace.dataset).resample_channels
-    matched = match_dataset(Path(dataset), resample_channels=resample_channels)
-    matched.write(workspace.dataset)
-    if workspace.fingerprint.is_file():
+    matched = match_again(Path(dataset), workspace, resample_channels)
+    if workspace.fingerprint.is_file() and workspace.dataset.is_file():
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.
-        same = (known.dataset_digest, known.software) == (matched.digest(), __version__)
+        same = known.software == __version__ and Dataset.read(workspace.dataset) == matched
         if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
     measure = partial(_check_and_measure, expected=Expectations.of(matched), workspace=workspace)
     findings = list(matched.findings)
     measured: list[CaseMeasurements] = []
+    contents: dict[str, str] = {}
     for outcome in jobs.map_cases(measure, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
         if outcome.value:
-            found, measurements = outcome.value
-            findings.extend(found)
+            record, measurements = outcome.value
+            contents[outcome.item.id] = record.content_digest()
+            findings.extend(record.findings)
             measured.extend(measurements)
         else:
             findings.append(_failure(outcome.item, outcome.failure))
         if on_case:
             on_case(outcome.item.id)
-    result = _summarise(matched, sorted(measured, key=lambda m: m.fingerprint.case), findings)
+    result = _summarise(matched, sorted(measured, key=lambda m: m.fingerprint.case), findings, contents)
     result.write(workspace.fingerprint)
+    # Last: where it is, the fingerprint is that of these files.
+    matched.write(workspace.dataset)
     return result
 
 
 def _check_and_measure(
     case: Case, expected: Expectations, workspace: Workspace
-) -> tuple[tuple[Finding, ...], list[CaseMeasurements]]:
+) -> tuple[StoredCase, list[CaseMeasurements]]:
     files = workspace.case(case.id)
     reading = read_case(case, expected, files)
     record = reading.record
     if record.shape is None:
-        return record.findings, []
+        return record, []
     if files.measurements.is_file() and files.quantiles.is_file():
         try:
             known = _Measured.read(files.measurements)
         except ArtefactError:
             known = None
         if known is not None and known.content == record.content_digest():
-            return record.findings, [CaseMeasurements(known.fingerprint, read_array(files.quantiles))]
+            return record, [CaseMeasurements(known.fingerprint, read_array(files.quantiles))]
     arrays = reading.arrays()
     labels = expected.labels
     aside = (0,) if labels is None else (labels.background, *(() if labels.ignore is None else (labels.ignore,)))
@@ -110,14 +111,22 @@ def _check_and_measure(
     files.measurements.unlink(missing_ok=True)
     write_array(files.quantiles, measurements.quantiles)
     _Measured(content=record.content_digest(), fingerprint=measurements.fingerprint).write(files.measurements)
-    return record.findings, [measurements]
+    return record, [measurements]
+
+
+def _digest(dataset: Dataset, contents: dict[str, str]) -> str:
+    """Digest of a dataset by the content of its cases: files that were copied or touched leave it as it is."""
+    cases = [[c.id, c.group, contents.get(c.id)] for c in dataset.cases]
+    return json_digest([dataset.model_dump(mode="json", exclude={"cases", "root"}), cases])
 
 
 def _failure(case: Case, reason: str | None) -> Finding:
     return Finding(case=case.id, severity="error", rule="failed", message=reason or "no result")
 
 
-def _summarise(dataset: Dataset, measured: list[CaseMeasurements], findings: list[Finding]) -> Fingerprint:
+def _summarise(
+    dataset: Dataset, measured: list[CaseMeasurements], findings: list[Finding], contents: dict[str, str]
+) -> Fingerprint:
     cases = flat_cases([m.fingerprint for m in measured])
     if not cases:
         reasons = "; ".join(f"{f.case}: {f.rule}" for f in findings[:5])
@@ -130,7 +139,7 @@ def _summarise(dataset: Dataset, measured: list[CaseMeasurements], findings: lis
     groups = {case.id: case.group or case.id for case in dataset.cases}
     return Fingerprint(
         dataset_name=dataset.name,
-        dataset_digest=dataset.digest(),
+        dataset_digest=_digest(dataset, contents),
         software=__version__,
         channel_names=dataset.channel_names,
         labels=dataset.labels or Labels.plain({f"label_{v}": v for v in found}),

@@ -41,6 +41,7 @@ class Fingerprint(Artefact):
 
     dataset_name: str
     dataset_digest: str
+    """Of the declaration and the content of every case."""
     software: str
     """Version of segpipe that measured; another one measures again."""
     channel_names: tuple[str, ...]

@@ -141,4 +141,4 @@ def _known(log: Path) -> dict[str, PredictionRow]:
 def _still_holds(row: PredictionRow, case: InputCase, predictor: Predictor) -> bool:
     if row.status != "done" or row.model != predictor.digest or row.output != case.output or not case.output.is_file():
         return False
-    return all(i.is_file() for i in case.images) and row.images == tuple(FileStamp.of(i) for i in case.images)
+    return all(i.exists() for i in case.images) and row.images == tuple(FileStamp.of(i) for i in case.images)

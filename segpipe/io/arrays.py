@@ -1,5 +1,6 @@
 """Preprocessed arrays as blosc2: compressed, and chunked so that a patch is read without the rest."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 
 def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None = None) -> None:
     """Write an array atomically; chunks take the proportions of ``patch`` (trailing axes) where it is given."""
-    partial = path.with_name(f".partial.{path.name}")
+    # Two processes may prepare one case; each writes its own, the later one stays.
+    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     partial.unlink(missing_ok=True)
     shape: dict[str, Any] = {}
     if patch is not None and array.size:
@@ -50,8 +52,18 @@ def open_array(path: Path) -> Any:
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """Read a whole array into memory."""
-    values: NDArray[Any] = open_array(path)[...]
+    """Read a whole array into memory.
+
+    Raises
+    ------
+    ArtefactError
+        If the file is missing or damaged.
+    """
+    opened = open_array(path)
+    try:
+        values: NDArray[Any] = opened[...]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ArtefactError(f"{path}: cannot be read ({error}); delete it and run preprocessing again") from error
     return values
 
 

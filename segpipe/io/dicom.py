@@ -7,6 +7,7 @@ reports) are passed over.
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
 
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
 from segpipe.geometry import Grid
@@ -36,12 +38,22 @@ _TELLING = (
     "ImageType",
     "InstanceNumber",
 )
-_B_VALUE_TAGS = (
-    (0x0018, 0x9087),
-    (0x0019, 0x100C),
-    (0x2001, 0x1003),
-    (0x0043, 0x1039),
-)  # standard, Siemens, Philips, GE
+_B_VALUES = (
+    ("SIEMENS MR HEADER", 0x0019, 0x0C),
+    ("Philips Imaging DD 001", 0x2001, 0x03),
+    ("GEMS_PARM_01", 0x0043, 0x39),
+)
+_DAMAGE = (
+    InvalidDicomError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+)
 _PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
 _STUDY = (
     "StudyInstanceUID",
@@ -67,6 +79,8 @@ class Series:
     """The files of one image series, as its headers describe it."""
 
     uid: str
+    folder: Path
+    """The one that holds all its files."""
     slices: tuple[Slice, ...]
     identity: dict[str, dict[str, str]]
     """Attributes of patient, study and series, by level."""
@@ -82,10 +96,12 @@ class Series:
         )
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Tell whether a folder, or one below it, holds a DICOM file."""
+def holds_dicom(folder: Path, *, below: bool = True) -> bool:
+    """Tell whether a folder, or (``below``) one below it, holds a DICOM file."""
+    if not folder.is_dir():
+        return False
     # Stops at the first: a folder may hold thousands.
-    return folder.is_dir() and any(f.is_file() and _looks_like_dicom(f) for f in folder.rglob("*"))
+    return any(f.is_file() and _looks_like_dicom(f) for f in (folder.rglob("*") if below else folder.iterdir()))
 
 
 def find_series(folder: Path) -> list[Series]:
@@ -100,9 +116,8 @@ def find_series(folder: Path) -> list[Series]:
         except UnreadableFileError as error:
             unreadable[file.parent] = str(error)
             continue
-        if str(header.get("Modality", "")) in _NO_IMAGES or "Rows" not in header:
-            continue
-        found[str(header.get("SeriesInstanceUID", "")) or str(file.parent)].append((file, header))
+        if header is not None:
+            found[str(header.get("SeriesInstanceUID", "")) or str(file.parent)].append((file, header))
     for parent in unreadable:
         # A folder in which nothing can be read is no series, and must not pass in silence.
         if not any(file.parent == parent for images in found.values() for file, _ in images):
@@ -124,7 +139,7 @@ def read(path: Path) -> tuple[NDArray[Any], Grid]:
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a series that is regular all the same."""
     stack = _stack(path)
-    return [Note("note", text) for text in stack.notes] + shear_notes(stack.grid)
+    return [*stack.notes, *shear_notes(stack.grid)]
 
 
 def read_voxels(stack: Stack) -> NDArray[Any]:
@@ -209,11 +224,26 @@ def _looks_like_dicom(file: Path) -> bool:
         return stream.read(132)[128:] == b"DICM" or file.suffix.lower() in ENDINGS
 
 
-def _header(file: Path) -> Dataset:
+def _header(file: Path) -> Dataset | None:
+    """Attributes of an image, or None for an object that is none.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the file is damaged: also when it ends before it says what it is, for it may be a slice.
+    """
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True, force=file.suffix.lower() in ENDINGS)
-    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=file.suffix.lower() in ENDINGS)
+        if str(header.get("Modality", "")) in _NO_IMAGES:
+            return None
+        kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or UID("")
+    except _DAMAGE as error:
         raise UnreadableFileError(f"{file}: not a readable DICOM file ({error}); export it again") from error
+    if "Rows" in header:
+        return header
+    if kind and "Image" not in kind.name:
+        return None
+    raise UnreadableFileError(f"{file}: ends before its image is described, the file is damaged; export it again")
 
 
 def _series(uid: str, images: list[tuple[Path, Dataset]], unreadable: dict[Path, str]) -> Series:
@@ -222,24 +252,39 @@ def _series(uid: str, images: list[tuple[Path, Dataset]], unreadable: dict[Path,
         level: {name: str(first.get(name)) for name in names if first.get(name) not in (None, "")}
         for level, names in (("patient", _PATIENT), ("study", _STUDY), ("series", _SERIES))
     }
-    near = next(
-        (unreadable[parent] for parent in {f.parent for f, _ in images} or {Path(uid)} if parent in unreadable), None
-    )
+    parents = sorted({f.parent for f, _ in images}) or [Path(uid)]
+    folder = Path(commonpath(parents))
+    near = next((unreadable[parent] for parent in parents if parent in unreadable), None)
     if near:
-        return Series(uid, (), identity, f"{near}; it may be a slice of this series")
+        return Series(uid, folder, (), identity, f"{near}; it may be a slice of this series")
     try:
-        return Series(uid, tuple(s for file, header in images for s in _slices(file, header)), identity)
+        return Series(uid, folder, tuple(s for file, header in images for s in _slices(file, header)), identity)
     except UnreadableFileError as error:
-        return Series(uid, (), identity, str(error))
+        return Series(uid, folder, (), identity, str(error))
 
 
 def _slices(file: Path, header: Dataset) -> list[Slice]:
     """One slice of a classic image, one a frame of an enhanced one."""
-    if int(header.get("SamplesPerPixel", 1)) != 1:
+    try:
+        return _slices_of(file, header)
+    except _DAMAGE as error:
+        # pydicom converts a value when it is asked for.
+        raise UnreadableFileError(
+            f"{file.name}: an attribute cannot be read ({error}); repair or export it again"
+        ) from error
+
+
+def _slices_of(file: Path, header: Dataset) -> list[Slice]:
+    if int(header.get("SamplesPerPixel") or 1) != 1:
         raise UnreadableFileError(
             f"{file.name}: pixels have {header.SamplesPerPixel} samples (colour); expected grey values: a screenshot is no volume"
         )
     if "PerFrameFunctionalGroupsSequence" not in header:
+        n_frames = int(header.get("NumberOfFrames") or 1)
+        if n_frames > 1:
+            raise UnreadableFileError(
+                f"{file.name}: {n_frames} frames without positions (no functional groups); not a volume"
+            )
         return [_slice(file, header, header, 0)]
     shared = header.SharedFunctionalGroupsSequence[0] if header.get("SharedFunctionalGroupsSequence") else Dataset()
     frames = [_merged(shared, frame) for frame in header.PerFrameFunctionalGroupsSequence]
@@ -263,20 +308,19 @@ def _merged(*groups: Dataset) -> Dataset:
 
 
 def _slice(file: Path, header: Dataset, plane: Dataset, frame: int) -> Slice:
-    kinds = {
-        name: str(plane.get(name, header.get(name)))
-        for name in ("EchoTime", *_TELLING)
-        if name in plane or name in header
-    }
-    b_value = next((plane[tag].value for tag in _B_VALUE_TAGS if tag in plane), None)
-    if b_value not in (None, ""):
-        kinds["b-value"] = str(b_value)
+    kinds = {name: str(plane.get(name, header.get(name))) for name in _TELLING if name in plane or name in header}
+    echo_ms, b_value = plane.get("EchoTime"), _b_value(plane)
+    # A tenth of a millisecond and a whole s/mm2: finer differences are rounding.
+    kinds |= {} if echo_ms in (None, "") else {"EchoTime": f"{float(echo_ms):.1f}"}
+    kinds |= {} if b_value is None else {"b-value": f"{b_value:.0f}"}
     spacing = _numbers(plane, "PixelSpacing", 2)
     position = _numbers(plane, "ImagePositionPatient", 3)
-    distance = plane.get("SpacingBetweenSlices")
+    distance, number = plane.get("SpacingBetweenSlices"), header.get("InstanceNumber")
     return Slice(
         file=file,
         instance_uid=str(header.get("SOPInstanceUID", "")),
+        class_uid=str(header.get("SOPClassUID", "")),
+        number=None if number in (None, "") else int(number) + frame,
         position=(position[0], position[1], position[2]) if position else None,
         orientation=_numbers(plane, "ImageOrientationPatient", 6),
         pixel_spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
@@ -287,6 +331,22 @@ def _slice(file: Path, header: Dataset, plane: Dataset, frame: int) -> Slice:
         kinds=kinds,
         exclusive=_EXCLUSIVE,
     )
+
+
+def _b_value(plane: Dataset) -> float | None:
+    """Diffusion weighting, where the standard or the maker of the scanner has put it."""
+    value = plane.get("DiffusionBValue")
+    for creator, group, element in _B_VALUES:
+        if value in (None, ""):
+            try:
+                value = plane.get_private_item(group, element, creator).value
+            except KeyError:
+                continue
+    if value in (None, ""):
+        return None
+    first = value if isinstance(value, str | int | float) else value[0]
+    # GE adds a thousand million to say how it was measured.
+    return float(first) % 1e9
 
 
 def _numbers(plane: Dataset, name: str, n: int) -> tuple[float, ...] | None:

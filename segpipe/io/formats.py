@@ -89,9 +89,9 @@ def is_picture(path: Path) -> bool:
     return _READERS.get(ending_of(path) or "") == "image2d"
 
 
-def holds_dicom(folder: Path) -> bool:
+def holds_dicom(folder: Path, *, below: bool = True) -> bool:
     """Tell whether a folder, or one below it, holds a DICOM file."""
-    found: bool = _module("dicom").holds_dicom(folder)
+    found: bool = _module("dicom").holds_dicom(folder, below=below)
     return found
 
 

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segpipe.errors import UnreadableFileError
 from segpipe.geometry import Grid
+from segpipe.io.itk import one_line, open_header
 from segpipe.io.notes import Note
 
 _OPAQUE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
@@ -29,16 +30,19 @@ def read_header(path: Path) -> tuple[Grid, int]:
 
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Pixels (C, 1, Y, X), and their grid. A colour table is not applied: its indices are the values."""
+    """Pixels (C, 1, Y, X), and their grid. A colour table is not applied: its indices are the values.
+
+    Grey values of 2 and 4 bits are as they are in the file; the decoder spreads them over 8 bits.
+    """
     header = _open(path)
     grid = grid_of(header.GetSize())
     try:
         pixels = _indices(path) if _has_colour_table(path) else sitk.GetArrayFromImage(header.Execute())
     except (RuntimeError, OSError, SyntaxError) as error:
         raise UnreadableFileError(
-            f"{path}: the pixels cannot be read, the file is truncated or damaged ({_one_line(error)}); copy it again from its source"
+            f"{path}: the pixels cannot be read, the file is truncated or damaged ({one_line(error)}); copy it again from its source"
         ) from error
-    pixels = pixels.reshape((*grid.shape[1:], -1))
+    pixels = pixels.reshape((*grid.shape[1:], -1)) // _spread(path)
     if pixels.shape[-1] in (2, 4):
         if (pixels[..., -1] != _OPAQUE.get(pixels.dtype, pixels[..., -1].max())).any():
             raise UnreadableFileError(f"{path}: parts of the image are transparent; save it without transparency")
@@ -75,12 +79,7 @@ def grid_of(size: tuple[int, ...]) -> Grid:
 
 
 def _open(path: Path) -> Any:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UnreadableFileError(f"{path}: not a readable image ({_one_line(error)})") from error
+    reader = open_header(path)
     size = reader.GetSize()
     if any(n != 1 for n in size[2:]):
         raise UnreadableFileError(
@@ -88,6 +87,15 @@ def _open(path: Path) -> Any:
             "convert it to NIfTI with its voxel sizes"
         )
     return reader
+
+
+def _spread(path: Path) -> int:
+    """Factor by which the decoder multiplied grey values of less than 8 bits; 1 for all others."""
+    if path.suffix.lower() != ".png":
+        return 1
+    with path.open("rb") as file:
+        bits, colour = file.read(26)[24:26]
+    return 255 // (2**bits - 1) if colour == 0 and bits in (2, 4) else 1
 
 
 def _has_colour_table(path: Path) -> bool:
@@ -101,7 +109,3 @@ def _has_colour_table(path: Path) -> bool:
 def _indices(path: Path) -> NDArray[Any]:
     with Image.open(path) as image:
         return np.asarray(image)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split("ERROR:")[-1].split())

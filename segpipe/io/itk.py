@@ -17,19 +17,19 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 def read_header(path: Path) -> tuple[Grid, int]:
     """Grid and number of channels."""
-    header = _open(path)
+    header = open_header(path)
     return _grid(path, header), _n_channels(path, header)
 
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Voxels (C, Z, Y, X), and their grid."""
-    header = _open(path)
+    header = open_header(path)
     grid, n_channels = _grid(path, header), _n_channels(path, header)
     try:
         image = header.Execute()
     except RuntimeError as error:
         raise UnreadableFileError(
-            f"{path}: the voxels cannot be read, the file is truncated or damaged ({_one_line(error)}); copy it again from its source"
+            f"{path}: the voxels cannot be read, the file is truncated or damaged ({one_line(error)}); copy it again from its source"
         ) from error
     voxels = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[NDArray[Any], Grid]:
 
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file's header, and what was believed."""
-    header = _open(path)
+    header = open_header(path)
     notes = []
     if "NRRD_space" not in header.GetMetaDataKeys() and path.suffix.lower() in (".nrrd", ".nhdr"):
         notes.append(
@@ -53,7 +53,7 @@ def header_notes(path: Path) -> list[Note]:
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
     """Write labels (Z, Y, X) with the source's origin, spacing, direction and metadata."""
-    header = _open(source)
+    header = open_header(source)
     dims = header.GetDimension()
     array = labels[0] if dims == 2 else labels
     image = sitk.GetImageFromArray(array)
@@ -89,13 +89,20 @@ def files_behind(path: Path) -> list[Path]:
     return [path, voxels] if voxels != path and voxels.is_file() else [path]
 
 
-def _open(path: Path) -> Any:
+def open_header(path: Path) -> Any:
+    """Open a file for reading by SimpleITK, its header read.
+
+    Raises
+    ------
+    UnreadableFileError
+        If it is no image of real numbers.
+    """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise UnreadableFileError(f"{path}: not a readable image ({_one_line(error)})") from error
+        raise UnreadableFileError(f"{path}: not a readable image ({one_line(error)})") from error
     if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
         raise UnreadableFileError(f"{path}: voxels are complex numbers, expected real ones; save magnitude first")
     return reader
@@ -132,6 +139,7 @@ def _grid(path: Path, header: Any) -> Grid:
         raise UnreadableFileError(f"{path}: {error}; repair the header's directions or spacings") from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return what an ITK error says, on one line."""
     # ITK puts the useful sentence last, after the place in its own source.
     return " ".join(str(error).split("ERROR:")[-1].split())

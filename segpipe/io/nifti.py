@@ -62,11 +62,13 @@ def header_notes(path: Path) -> list[Note]:
         notes.append(
             Note("note", f"the sform says voxels of {lengths} mm (x, y, z), pixdim {_by(sizes)} mm; pixdim is believed")
         )
-    elif image.header["sform_code"] > 0 and image.header["qform_code"] > 0:
-        shape = _spatial(image.shape)[::-1]
-        sform, qform = (Grid.from_affine(shape, a @ _FLIP_INDEX) for a in (image.affine, image.get_qform()))
-        if not same_grid(sform, qform):
-            apart = largest_displacement_mm(sform, qform)
+    if image.header["sform_code"] > 0 and image.header["qform_code"] > 0:
+        believed = _grid(path, image)
+        qform = image.get_qform()
+        qform[:3] *= _MM.get(_unit(image), 1.0)
+        other = Grid.from_affine(believed.shape, qform @ _FLIP_INDEX)
+        if not same_grid(believed, other):
+            apart = largest_displacement_mm(believed, other)
             notes.append(
                 Note("warning", f"sform and qform put the same voxel up to {apart:.3g} mm apart; the sform is believed")
             )
@@ -193,8 +195,8 @@ def _raw_pixdim(path: Path, image: Any) -> Floats:
     with ImageOpener(str(path)) as file:
         header = type(image.header).from_fileobj(file, check=False)
     sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    # An axis that a two-dimensional file does not have needs no size.
-    sizes[len(image.shape) :] = 1
+    # An axis that a two-dimensional file does not have needs no size of its own.
+    sizes[len(image.shape) :] = _lengths(image)[len(image.shape) :]
     return sizes
 
 

@@ -15,12 +15,17 @@ import numpy as np
 
 from segpipe.errors import IrregularSeriesError
 from segpipe.geometry import GRID_TOLERANCE_VOXELS, Floats, Grid
+from segpipe.io.notes import Note
 
 MIN_SLICES = 3
 """With two slices there is one distance, and nothing to tell it from a gap; unless the header states the distance."""
 TILT_TOLERANCE_DEGREES = 0.5
 """A stack that leans less than this keeps its lean in the grid's directions; a gantry is tilted by whole degrees."""
 _ORIENTATION_TOLERANCE = 1e-3
+_UNIT_TOLERANCE = 0.01
+# Some scanners round positions to a tenth of a millimetre.
+_ROUNDING_MM = 0.06
+_ROUNDED_FROM_MM = 0.25
 _STATED_TOLERANCE = 0.05
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _SHOWN = 4
@@ -32,6 +37,7 @@ class Slice:
 
     file: Path
     instance_uid: str
+    """SOPInstanceUID; empty where it is not stated."""
     position: tuple[float, float, float] | None
     """Of the first voxel's centre, LPS mm."""
     orientation: tuple[float, ...] | None
@@ -40,7 +46,10 @@ class Slice:
     """Between rows, between columns."""
     shape: tuple[int, int]
     """Rows, columns."""
+    class_uid: str = ""
     frame: int = 0
+    number: int | None = None
+    """InstanceNumber."""
     image_type: tuple[str, ...] = ()
     slice_distance_mm: float | None = None
     """What the header states."""
@@ -56,7 +65,7 @@ class Stack:
 
     slices: tuple[Slice, ...]
     grid: Grid
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def regular_stack(slices: Iterable[Slice]) -> Stack:
@@ -67,8 +76,7 @@ def regular_stack(slices: Iterable[Slice]) -> Stack:
     IrregularSeriesError
         With the reason and the positions at fault.
     """
-    # A copy of an image adds nothing; without an identity each file is an image of its own.
-    images = list({(s.instance_uid or str(s.file), s.frame): s for s in slices}.values())
+    images = _without_copies(list(slices))
     _require_planes(images)
     _require_one_orientation(images)
     _require_one_shape(images)
@@ -79,7 +87,22 @@ def regular_stack(slices: Iterable[Slice]) -> Stack:
     _require_one_image_a_place(images, places)
     distance = _regular_distance(images, places)
     _require_upright(images, normal)
+    _require_in_line(images, distance)
     return Stack(tuple(images), _grid(images), _stated_distance_notes(images, distance))
+
+
+def _without_copies(images: list[Slice]) -> list[Slice]:
+    """Each image once: a second file of the same image adds nothing."""
+    kept: dict[tuple[str, int], Slice] = {}
+    for s in images:
+        key = (s.instance_uid or str(s.file), s.frame)
+        first = kept.setdefault(key, s)
+        if (first.position, first.orientation) != (s.position, s.orientation):
+            raise IrregularSeriesError(
+                f"{first.file.name} and {s.file.name} have one SOPInstanceUID and lie at {first.position} and {s.position} mm; "
+                "identities were lost, export the series again"
+            )
+    return list(kept.values())
 
 
 def _require_planes(images: list[Slice]) -> None:
@@ -88,12 +111,20 @@ def _require_planes(images: list[Slice]) -> None:
         raise IrregularSeriesError(
             f"{len(localisers)} of {len(images)} image(s) are localisers ({_files(localisers)}), not a volume; leave them out"
         )
-    bare = [s for s in images if s.position is None or s.orientation is None or s.pixel_spacing_mm is None]
+    bare = [s for s in images if not _is_placed(s)]
     if bare:
         raise IrregularSeriesError(
-            f"{len(bare)} of {len(images)} image(s) have no position, orientation or pixel spacing ({_files(bare)}); "
+            f"{len(bare)} of {len(images)} image(s) have no usable position, orientation or pixel spacing ({_files(bare)}); "
             "they cannot be placed in a volume"
         )
+
+
+def _is_placed(image: Slice) -> bool:
+    if image.position is None or image.orientation is None or image.pixel_spacing_mm is None:
+        return False
+    lengths = np.linalg.norm(np.reshape(image.orientation, (2, 3)), axis=1)
+    finite = np.isfinite([*image.position, *image.orientation, *image.pixel_spacing_mm]).all()
+    return bool(finite and (np.abs(lengths - 1) < _UNIT_TOLERANCE).all())
 
 
 def _require_one_shape(images: list[Slice]) -> None:
@@ -141,14 +172,13 @@ def _require_one_image_a_place(images: list[Slice], places: Floats) -> None:
     together = np.flatnonzero(np.diff(places) <= max(GRID_TOLERANCE_VOXELS * scale, 1e-3))
     if not len(together):
         return
-    same = [s for s, place in zip(images, places, strict=True) if abs(place - places[together[0]]) <= 1e-3] or images[
-        :2
-    ]
+    at = places[together[0]]
+    same = [s for s, place in zip(images, places, strict=True) if at <= place <= places[together[0] + 1]]
     differing = {name: sorted({s.kinds.get(name, "none") for s in same}) for name in same[0].kinds}
     apart = ", ".join(f"{name} ({', '.join(v[:_SHOWN])})" for name, v in differing.items() if len(v) > 1)
     everywhere = " and no two at different ones" if float(np.ptp(places)) <= 1e-3 else ""
     raise IrregularSeriesError(
-        f"not a volume: {len(same)} images at position {places[together[0]]:.3f} mm{everywhere} ({_files(same)}); they differ in "
+        f"not a volume: {len(same)} images at position {at:.3f} mm{everywhere} ({_files(same)}); they differ in "
         f"{apart or 'nothing that is stated'}: give each volume a series of its own"
     )
 
@@ -163,10 +193,11 @@ def _regular_distance(images: list[Slice], places: Floats) -> float:
                 f"{len(images)} slice(s), at {', '.join(f'{p:.3f}' for p in places)} mm; expected at least {MIN_SLICES}: "
                 "with fewer nothing shows whether one is missing"
             )
-    usual = float(np.median(steps))
+    # Gaps are whole multiples of the smallest distance.
+    usual = float(steps.min())
     multiples = np.round(steps / usual)
-    gaps = np.flatnonzero((multiples > 1) & (np.abs(steps / usual - multiples) <= GRID_TOLERANCE_VOXELS))
-    if len(gaps):
+    gaps = np.flatnonzero(multiples > 1)
+    if len(gaps) and (np.abs(steps / usual - multiples) <= GRID_TOLERANCE_VOXELS).all():
         shown = "; ".join(
             f"{int(multiples[i]) - 1} between {places[i]:.3f} and {places[i + 1]:.3f} mm" for i in gaps[:_SHOWN]
         )
@@ -175,15 +206,35 @@ def _regular_distance(images: list[Slice], places: Floats) -> float:
         )
     number = np.arange(len(places))
     distance, first = np.polyfit(number, places, 1)
-    # Positions are rounded by some scanners to a tenth of a millimetre: what counts is how far a slice is from its place.
     off = max(np.abs(places - first - number * distance).max(), np.abs(steps - distance).max() / 2)
-    if off > GRID_TOLERANCE_VOXELS * distance:
+    if off > _tolerance_mm(distance):
         at = int(np.argmax(np.abs(steps - distance)))
         raise IrregularSeriesError(
             f"uneven slices: distances from {steps.min():.3f} to {steps.max():.3f} mm, {steps[at]:.3f} between {places[at]:.3f} and "
-            f"{places[at + 1]:.3f} mm where {usual:.3f} is usual; resample the series to one distance"
+            f"{places[at + 1]:.3f} mm where {np.median(steps):.3f} is usual; resample the series to one distance"
         )
     return float((places[-1] - places[0]) / (len(places) - 1))
+
+
+def _tolerance_mm(distance: float) -> float:
+    """How far a slice may lie from its place."""
+    share = GRID_TOLERANCE_VOXELS * distance
+    return max(share, _ROUNDING_MM) if distance >= _ROUNDED_FROM_MM else share
+
+
+def _require_in_line(images: list[Slice], distance: float) -> None:
+    """Raise when a slice lies beside the line from the first to the last."""
+    positions = np.array([s.position for s in images])
+    expected = np.linspace(positions[0], positions[-1], len(positions))
+    beside = np.linalg.norm(positions - expected, axis=1)
+    worst = int(np.argmax(beside))
+    # Both ends may be rounded, and the slice itself.
+    if beside[worst] > 2 * _tolerance_mm(distance):
+        shown = ", ".join(f"{v:.3f}" for v in positions[worst])
+        raise IrregularSeriesError(
+            f"slices do not lie above each other: {images[worst].file.name} is at ({shown}) mm, {beside[worst]:.3f} mm beside its place; "
+            "the series was put together from several, or the patient table moved"
+        )
 
 
 def _require_upright(images: list[Slice], normal: Floats) -> None:
@@ -197,11 +248,34 @@ def _require_upright(images: list[Slice], normal: Floats) -> None:
         )
 
 
-def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[str, ...]:
+def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[Note, ...]:
+    """What the header says against the positions.
+
+    Raises
+    ------
+    IrregularSeriesError
+        If both the stated distance and the images' numbers say that every second (third, ...) slice alone is there.
+    """
     stated = images[0].slice_distance_mm
     if stated is None or abs(stated / distance - 1) <= _STATED_TOLERANCE:
         return ()
-    return (f"SpacingBetweenSlices says {stated:g} mm, the positions {distance:.4g} mm; the positions are believed",)
+    times = round(distance / stated)
+    numbers = [s.number for s in images if s.number is not None]
+    strides = set(np.abs(np.diff(numbers)).tolist())
+    told = f"SpacingBetweenSlices says {stated:g} mm, the positions {distance:.4g} mm"
+    if times > 1 and abs(distance / stated - times) <= GRID_TOLERANCE_VOXELS:
+        if len(numbers) == len(images) and strides == {times}:
+            raise IrregularSeriesError(
+                f"missing slices: {told}, and the images are numbered in steps of {times} ({numbers[0]}, {numbers[1]}, ...): "
+                f"only one of {times} slices is here; export the whole series again"
+            )
+        return (
+            Note(
+                "warning",
+                f"{told}, {times} times as much; the positions are believed: make sure that no slices are missing",
+            ),
+        )
+    return (Note("note", f"{told}; the positions are believed"),)
 
 
 def _grid(images: list[Slice]) -> Grid:

@@ -169,16 +169,20 @@ def _largest_share(
     chosen = np.full(nearest.shape, widest, dtype=np.int16)
     part = chosen[mixed]
     rest, best = np.ones(part.shape, dtype=np.float32), np.zeros(part.shape, dtype=np.float32)
-    tied = np.zeros(part.shape, dtype=bool)
+    tied, near = np.zeros(part.shape, dtype=bool), nearest[mixed]
+    share_of_near = np.zeros(part.shape, dtype=np.float32)
     for value, rows in reached.items():
         share = (slab[boxes[value]] == value).astype(np.float32)
         for axis, matrix in enumerate(matrices):
             share = _along(share, axis, matrix[rows[axis], boxes[value][axis]])
         here = tuple(slice(r.start - m.start, r.stop - m.start) for r, m in zip(rows, mixed, strict=True))
         rest[here] -= share
+        np.copyto(share_of_near[here], share, where=near[here] == value)
         _challenge(best[here], part[here], tied[here], share, value)
     _challenge(best, part, tied, rest, widest)
-    part[tied] = nearest[mixed][tied]
+    np.copyto(share_of_near, rest, where=near == widest)
+    # The nearest voxel's label wins a tie that it is part of.
+    np.copyto(part, near, where=tied & (share_of_near >= best - _TIE))
     return chosen
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from segpipe.dataset.load import read_labels
+from segpipe.dataset.load import along_axes_of, read_labels
 from segpipe.geometry import canonical_orientation
 from segpipe.io.formats import is_picture, read_volume
 from segpipe.labels import Labels
@@ -59,7 +59,7 @@ class _Scan:
 
     def plane(self, array: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
         """One plane as it is looked at: a scan with the head or the front up and the right on the left, a picture as it is."""
-        cut = array.take(index, axis=axis)
+        cut: NDArray[Any] = array.take(index, axis=axis)
         if self.is_picture:
             return cut
         return cut[::-1] if axis == 2 else cut[::-1, ::-1]
@@ -70,8 +70,8 @@ def overlay(image: Path, prediction: Path, reference: Path, labels: Labels, titl
     stored = read_labels(title, reference, labels)
     orientation = canonical_orientation(stored.grid)
     scan = _Scan(
-        orientation.apply(read_volume(image).array[0]),
-        orientation.apply(read_volume(prediction).array[0]),
+        orientation.apply(along_axes_of(stored.grid, read_volume(image)).array[0]),
+        orientation.apply(along_axes_of(stored.grid, read_volume(prediction)).array[0]),
         orientation.apply(stored.array[0]),
         stored.grid.reoriented(orientation).spacing_mm,
         is_picture(image),

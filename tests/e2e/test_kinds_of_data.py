@@ -140,6 +140,8 @@ def test_dicom_series_are_a_datasets_images_and_what_is_predicted(tmp_path, reci
         ours, image = read_volume(tmp_path / "out" / f"{case}.nii.gz"), read_volume(tmp_path / "d/images" / case)
         assert ours.grid.shape == image.grid.shape
         np.testing.assert_allclose(ours.grid.affine, image.grid.affine, atol=1e-4)
+    again = segpipe.predict(tmp_path / "d/images", tmp_path / "out", model=result.model, tta=False, resume=True)
+    assert {r.case: r for r in again if r.status == "done"} == {c: r for c, r in rows.items() if r.status == "done"}
     (row,) = segpipe.predict(tmp_path / "d/images/p0/study", tmp_path / "one", model=result.model, tta=False)
     assert (row.case, row.output.name) == ("study", "study.nii.gz")
     # A CT whose slope and intercept were lost is predicted, and doubted.
@@ -203,6 +205,15 @@ def test_real_loose_files_go_through_plan_and_preprocess(data, tmp_path):
             assert sum(record.index_voxels[1:]) > 0
     left_out = Fingerprint.read(Workspace(tmp_path / "nrrd" / "w").fingerprint).left_out
     assert "no such file" in left_out["lung1"]
+
+
+@pytest.mark.data
+def test_a_real_dicom_series_with_a_nifti_label_of_another_order_of_axes(data, tmp_path):
+    series, label = data / "dicom/ct_torso_20_slices", data / "dicom/ct_torso_20_slices_segmentation.nii.gz"
+    dataset = manifest(tmp_path / "d", [("a", [series], label)])
+    assert [f for f in segpipe.check(dataset, work=tmp_path / "w").findings if f.severity == "error"] == []
+    segpipe.plan(dataset, work=tmp_path / "w")
+    assert segpipe.preprocess(dataset, work=tmp_path / "w").cases == ("a",)
 
 
 @pytest.mark.data

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -53,6 +54,11 @@ def position(of):
     return lambda number, slice_: setattr(slice_, "ImagePositionPatient", [float(v) for v in of(number)])
 
 
+def every_second(number, slice_):
+    slice_.SpacingBetweenSlices = 1.25
+    slice_.InstanceNumber = 1 + 2 * number
+
+
 def two_phases(number, slice_):
     slice_.ImagePositionPatient = [0, 0, 2.5 * (number // 2)]
     slice_.TemporalPositionIdentifier = number % 2 + 1
@@ -64,14 +70,21 @@ FAULTS = {
     "uneven": (position(lambda n: (0, 0, 2.5 * n + (n == 3))), r"uneven slices: distances from 1\.500 to 3\.500.*2\.500 is usual"),
     "widening": (position(lambda n: (0, 0, n**1.15)), "uneven slices"),
     "orientation": (fault("ImageOrientationPatient", [0, 1, 0, 0, 0, -1]), r"mixed orientations: 5 image\(s\) .*1 image"),
-    "b-value": (lambda n, s: s.add_new((0x0018, 0x9087), "FD", 0.0 if n < 3 else 800.0), r"b-value is 0\.0 \(3 images\), 800\.0 \(3"),
+    "b-value": (lambda n, s: s.add_new((0x0018, 0x9087), "FD", 0.0 if n < 3 else 800.0), r"b-value is 0 \(3 images\), 800 \(3"),
     "echo": (fault("EchoTime", lambda n: 10 + 20 * (n % 2), lambda _: True), r"EchoTime is 10\.0 \(3 images\), 30\.0 \(3 images\)"),
     "phases": (two_phases, r"2 images at position 0\.000 mm.*TemporalPositionIdentifier \(1, 2\)"),
     "one place": (position(lambda _: (0, 0, 5)), r"6 images at position 5\.000 mm and no two at different ones"),
+    "sideways": (position(lambda n: (15.0 * (n == 3), 0, 2.5 * n)), r"at \(15\.000, 0\.000, 7\.500\) mm, 15\.000 mm beside"),
+    "zigzag": (position(lambda n: (10.0 * (n % 2), 0, 2.5 * n)), "slices do not lie above each other|gantry tilt"),
+    "one of three": (lambda n, _: n != 1, r"missing slice\(s\): 1 between 100\.000 and 105\.000"),
+    "every second": (every_second, "only one of 2 slices is here"),
+    "lost identities": (lambda n, s: setattr(s, "SOPInstanceUID", f"1.2.{n // 2}"), "have one SOPInstanceUID"),
+    "not a number": (lambda n, s: setattr(s, "ImagePositionPatient", [0, 0, float("nan") if n == 2 else n]), "1 of 6 .* no usable"),
+    "frames": (fault("NumberOfFrames", 2, lambda _: True), "2 frames without positions"),
     "tilt": (position(lambda n: (0, 0.6 * n, 2.5 * n)), r"gantry tilt: the stack leans by 13\.50 degrees"),
     "localiser": (fault("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"], lambda _: True), "6 of 6 .* localisers"),
     "spacing": (fault("PixelSpacing", [0.9, 0.5]), "differ in pixel spacing.*1 image.* 0.9 x 0.5"),
-    "no position": (lambda _, s: delattr(s, "ImagePositionPatient"), "6 of 6 .* no position"),
+    "no position": (lambda _, s: delattr(s, "ImagePositionPatient"), "6 of 6 .* no usable position"),
     "two slices": (lambda n, _: n < 2, r"2 slice\(s\), at 100\.000, 102\.500 mm; expected at least 3"),
     "colour": (fault("SamplesPerPixel", 3, lambda _: True), "3 samples"),
 }  # fmt: skip
@@ -105,6 +118,10 @@ def test_a_stated_distance_that_the_positions_contradict_is_noted(tmp_path):
     write_series(tmp_path / "ct", SpacingBetweenSlices=5)
     (note,) = header_notes(tmp_path / "ct")
     assert "SpacingBetweenSlices says 5 mm, the positions 2.5 mm; the positions are believed" in note.message
+    write_series(tmp_path / "half", SpacingBetweenSlices=1.25)
+    (warning,) = header_notes(tmp_path / "half")
+    assert warning.severity == "warning"
+    assert "2 times as much" in warning.message
 
 
 def test_copies_of_a_slice_and_other_objects_are_passed_over(tmp_path):
@@ -115,16 +132,60 @@ def test_copies_of_a_slice_and_other_objects_are_passed_over(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "ct").array[0], voxels().astype(int) - 1024)
 
 
-def test_a_damaged_slice_is_never_passed_over(tmp_path):
+@pytest.mark.parametrize("kept", [0, 60, 132, 200, 300, 400, 500, 600, 800])
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_a_damaged_slice_is_never_passed_over(tmp_path, kept, number):
+    """Wherever it is cut, and also when it is the first or the last, whose absence leaves no gap."""
+    write_series(tmp_path / "ct")
+    (path,) = [f for f in (tmp_path / "ct").iterdir() if pydicom.dcmread(f).InstanceNumber == number + 1]
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        UnreadableFileError, match=rf"{path.name}.*(damaged|not a readable|cannot be|no usable)|no usable.*{path.name}"
+    ):
+        read_volume(tmp_path / "ct")
+
+
+def test_pixels_that_are_cut_are_named(tmp_path):
     write_series(tmp_path / "ct")
     path = tmp_path / "ct" / "5.dcm"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
+    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UnreadableFileError, match=r"5\.dcm: the pixels cannot be decoded"):
         read_volume(tmp_path / "ct")
-    path.write_bytes(whole[:200])
-    with pytest.raises(UnreadableFileError):
-        read_volume(tmp_path / "ct")
+
+
+def test_one_malformed_attribute_costs_its_series_alone(tmp_path):
+    write_series(tmp_path / "in" / "good")
+    write_series(tmp_path / "in" / "bad")
+    path = tmp_path / "in" / "bad" / "2.dcm"
+    path.write_bytes(path.read_bytes().replace(b"0.8\\0.5", b"0,8\\0,5"))
+    done = {c.series: c.reason for c in commands.convert(tmp_path / "in", tmp_path / "out")}
+    assert done["good"] is None
+    assert "2.dcm: an attribute cannot be read" in done["bad"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("echo", lambda n, s: setattr(s, "EchoTime", ["4.602", "4.603", "4.60"][n % 3])),
+        ("position", lambda n, s: setattr(s, "ImagePositionPatient", [0, 0, round(0.3125 * n, 1)])),
+        ("private", lambda n, s: s.private_block(0x0019, "OTHER MAKER", create=True).add_new(0x0C, "DS", str(n))),
+        ("ge", lambda n, s: s.private_block(0x0043, "GEMS_PARM_01", create=True).add_new(0x39, "IS", [0, n, 0, 0])),
+    ],
+)
+def test_rounding_and_foreign_attributes_do_not_cost_a_good_series(tmp_path, name, change):
+    write_series(tmp_path / "ct", change=change)
+    assert read_header(tmp_path / "ct").grid.shape == (6, 8, 10)
+
+
+def test_a_makers_own_b_value_counts(tmp_path):
+    write_series(
+        tmp_path / "mr",
+        change=lambda n, s: s.private_block(0x0043, "GEMS_PARM_01", create=True).add_new(
+            0x39, "IS", [1000000000 + 800 * (n > 2), 0]
+        ),
+    )
+    with pytest.raises(IrregularSeriesError, match=r"b-value is 0 \(3 images\), 800 \(3"):
+        read_header(tmp_path / "mr")
 
 
 def test_two_series_in_a_folder_are_two_volumes(tmp_path):

@@ -244,6 +244,12 @@ MOVED = MM2 + np.array([[0, 0, 0, 5.0]] + [[0, 0, 0, 0]] * 3)
     ("header", "severity", "message", "spacing"),
     [
         ({"sform": MM2, "qform": MOVED}, "warning", "up to 5 mm apart; the sform is believed", (2, 2, 2)),
+        (
+            {"sform": np.eye(4), "qform": MM2, "pixdim": (2, 2, 2)},
+            "warning",
+            "sform and qform put .* mm apart",
+            (2, 2, 2),
+        ),
         ({"sform": MM2, "pixdim": (2, -2, 2)}, "warning", "2 x -2 x 2 mm.*2 x 2 x 2 mm are believed", (2, 2, 2)),
         ({"sform": MM2, "pixdim": (2, 0, 2)}, "warning", "2 x 0 x 2 mm", (2, 2, 2)),
         (
@@ -268,6 +274,13 @@ def test_a_sound_nifti_header_needs_no_note(tmp_path):
     assert header_notes(nifti_header(tmp_path / "a.nii", sform=MM2, qform=MM2)) == []
     turned = np.array([[1.999, 0.06, 0, 0], [-0.06, 1.999, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
     assert header_notes(nifti_header(tmp_path / "b.nii", sform=turned, qform=turned)) == []
+
+
+def test_a_flat_file_needs_no_distance_of_slices(tmp_path):
+    sform = np.diag([-2.0, -2.0, 5.0, 1.0])
+    path = nifti_header(tmp_path / "a.nii", sform=sform, qform=sform, pixdim=(2, 2, 0), shape=(6, 5))
+    assert header_notes(path) == []
+    assert read_header(path).grid.spacing_mm == (5, 2, 2)
 
 
 @pytest.mark.parametrize("pixdim", [(2, 0, 2), (2, -1, 2), (np.nan, 1, 1)])

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -77,3 +80,17 @@ def test_labels_are_written_as_grey(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "b.png").array[0], labels)
     with pytest.raises(UnreadableFileError, match="over 65535"):
         write_labels_like(tmp_path / "a.png", tmp_path / "c.png", labels.astype(np.uint32))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_values_of_few_bits_are_as_they_are_in_the_file(tmp_path, bits):
+    values = [0, 1, 2, 3]
+    row = int("".join(f"{v:0{bits}b}" for v in values), 2).to_bytes(len(values) * bits // 8, "big")
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    assert read_volume(tmp_path / "a.png").array.ravel().tolist() == values

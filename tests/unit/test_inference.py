@@ -20,6 +20,7 @@ from segpipe.networks.build import build_network
 from segpipe.planning import make_plan
 from segpipe.planning.recipe import PlannerSettings, Recipe
 from segpipe.runtime import choose_runtime
+from tests.dicoms import write_series
 from tests.phantoms import axis_grid
 from tests.strategies import ORIENTATIONS
 
@@ -172,6 +173,16 @@ def test_inputs_of_every_kind(tmp_path):
         find_inputs(tmp_path / "gone", tmp_path / "out", 1)
     with pytest.raises(SegpipeError, match="overwrite an image"):
         find_inputs(tmp_path / "two" / "p_0000.nii.gz", tmp_path / "two", 1)
+
+
+def test_a_folder_of_one_series_is_one_image_whatever_lies_beside_it(tmp_path):
+    write_series(tmp_path / "ct")
+    write_series(tmp_path / "ct" / "SEG", uid="1.2.3", Modality="SEG")
+    (tmp_path / "ct" / "preview.png").write_bytes(b"picture")
+    (case,) = find_inputs(tmp_path / "ct", tmp_path / "out", 1)
+    assert (case.id, case.images, case.output.name) == ("ct", (tmp_path / "ct",), "ct.nii.gz")
+    (case,) = find_inputs(tmp_path, tmp_path / "out", 1)
+    assert case.id == "ct"
 
 
 def test_a_model_round_trips_and_is_the_same_bytes(tmp_path, model):

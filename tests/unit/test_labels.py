@@ -8,14 +8,16 @@ import pytest
 
 from segpipe import commands
 from segpipe.dataset.declared import read_labels_declaration
-from segpipe.dataset.load import load_image, read_labels
-from segpipe.errors import CaseError, GeometryMismatchError
+from segpipe.dataset.load import load_image, onto_grid, read_labels
+from segpipe.errors import CaseError, DatasetError, GeometryMismatchError
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.io.arrays import read_array
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.labels import Labels
+from segpipe.volume import Volume
 from segpipe.workspace import PreparedFiles, Workspace
 from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
+from tests.strategies import ORIENTATIONS
 
 GRID = axis_grid((4, 5, 6))
 BRATS = {
@@ -63,8 +65,11 @@ def test_one_hot_files_become_label_values(tmp_path):
     expected = np.array([0, 7, 130])[labels].T
     for path in (with_background, without):
         np.testing.assert_array_equal(read_labels("c", path, declared).array[0], expected)
-        np.testing.assert_array_equal(read_labels("c", path).array[0], labels.T)
-    with pytest.raises(CaseError, match=r"2 channels; expected one for each of the values \[1, 2, 3\]"):
+        with pytest.raises(CaseError, match="declare the labels"):
+            read_labels("c", path)
+    with pytest.raises(
+        CaseError, match=r"2 channels; expected one for each of the declared values \[0, 1, 2, 3\], with or without"
+    ):
         read_labels("c", without, Labels.plain({"a": 1, "b": 2, "c": 3}))
 
 
@@ -208,3 +213,64 @@ def test_evaluate_scores_what_a_dataset_declares(tmp_path):
     )
     dice = {name: s.mean_dice for name, s in result.by_label.items()}
     assert dice == {"whole": 1.0, "core": 1.0, "enhancing": pytest.approx(2 * 3 / 7)}
+
+
+def test_one_hot_references_are_scored_by_their_declared_values(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 3, (6, 5, 4))
+    (tmp_path / "ref").mkdir()
+    (tmp_path / "pred").mkdir()
+    one_hot(tmp_path / "ref" / "a.nii.gz", [labels == k for k in (1, 2)])
+    nib.save(nib.Nifti1Image(np.array([0, 7, 9], dtype=np.uint8)[labels], np.eye(4)), tmp_path / "pred" / "a.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 7, "y": 9}}))
+    result = commands.evaluate(tmp_path / "pred", tmp_path / "ref", labels=tmp_path / "dataset.json", jobs=1)
+    assert result.mean_dice == 1
+    assert "declare the labels" in commands.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1).failed["a"]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_a_label_that_is_stored_in_another_order_of_axes_is_brought_onto_its_image(tmp_path, orientation):
+    """Converters of DICOM flip rows; what counts is where the voxels lie."""
+    image, labels = cube_case(np.random.default_rng(3))
+    grid = axis_grid(image.shape)
+    write_volume(tmp_path / "d/images/a.nii.gz", image, grid)
+    turned = Volume(labels[None], grid).reoriented(orientation)
+    write_volume(tmp_path / "d/labels/a.nii.gz", np.ascontiguousarray(turned.array[0]), turned.grid)
+    assert commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings == ()
+    stored = read_array(Workspace(tmp_path / "w").case("a").labels)
+    np.testing.assert_array_equal(stored, labels)
+    straight = tmp_path / "straight.nii.gz"
+    write_volume(straight, labels, grid)
+    assert commands.evaluate(tmp_path / "d/labels/a.nii.gz", straight, jobs=1).mean_dice == 1
+
+
+def test_a_coarser_channel_reaches_to_its_own_border(tmp_path):
+    """Six thick slices over thirty thin ones: no voxel of the rim is set to the minimum, none beyond is interpolated."""
+    thick = axis_grid((6, 20, 24), spacing=(5.0, 1.5, 1.0), origin=(10, -20, 2.0))
+    thin = axis_grid((34, 20, 24), spacing=(1.0, 1.5, 1.0), origin=(10, -20, -2.0))
+    values = np.full((1, 6, 20, 24), 100, dtype=np.float32)
+    values[0, 3, 5, 5] = 7
+    moved = onto_grid("a", "x", Volume(values, thick), thin).array[0]
+    assert (moved[2:32, 0, 0] == 100).all()
+    assert (moved[:2] == 7).all()
+    assert (moved[32:] == 7).all()
+
+
+def test_the_choice_to_resample_holds_until_it_is_taken_back(tmp_path):
+    two_channels(tmp_path / "d", axis_grid((16, 20, 24), origin=(10.3, -20.0, 5.0)))
+    commands.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=True, jobs=1)
+    assert not [
+        f for f in commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings if f.severity == "error"
+    ]
+    assert commands.plan(tmp_path / "d", work=tmp_path / "w", jobs=1).resample_channels
+    with pytest.raises(DatasetError, match="different grids"):
+        commands.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=False, jobs=1)
+
+
+def test_ignored_voxels_outside_the_image_are_no_loss(tmp_path):
+    folder = write_small_dataset(tmp_path / "d", n_cases=1, names={"background": 0, "a": 1, "b": 2, "ignore": 9})
+    image, label = (read_volume(folder / part / "case_0.nii.gz") for part in ("images", "labels"))
+    array, labels = image.array[0].copy(), label.array[0].copy()
+    array[:3], labels[:3] = 0, 9
+    write_volume(folder / "images" / "case_0.nii.gz", array, image.grid)
+    write_volume(folder / "labels" / "case_0.nii.gz", labels, label.grid)
+    assert commands.check(folder, work=tmp_path / "w", jobs=1).findings == ()

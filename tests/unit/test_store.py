@@ -8,8 +8,11 @@ import pytest
 
 from segpipe import commands
 from segpipe.dataset import store
+from segpipe.dataset.schema import FileStamp
+from segpipe.errors import ArtefactError
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.workspace import Workspace
+from tests.dicoms import write_series
 from tests.phantoms import axis_grid, cube_case, write_small_dataset
 
 
@@ -48,8 +51,13 @@ def test_a_touched_file_is_not_decoded_again_and_a_changed_one_is_alone(watched)
         os.utime(path, (1_000_000_000, 1_000_000_000))
     everything(folder, work)
     assert read == []
+    plan = Workspace(work).plan.read_bytes()
+    assert commands.preprocess(folder, work=work, jobs=1).cases == ("case_0", "case_1", "case_2")
+    assert Workspace(work).plan.read_bytes() == plan
     image, _ = cube_case(np.random.default_rng(9), values=(1, 2))
     write_volume(folder / "images" / "case_0.nii.gz", image, axis_grid(image.shape))
+    with pytest.raises(ArtefactError, match="made from another fingerprint"):
+        commands.preprocess(folder, work=work, jobs=1)
     everything(folder, work)
     assert read == ["case_0"]
     arrays = store.read_array(Workspace(work).case("case_0").image)
@@ -100,3 +108,25 @@ def test_labels_where_there_is_no_image_are_told(tmp_path):
     (finding,) = commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings
     assert (finding.rule, finding.severity) == ("labels outside", "warning")
     assert finding.message.startswith("4 labelled voxel(s)")
+
+
+def test_arrays_that_were_cut_are_made_again(watched):
+    folder, work, read = watched
+    commands.plan(folder, work=work, jobs=1)
+    read.clear()
+    stored = Workspace(work).case("case_1").image
+    stored.write_bytes(stored.read_bytes()[:-2000])
+    assert commands.preprocess(folder, work=work, jobs=1).failed == {}
+    assert read == ["case_1"]
+
+
+def test_a_slice_that_was_put_back_with_its_old_time_is_noticed(tmp_path):
+    folder = write_series(tmp_path / "ct")
+    before = FileStamp.of(folder)
+    path = folder / "3.dcm"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns - 10**9
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=times)
+    assert FileStamp.of(folder) != before
