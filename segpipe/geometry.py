@@ -39,6 +39,12 @@ class Orientation:
         z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flips)
         return moved[..., z, y, x]
 
+    def then(self, other: "Orientation") -> "Orientation":
+        """Return the orientation that does this one, then another."""
+        axes = tuple(self.axes[a] for a in other.axes)
+        flips = tuple(self.flips[a] != flip for a, flip in zip(other.axes, other.flips, strict=True))
+        return Orientation(axes, flips)  # type: ignore[arg-type]
+
     def inverse(self) -> "Orientation":
         """Return the orientation that undoes this one."""
         axes = tuple(int(a) for a in np.argsort(self.axes))

@@ -67,7 +67,6 @@ def load_image(
         If a file cannot be read, channels lie on different grids, or their number is not the dataset's.
     """
     volumes = [read_volume(path) for path in paths]
-    volumes = [volumes[0], *(along_axes_of(volumes[0].grid, v) for v in volumes[1:])]
     n_channels = sum(v.array.shape[0] for v in volumes)
     if n_channels != len(channel_names):
         raise CaseError(
@@ -81,6 +80,7 @@ def load_image(
             require_same_grid(
                 case_id, paths[0].name, volumes[0].grid, path.name, volume.grid, "or give --resample-channels"
             )
+            volumes[number] = along_axes_of(volumes[0].grid, volume)
     stacked = stack_channels(volumes)
     orientation = canonical_orientation(stacked.grid) if to == "canonical" else Orientation()
     return LoadedImage(stacked.reoriented(orientation), stacked.grid, orientation)
@@ -96,8 +96,9 @@ def onto_grid(case_id: str, name: str, volume: Volume, grid: Grid) -> Volume:
     GeometryMismatchError
         If the channel covers less than half of the grid.
     """
-    if same_grid(grid, volume.grid):
-        return volume
+    aligned = along_axes_of(grid, volume)
+    if same_grid(grid, aligned.grid):
+        return aligned
     mapping = np.linalg.inv(volume.grid.affine) @ grid.affine
     covered = _coverage(mapping, volume.grid.shape, grid.shape)
     if covered < MIN_COVERAGE:
@@ -203,27 +204,32 @@ def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
     GeometryMismatchError
         If they lie on another grid.
     """
-    labels = along_axes_of(image.stored_grid, labels)
     require_same_grid(case_id, "image", image.stored_grid, "label", labels.grid)
-    reoriented: NDArray[Any] = image.orientation.apply(labels.array[0])
+    reoriented: NDArray[Any] = image.orientation.apply(along_axes_of(image.stored_grid, labels).array[0])
     return reoriented
 
 
 def along_axes_of(grid: Grid, volume: Volume) -> Volume:
     """Reorder and flip a volume's axes to run as those of a grid; tools store one image in several orders of axes."""
-    return volume.reoriented(canonical_orientation(volume.grid)).reoriented(canonical_orientation(grid).inverse())
+    return volume.reoriented(_to_axes_of(grid, volume.grid))
+
+
+def _to_axes_of(grid: Grid, other: Grid) -> Orientation:
+    """Orientation that makes the axes of ``other`` run as those of ``grid``."""
+    return canonical_orientation(other).then(canonical_orientation(grid).inverse())
 
 
 def require_same_grid(
     case_id: str, first_name: str, first: Grid, second_name: str, second: Grid, otherwise: str = "or repair its header"
 ) -> None:
-    """Raise GeometryMismatchError, with both grids printed, unless they agree."""
-    if same_grid(first, second):
+    """Raise GeometryMismatchError, with both grids printed, unless they agree in some order of their axes."""
+    aligned = second.reoriented(_to_axes_of(first, second))
+    if same_grid(first, aligned):
         return
     apart = (
         ""
-        if first.shape != second.shape
-        else f"; corners lie up to {largest_displacement_mm(first, second):.3g} mm apart"
+        if first.shape != aligned.shape
+        else f"; corners lie up to {largest_displacement_mm(first, aligned):.3g} mm apart"
     )
     raise GeometryMismatchError(
         f"case {case_id!r}: {first_name} is on {first.describe()} but {second_name} is on {second.describe()}{apart}; "

@@ -134,9 +134,9 @@ def _read_labels(case: str, path: Path, declared: Labels | None = None) -> Volum
 
 def _score_pair(pair: Pair, labels: Labels, declared: Labels | None, tolerance_mm: float) -> CaseScores:
     case, prediction_path, reference_path = pair
-    prediction = _read_labels(case, prediction_path, declared)
-    reference = along_axes_of(prediction.grid, _read_labels(case, reference_path, declared))
-    require_same_grid(case, "prediction", prediction.grid, "reference", reference.grid)
+    prediction, stored = (_read_labels(case, path, declared) for path in (prediction_path, reference_path))
+    require_same_grid(case, "prediction", prediction.grid, "reference", stored.grid)
+    reference = along_axes_of(prediction.grid, stored)
     return score_case(case, prediction.array[0], reference.array[0], prediction.grid, labels, tolerance_mm)
 
 

@@ -66,3 +66,9 @@ def test_a_moved_grid_is_another_grid():
     assert not same_grid(grid, Grid.from_affine((4, 4, 4), moved))
     moved[0, 3] = 0.09
     assert same_grid(grid, Grid.from_affine((4, 4, 4), moved))
+
+
+@given(grids(), orientations, orientations)
+def test_one_orientation_then_another_is_one(grid, first, second):
+    array = np.arange(np.prod(grid.shape)).reshape(grid.shape)
+    np.testing.assert_array_equal(first.then(second).apply(array), second.apply(first.apply(array)))
