@@ -1,7 +1,7 @@
 """Commands that need no network: check, plan, preprocess, convert, evaluate, report, demo."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +15,9 @@ from segpipe.cli.options import (
     ToleranceOption,
     WorkOption,
 )
+
+if TYPE_CHECKING:
+    from segpipe.dataset.schema import Finding
 
 FAILED_CASES = 3
 """Exit code of a batch that finished with failed cases."""
@@ -56,13 +59,27 @@ def check(
                 table(
                     f"{len(result.findings)} finding(s)",
                     ["case", "", "rule", "what"],
-                    [[f.case, f.severity, f.rule, f.message] for f in result.findings],
+                    _together(result.findings),
                 )
             )
         else:
             out().print(f"nothing wrong with {len(found.cases)} case(s)")
     if any(f.severity != "note" for f in result.findings):
         raise typer.Exit(1)
+
+
+def _together(findings: tuple["Finding", ...]) -> list[list[str]]:
+    """Rows of a table; what is the same of several cases is one row."""
+    cases: dict[tuple[str, str, str], list[str]] = {}
+    for f in findings:
+        cases.setdefault((f.severity, f.rule, f.message), []).append(f.case)
+    return [
+        [
+            found[0] if len(found) == 1 else f"{len(found)} cases: {', '.join(found[:3])}{', ...' * (len(found) > 3)}",
+            *what,
+        ]
+        for what, found in cases.items()
+    ]
 
 
 def plan(

@@ -72,7 +72,8 @@ def check_case(case: Case, expected: Expectations) -> CheckedCase:
             report(rule, message)
         for path in [i.path for i in case.images]:
             for note in header_notes(path):
-                report("header", f"{path.name}: {note.message}", note.severity)
+                which = f"{path.name}: " if len(case.images) > 1 else ""
+                report("header", f"{which}{note.message}", note.severity)
     stored: Volume | None = None
     if case.label is not None:
         try:

@@ -41,7 +41,8 @@ def normalise(
     CaseError
         If ``rgb_0_1`` meets values outside 0 to 255.
     """
-    normalised = image.astype(np.float32)
+    # In the order of its axes: a reoriented view would stay one, and products over it are slow.
+    normalised = image.astype(np.float32, order="C")
     for channel, scheme in enumerate(schemes):
         array = normalised[channel]
         if scheme == "ct":

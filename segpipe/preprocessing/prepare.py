@@ -81,7 +81,7 @@ def prepare(
     apart = separate_axis(spacing, to_spacing)
     segmentation = None
     if labels is not None:
-        indices = plan.labels.indices_of(labels.transpose(order)[box])
+        indices = plan.labels.indices_of(np.ascontiguousarray(labels.transpose(order)[box]))
         if inside is not None:
             indices[(indices == 0) & ~inside] = OUTSIDE
         segmentation = resample_labels(indices, shape, apart=apart)

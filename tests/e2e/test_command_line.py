@@ -237,3 +237,15 @@ def test_environment_variables_change_nothing(tmp_path):
         env=os.environ | {"nnUNet_raw": "/x", "SEGPIPE_WORK": "/y"},
     )  # fmt: skip
     assert noisy.stdout == plain
+
+
+def test_what_is_the_same_of_many_cases_is_told_once(tmp_path):
+    folder = write_small_dataset(tmp_path / "dataset", n_cases=5)
+    for path in (folder / "images").glob("*.nii.gz"):
+        stored = nib.load(path)
+        stored.header.set_xyzt_units("unknown")
+        nib.save(stored, path)
+    shown = segpipe("check", folder, "--work", tmp_path / "work")
+    assert shown.returncode == 0
+    assert shown.stdout.count("millimetres are assumed") == 1
+    assert "3 cases: case_0, case_2, case_4" in shown.stdout
