@@ -5,6 +5,7 @@ the patient's right, y to the front, z to the head. Column ``j`` of ``direction`
 axis ``j`` runs, so that ``position = origin + direction @ (index * spacing)``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import TypeVar
@@ -84,9 +85,7 @@ class Grid:
         direction = columns / spacing
         if abs(np.linalg.det(direction)) < 1e-4:
             raise ValueError(f"voxel-to-world affine is singular: {np.asarray(affine).tolist()}")
-        return cls(
-            _triple_int(shape), _triple(spacing), _triple(affine[:3, 3]), tuple(_triple(row) for row in direction)
-        )
+        return cls(triple(shape), _triple(spacing), _triple(affine[:3, 3]), tuple(_triple(row) for row in direction))
 
     @property
     def affine(self) -> Floats:
@@ -201,7 +200,7 @@ def same_grid(first: Grid, second: Grid) -> bool:
 
 def resampled_shape(shape: tuple[int, ...], spacing_mm: tuple[float, ...], new_spacing_mm: tuple[float, ...]) -> Shape:
     """Shape after resampling to a new spacing, each axis rounded half to even (nnU-Net's rule), at least one voxel."""
-    return _triple_int([max(round(s / t * n), 1) for n, s, t in zip(shape, spacing_mm, new_spacing_mm, strict=True)])
+    return triple([max(round(s / t * n), 1) for n, s, t in zip(shape, spacing_mm, new_spacing_mm, strict=True)])
 
 
 def _nearest_world_axes(direction: Floats) -> list[int]:
@@ -214,6 +213,7 @@ def _triple(values: Floats) -> tuple[float, float, float]:
     return z, y, x
 
 
-def _triple_int(values: tuple[int, ...] | list[int]) -> Shape:
+def triple(values: Sequence[int]) -> Shape:
+    """Three whole numbers as a shape, whatever they came as."""
     z, y, x = (int(v) for v in values)
     return z, y, x

@@ -56,9 +56,14 @@ class Labels(Record):
         return (self.background, *sorted({v for t in self.targets for v in t.values}))
 
     @property
+    def aside(self) -> tuple[int, ...]:
+        """Stored values that are no structure: the background, then the ignored one."""
+        return (self.background, *(() if self.ignore is None else (self.ignore,)))
+
+    @property
     def accepted(self) -> tuple[int, ...]:
         """Every value that a label file may hold, ascending."""
-        return tuple(sorted((*self.values, *(() if self.ignore is None else (self.ignore,)))))
+        return tuple(sorted({*self.values, *self.aside}))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +88,7 @@ class Labels(Record):
 
     def indices_of(self, stored: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
         """Map stored values (any shape) to indices; every value must be an accepted one."""
-        known = dict(zip((*self.values, *self._ignored()), range(len(self.accepted)), strict=True))
+        known = dict(zip((*self.values, *self.aside[1:]), range(len(self.accepted)), strict=True))
         if all(value == index for value, index in known.items()):
             return stored.astype(np.int16)
         if max(known) < 2**16:
@@ -107,9 +112,6 @@ class Labels(Record):
         """Names and values in one line."""
         shown = ", ".join(f"{t.name} = {' + '.join(map(str, t.values))}" for t in self.targets)
         return shown + ("" if self.ignore is None else f", ignored = {self.ignore}")
-
-    def _ignored(self) -> tuple[int, ...]:
-        return () if self.ignore is None else (self.ignore,)
 
 
 def smallest_dtype(largest: int) -> np.dtype[Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segpipe.commands import (
+from segpipe.steps import (
     SILENT,
     PathLike,
     fingerprint,

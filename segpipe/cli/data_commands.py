@@ -119,6 +119,7 @@ def plan(
     from segpipe.cli.display import as_plain, show_failures, show_json, watch
     from segpipe.cli.plan_page import show_plan
     from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.steps import workspace_of
 
     made = commands.plan(
         dataset,
@@ -130,7 +131,7 @@ def plan(
         jobs=jobs,
         watch=watch(quiet=quiet or as_json),
     )
-    workspace = commands.workspace_of(dataset, work)
+    workspace = workspace_of(dataset, work)
     measured = Fingerprint.read(workspace.fingerprint)
     if as_json:
         show_json(as_plain(made))
@@ -167,11 +168,12 @@ def preprocess(
     from segpipe import commands
     from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
     from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.steps import workspace_of
 
     index = commands.preprocess(
         dataset, work=work, configuration=configuration, jobs=jobs, watch=watch(quiet=quiet or as_json)
     )
-    workspace = commands.workspace_of(dataset, work)
+    workspace = workspace_of(dataset, work)
     left_out = Fingerprint.read(workspace.fingerprint).left_out | index.failed
     if as_json:
         show_json(as_plain(index) | {"failed": left_out})

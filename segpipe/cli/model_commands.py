@@ -111,6 +111,7 @@ def train(
     """Train one fold by the workspace's plan; plans and preprocesses first what is not there yet."""
     from segpipe import commands
     from segpipe.cli.display import as_plain, out, show_json, watch
+    from segpipe.steps import workspace_of
 
     if fold != "all" and not fold.isdigit():
         raise typer.BadParameter(f"{fold!r}: expected a number or 'all'", param_hint="--fold")
@@ -132,7 +133,7 @@ def train(
         show_json(as_plain(record))
         return
     dice = "-" if record.mean_validation_dice is None else f"{record.mean_validation_dice:.3f}"
-    model = commands.workspace_of(dataset, work).model(record.configuration, record.variant)
+    model = workspace_of(dataset, work).model(record.configuration, record.variant)
     out().print(
         f"{record.iterations} iterations in {record.elapsed_s / 60:.1f} min; Dice on validation patches {dice} "
         "(whole cases: segpipe predict, evaluate)",

@@ -13,8 +13,10 @@ def show_plan(measured: Fingerprint, plan: Plan, workspace: Workspace, *, explai
     console.print(
         table(f"What was chosen (recipe {plan.recipe})", _COLUMNS, [_chosen(c) for c in plan.configurations.values()])
     )
-    console.print(table("Why", ["rule", "chosen", "because"], [[d.rule, d.chosen, d.because] for d in plan.decisions]))
-    if explain:
+    if not explain:
+        rows = [[d.rule, d.chosen, d.because] for d in plan.decisions]
+        console.print(table("Why", ["rule", "chosen", "because"], rows))
+    else:
         for decision in plan.decisions:
             console.print(f"{decision.rule}: {decision.chosen}", markup=False, style="bold")
             console.print(f"  because {decision.because}", markup=False)

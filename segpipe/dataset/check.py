@@ -31,6 +31,11 @@ class Expectations(Record):
     """None accepts any non-negative integer."""
     resample_channels: bool
 
+    @property
+    def aside(self) -> tuple[int, ...]:
+        """Stored label values that are no structure, the background first."""
+        return (0,) if self.labels is None else self.labels.aside
+
     @classmethod
     def of(cls, dataset: Dataset) -> "Expectations":
         """Take them from a matched dataset."""
@@ -85,7 +90,7 @@ def check_case(case: Case, expected: Expectations) -> CheckedCase:
         problems = label_problems(counts, expected.labels)
         for rule, message in problems:
             report(rule, message)
-        if not problems and not set(counts) - _without_structure(expected.labels):
+        if not problems and not set(counts) - set(expected.aside):
             empty = f"{case.label.path.name} holds background only; it is used as a case without the structures"
             report("empty label", empty, "warning")
     labels: NDArray[Any] | None = None
@@ -136,6 +141,14 @@ def value_counts(stored: NDArray[Any]) -> dict[float, int]:
     return {float(v): int(n) for v, n in zip(values, counts, strict=True)}
 
 
+def structure_mask(labels: NDArray[Any], aside: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Voxels of a label array that hold none of the values ``aside``: neither background nor ignored."""
+    mask: NDArray[np.bool_] = labels != aside[0]
+    for value in aside[1:]:
+        mask &= labels != value
+    return mask
+
+
 def label_problems(counts: dict[float, int], declared: Labels | None) -> list[tuple[str, str]]:
     """What is wrong with the values of a label array, given with their voxels: rules and messages."""
     problems = []
@@ -166,8 +179,3 @@ def label_problems(counts: dict[float, int], declared: Labels | None) -> list[tu
             ("nothing labelled", f"every voxel holds {declared.ignore}, the ignored value; leave the case out")
         )
     return problems
-
-
-def _without_structure(labels: Labels | None) -> set[float]:
-    """Values that are no structure: the background, and what is ignored."""
-    return {0} if labels is None else {labels.background, *(() if labels.ignore is None else (labels.ignore,))}

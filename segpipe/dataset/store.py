@@ -5,7 +5,6 @@ has other times and the same content). What is kept is the box around the non-ze
 The folder of a case may be deleted at any time; the files are then read again.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.artefact import Artefact, json_digest
-from segpipe.dataset.check import Expectations, check_case
+from segpipe.dataset.check import Expectations, check_case, structure_mask
 from segpipe.dataset.schema import Case, FileStamp, Finding
 from segpipe.errors import ArtefactError, CaseError
-from segpipe.geometry import Grid, Shape, Spacing, bounding_box
+from segpipe.geometry import Grid, Shape, Spacing, bounding_box, triple
 from segpipe.io.arrays import read_array, write_array
 from segpipe.io.formats import files_behind
 from segpipe.labels import smallest_dtype
@@ -88,7 +87,7 @@ class Reading:
             return self.decoded
         try:
             labels, image = read_array(self.files.labels), read_array(self.files.image)
-            grid = Grid(_triple(labels.shape), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
+            grid = Grid(triple(labels.shape), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
             return CaseArrays(Volume(image, grid), labels)
         except (ArtefactError, ValueError):
             self.files.record.unlink(missing_ok=True)
@@ -152,25 +151,14 @@ def _kept_box(image: Volume, labels: NDArray[Any], expected: Expectations) -> tu
     """Box of the non-zero voxels, its first voxel, and the labelled voxels outside it."""
     box = bounding_box((image.array != 0).any(axis=0))
     kept = image.cropped(box)
-    whole = kept.grid.shape == image.grid.shape
-    lost = 0 if whole else _n_structure(labels, expected) - _n_structure(labels[box], expected)
+    lost = 0
+    if kept.grid.shape != image.grid.shape:
+        structure = structure_mask(labels, expected.aside)
+        lost = int(structure.sum() - structure[box].sum())
     stored = np.ascontiguousarray(labels[box])
     stored = stored.astype(smallest_dtype(int(stored.max())), copy=False)
     arrays = CaseArrays(Volume(np.ascontiguousarray(kept.array), kept.grid), stored)
-    return arrays, _triple([s.start for s in box]), lost
-
-
-def _triple(values: Sequence[int]) -> Shape:
-    z, y, x = (int(v) for v in values)
-    return z, y, x
-
-
-def _n_structure(labels: NDArray[Any], expected: Expectations) -> int:
-    """Voxels that are neither background nor ignored."""
-    structure = labels != (expected.labels.background if expected.labels else 0)
-    if expected.labels is not None and expected.labels.ignore is not None:
-        structure &= labels != expected.labels.ignore
-    return int(structure.sum())
+    return arrays, triple([s.start for s in box]), lost
 
 
 def _contents(stamps: tuple[FileStamp, ...]) -> tuple[str, ...]:

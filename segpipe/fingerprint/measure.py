@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.dataset.check import value_counts
+from segpipe.dataset.check import structure_mask, value_counts
 from segpipe.fingerprint.schema import PERCENTILES, CaseFingerprint, IntensityStatistics
 from segpipe.geometry import Shape
 from segpipe.volume import Volume
@@ -32,7 +32,7 @@ def measure_case(
     image: Volume,
     labels: NDArray[np.unsignedinteger],
     shape: Shape,
-    not_foreground: tuple[int, ...] = (0,),
+    aside: tuple[int, ...] = (0,),
 ) -> CaseMeasurements:
     """Measure one case.
 
@@ -45,16 +45,14 @@ def measure_case(
         Stored values.
     shape : tuple of int
         Of the image before cropping.
-    not_foreground : tuple of int
+    aside : tuple of int
         Values of the background, and of voxels to ignore.
     """
-    counts = {int(v): n for v, n in value_counts(labels).items() if v not in not_foreground}
+    counts = {int(v): n for v, n in value_counts(labels).items() if v not in aside}
     quantiles = np.empty((image.array.shape[0], N_QUANTILES if counts else 0), dtype=np.float32)
     moments: list[tuple[float, float]] = []
     if counts:
-        foreground = labels != not_foreground[0]
-        for value in not_foreground[1:]:
-            foreground &= labels != value
+        foreground = structure_mask(labels, aside)
         for channel, array in enumerate(image.array):
             quantiles[channel], moment = _sketch(array[foreground])
             moments.append(moment)

@@ -105,9 +105,7 @@ def _check_and_measure(
         if known is not None and known.content == record.content_digest():
             return record, [CaseMeasurements(known.fingerprint, read_array(files.quantiles))]
     arrays = reading.arrays()
-    labels = expected.labels
-    aside = (0,) if labels is None else (labels.background, *(() if labels.ignore is None else (labels.ignore,)))
-    measurements = measure_case(case.id, arrays.image, arrays.labels, record.shape, aside)
+    measurements = measure_case(case.id, arrays.image, arrays.labels, record.shape, expected.aside)
     files.measurements.unlink(missing_ok=True)
     write_array(files.quantiles, measurements.quantiles)
     _Measured(content=record.content_digest(), fingerprint=measurements.fingerprint).write(files.measurements)

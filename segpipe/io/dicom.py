@@ -21,6 +21,7 @@ from pydicom.uid import UID
 
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
 from segpipe.geometry import Grid
+from segpipe.io.itk import one_line
 from segpipe.io.notes import Note, shear_notes
 from segpipe.io.series import Slice, Stack, regular_stack
 
@@ -364,7 +365,8 @@ def _decode(file: Path) -> NDArray[Any]:
     try:
         frames = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
-        reason = " ".join(str(error).split("ERROR:")[-1].split())
-        raise UnreadableFileError(f"{file}: the pixels cannot be decoded ({reason}); export it again") from error
+        raise UnreadableFileError(
+            f"{file}: the pixels cannot be decoded ({one_line(error)}); export it again"
+        ) from error
     stacked: NDArray[Any] = frames.reshape((-1, *frames.shape[-2:]))
     return stacked

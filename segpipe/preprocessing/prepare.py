@@ -6,24 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected
 
-from segpipe.geometry import bounding_box, resampled_shape
+from segpipe.geometry import Shape, bounding_box, resampled_shape, triple
 from segpipe.labels import OUTSIDE
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import normalise
 from segpipe.preprocessing.resample import resample_image, resample_labels, separate_axis
 from segpipe.volume import Volume
 
-Triple = tuple[int, int, int]
-
 
 @dataclass(frozen=True)
 class Placement:
     """Where a prepared array came from, in the plan's axis order."""
 
-    shape_before_crop: Triple
-    start: Triple
+    shape_before_crop: Shape
+    start: Shape
     """First voxel of the crop."""
-    shape_after_crop: Triple
+    shape_after_crop: Shape
     spacing_mm: tuple[float, float, float]
     """Native spacing."""
     apart: int | None
@@ -76,7 +74,7 @@ def prepare(
     normalised = normalise(cropped, configuration.normalisation, masks, plan.intensities)
 
     to_spacing = target_spacing(configuration, spacing)
-    after_crop = _triple(cropped.shape[1:])
+    after_crop = triple(cropped.shape[1:])
     shape = resampled_shape(after_crop, spacing, to_spacing)
     apart = separate_axis(spacing, to_spacing)
     segmentation = None
@@ -85,7 +83,7 @@ def prepare(
         if inside is not None:
             indices[(indices == 0) & ~inside] = OUTSIDE
         segmentation = resample_labels(indices, shape, apart=apart)
-    placement = Placement(_triple(voxels.shape[1:]), _triple([s.start for s in box]), after_crop, spacing, apart)
+    placement = Placement(triple(voxels.shape[1:]), triple([s.start for s in box]), after_crop, spacing, apart)
     return Prepared(resample_image(normalised, shape, apart=apart), segmentation, placement)
 
 
@@ -101,8 +99,3 @@ def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     open_pieces[0] = False
     result: NDArray[np.bool_] = ~open_pieces[pieces]
     return result
-
-
-def _triple(values: tuple[int, ...] | list[int]) -> Triple:
-    z, y, x = (int(v) for v in values)
-    return z, y, x

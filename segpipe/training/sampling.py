@@ -1,6 +1,7 @@
 """Which patch of which case: drawn from a random stream. Pure numpy."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,12 @@ class CaseExtent:
     foreground: NDArray[np.int32]
     """Rows (target, z, y, x); target 0 stands for any labelled voxel, listed where some are not labelled."""
 
+    @cached_property
+    def voxels(self) -> dict[int, NDArray[np.int32]]:
+        """Voxels (z, y, x) of each target that the case holds, ascending."""
+        numbers = self.foreground[:, 0]
+        return {int(n): self.foreground[numbers == n, 1:] for n in np.unique(numbers)}
+
 
 def draw_patches(
     cases: list[CaseExtent], patch: Triple, batch_size: int, foreground_share: float, rng: np.random.Generator
@@ -39,15 +46,11 @@ def draw_patches(
     for position in range(batch_size):
         index = int(rng.integers(len(cases)))
         case = cases[index]
-        targets = case.foreground[case.foreground[:, 0] > 0]
-        labelled = case.foreground[case.foreground[:, 0] == 0]
-        if position >= batch_size - n_forced and len(targets):
-            present = targets[targets[:, 0] == rng.choice(np.unique(targets[:, 0]))]
-            start = _start_at(present[rng.integers(len(present)), 1:], case.shape, patch)
-        elif len(labelled):
-            start = _start_at(labelled[rng.integers(len(labelled)), 1:], case.shape, patch)
-        else:
-            start = _start_anywhere(case.shape, patch, rng)
+        targets = [n for n in case.voxels if n > 0]
+        forced = position >= batch_size - n_forced and bool(targets)
+        among = case.voxels.get(int(rng.choice(targets)) if forced else 0)
+        centre = None if among is None else among[rng.integers(len(among))]
+        start = _start_anywhere(case.shape, patch, rng) if centre is None else _start_at(centre, case.shape, patch)
         patches.append(Patch(index, start))
     return patches
 

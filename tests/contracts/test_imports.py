@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     "dataset.run", "fingerprint.run", "planning.run", "preprocessing.run", "metrics.surface", "evaluation.run",
-    "reporting.run", "io.formats", "interop.nnunet", "phantoms", "jobs", "cli.app", "cli.display", "cli.plan_page", "commands", "line",
+    "reporting.run", "io.formats", "interop.nnunet", "phantoms", "jobs", "cli.app", "cli.display", "cli.plan_page",
+    "commands", "steps", "line",
 ]  # fmt: skip
 
 

@@ -31,6 +31,15 @@ def beside(axis, length, other):
     return tuple(length if a == axis else other + a for a in range(3))
 
 
+def by_scikit_image(array, new, apart, order):
+    """What nnU-Net does: the whole volume at once, or the slices of an axis apart, then the nearest of them."""
+    if apart is None:
+        return resize(array.astype(np.float64), new, order=order, mode="edge", anti_aliasing=False)
+    plane = tuple(n for a, n in enumerate(new) if a != apart)
+    slices = [by_scikit_image(s, plane, None, order) for s in np.moveaxis(array, apart, 0)]
+    return np.moveaxis(np.stack(slices)[nearest_indices(array.shape[apart], new[apart])], 0, apart)
+
+
 @settings(deadline=None, max_examples=40)
 @given(long_axis, seeds, st.sampled_from([None, 0, 1, 2]))
 def test_blocks_of_a_long_axis_join(shape, seed, apart):
@@ -39,29 +48,11 @@ def test_blocks_of_a_long_axis_join(shape, seed, apart):
     rng = np.random.default_rng(seed)
     image = rng.normal(size=old).astype(np.float32)
     ours = resample_image(image[None], new, apart=apart)[0]
-    if apart is None:
-        theirs = (
-            resize(image.astype(np.float64), new, order=3, mode="edge", anti_aliasing=False) if old != new else image
-        )
-    else:
-        plane = tuple(k for a, k in enumerate(new) if a != apart)
-        slices = [
-            resize(s.astype(np.float64), plane, order=3, mode="edge", anti_aliasing=False)
-            for s in np.moveaxis(image, apart, 0)
-        ]
-        theirs = np.moveaxis(np.stack(slices)[nearest_indices(old[apart], new[apart])], 0, apart)
     if old != new:
-        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.ptp(image))
+        np.testing.assert_allclose(ours, by_scikit_image(image, new, apart, 3), atol=1e-4 * np.ptp(image))
     labels = (rng.random(old).cumsum(axis=axis) // 7 % 4).astype(np.int16) * 40 - 1
     mapped = resample_labels(labels, new, apart=apart)
-    shares = []
-    for value in (-1, 39, 79, 119):
-        one = (labels == value).astype(float)
-        if apart is None:
-            shares.append(resize(one, new, order=1, mode="edge", anti_aliasing=False))
-        else:
-            slices = [resize(s, plane, order=1, mode="edge", anti_aliasing=False) for s in np.moveaxis(one, apart, 0)]
-            shares.append(np.moveaxis(np.stack(slices)[nearest_indices(old[apart], new[apart])], 0, apart))
+    shares = [by_scikit_image((labels == v).astype(float), new, apart, 1) for v in (-1, 39, 79, 119)]
     ordered = np.sort(shares, axis=0)
     clear = ordered[-1] - ordered[-2] > 1e-4
     np.testing.assert_array_equal(mapped[clear], (np.argmax(shares, axis=0) * 40 - 1)[clear])
@@ -100,14 +91,8 @@ def test_area_keeps_the_mean(old, new, seed):
 def test_an_axis_apart_is_resampled_slice_by_slice(old, new, seed, apart):
     image = np.random.default_rng(seed).normal(size=old).astype(np.float32)
     ours = resample_image(image[None], new, apart=apart)[0]
-    plane = tuple(n for a, n in enumerate(new) if a != apart)
-    slices = [
-        resize(s.astype(np.float64), plane, order=3, mode="edge", anti_aliasing=False)
-        for s in np.moveaxis(image, apart, 0)
-    ]
-    expected = np.moveaxis(np.stack(slices)[nearest_indices(old[apart], new[apart])], 0, apart)
     if old != new:
-        np.testing.assert_allclose(ours, expected, atol=1e-4 * max(np.ptp(image), 1e-6))
+        np.testing.assert_allclose(ours, by_scikit_image(image, new, apart, 3), atol=1e-4 * max(np.ptp(image), 1e-6))
 
 
 @settings(deadline=None, max_examples=40)

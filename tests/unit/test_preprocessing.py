@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_fill_holes
 
-from segpipe import commands
+from segpipe import commands, steps
 from segpipe.artefact import json_digest
 from segpipe.errors import ArtefactError, CaseError, SegpipeError
 from segpipe.fingerprint.measure import CaseMeasurements, intensity_statistics, measure_case
@@ -225,10 +225,10 @@ def test_a_case_that_failed_to_be_read_is_tried_again(tmp_path):
     path.write_bytes(b"x" * len(content))
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     work = Workspace(tmp_path / "work")
-    assert set(commands.fingerprint(folder, work, jobs=1).left_out) == {"case_0"}
+    assert set(steps.fingerprint(folder, work, jobs=1).left_out) == {"case_0"}
     path.write_bytes(content)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert not commands.fingerprint(folder, work, jobs=1).left_out
+    assert not steps.fingerprint(folder, work, jobs=1).left_out
 
 
 def test_single_slices_are_planned_in_two_dimensions(tmp_path):
