@@ -5,23 +5,27 @@ A dataset's workspace (``work``) is ``runs/<dataset name>`` in the current folde
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segpipe.errors import SegpipeError
+from segpipe.held_out import HeldOut, prepare_first_stage, score_held_out
 from segpipe.steps import (
     SILENT,
+    FoldSettings,
     PathLike,
+    alone_in,
     current_plan,
     fingerprint,
     prepare_arrays,
+    recipe_for,
     require_fold,
-    require_one_end,
     train_fold,
     workspace_of,
 )
 from segpipe.watch import Watch
-from segpipe.workspace import Workspace
+from segpipe.workspace import FoldFolder, Workspace
 
 if TYPE_CHECKING:
     from segpipe.dataset.convert import Converted
@@ -31,6 +35,17 @@ if TYPE_CHECKING:
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.training.schema import TrainingRecord
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``train`` made."""
+
+    record: TrainingRecord
+    model: Path
+    folder: FoldFolder
+    held_out: HeldOut | None = None
+    """Scores of the held-out cases; None where none was held out."""
 
 
 def check(
@@ -58,10 +73,9 @@ def check(
     """
     from segpipe.dataset.run import check as stage
 
-    with watch.counting("checking", None) as done:
-        return stage(
-            dataset, workspace_of(dataset, work), resample_channels=resample_channels, jobs_limit=jobs, on_case=done
-        )
+    workspace = workspace_of(dataset, work)
+    with alone_in(workspace, watch), watch.counting("checking", None) as done:
+        return stage(dataset, workspace, resample_channels=resample_channels, jobs_limit=jobs, on_case=done)
 
 
 def plan(
@@ -105,8 +119,9 @@ def plan(
 
         budget_gb = free_gb(choose_runtime().device)
         watch.note(f"--budget-gb auto: {budget_gb:.1f} GB")
-    measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
-    return write_plan(measured, workspace, recipe=recipe, budget_gb=budget_gb, spacing_mm=spacing_mm)
+    with alone_in(workspace, watch):
+        measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
+        return write_plan(measured, workspace, recipe=recipe, budget_gb=budget_gb, spacing_mm=spacing_mm)
 
 
 def preprocess(
@@ -133,8 +148,9 @@ def preprocess(
         Told of progress.
     """
     workspace = workspace_of(dataset, work)
-    current = current_plan(dataset, workspace, jobs, watch)
-    return prepare_arrays(workspace, current, configuration or current.default_configuration(), jobs, watch)
+    with alone_in(workspace, watch):
+        current = current_plan(dataset, workspace, jobs, watch)
+        return prepare_arrays(workspace, current, configuration or current.default_configuration(), jobs, watch)
 
 
 def train(
@@ -149,17 +165,22 @@ def train(
     jobs: int | None = None,
     seed: int = 0,
     deterministic: bool = False,
+    devices: int = 1,
+    init_from: PathLike | None = None,
+    tta: bool = True,
+    tolerance_mm: float = 1.0,
+    tensorboard: bool = False,
     resume: bool = False,
     watch: Watch = SILENT,
-) -> TrainingRecord:
-    """Train one fold; plans and preprocesses first what is not there yet.
+) -> Trained:
+    """Train one fold, then predict and score its held-out cases whole; plans and preprocesses first what is not there yet.
 
     Parameters
     ----------
     dataset : path
         Folder or manifest.
     work : path, optional
-        The workspace; its plan is used, or the default plan is made.
+        The workspace; its plan is used, or one is made by the recipe that suits the device.
     configuration : str, optional
         The plan's 3d_fullres (2d where there is none) unless given.
     fold : int or "all"
@@ -174,33 +195,66 @@ def train(
         Of weights, patches and augmentation.
     deterministic : bool
         The same bytes twice on the same machine.
+    devices : int
+        Devices to train on together, each with its share of the batch.
+    init_from : path, optional
+        A model.segpipe whose weights to begin with. Where the workspace has no plan, the model's is taken over; where it has one,
+        what fits is loaded and the rest is told.
+    tta : bool
+        Average the predictions of the held-out cases over mirrored images.
+    tolerance_mm : float
+        Of the normalised surface Dice.
+    tensorboard : bool
+        Write TensorBoard events beside the log.
     resume : bool
         Continue an interrupted fold; a finished one is kept.
     watch : Watch
         Told of progress.
     """
-    from segpipe.runtime import choose_runtime
+    from segpipe.runtime import choose_runtime, require_devices
 
-    require_one_end(epochs, minutes)
-    runtime = choose_runtime(device, deterministic=deterministic)
-    workspace = workspace_of(dataset, work)
-    current = current_plan(dataset, workspace, jobs, watch)
-    chosen = configuration or current.default_configuration()
-    require_fold(workspace, current, chosen, fold, resume=resume)
-    index = prepare_arrays(workspace, current, chosen, jobs, watch)
-    return train_fold(
-        workspace,
-        current,
-        index,
-        runtime,
+    settings = FoldSettings(
         fold=fold,
         epochs=epochs,
         minutes=minutes,
         seed=seed,
         deterministic=deterministic,
         resume=resume,
+        devices=devices,
+        init_from=init_from,
+        tensorboard=tensorboard,
+    )
+    runtime = choose_runtime(device, deterministic=deterministic)
+    require_devices(runtime.device, devices)
+    workspace = workspace_of(dataset, work)
+    with alone_in(workspace, watch):
+        current = current_plan(
+            dataset, workspace, jobs, watch, recipe=recipe_for(runtime), init_from=None if resume else init_from
+        )
+        chosen = configuration or current.default_configuration()
+        require_fold(workspace, current, chosen, settings)
+        index = prepare_arrays(workspace, current, chosen, jobs, watch)
+        index = prepare_first_stage(workspace, current, index, chosen, runtime, jobs=jobs, watch=watch)
+    watch.note(f"training on {runtime.describe()}")
+    record = train_fold(workspace, current, index, runtime, settings, configuration=chosen, watch=watch)
+    model, folder = workspace.model(chosen, current.recipe), workspace.fold(chosen, current.recipe, fold)
+    if fold == "all":
+        watch.note("fold all holds out no case: there is nothing to validate on")
+        return Trained(record, model, folder)
+    held_out = score_held_out(
+        workspace,
+        current,
+        index,
+        fold,
+        runtime,
+        configuration=chosen,
+        tta=tta,
+        tolerance_mm=tolerance_mm,
+        jobs=jobs,
+        resume=resume,
         watch=watch,
     )
+    return Trained(record, model, folder, held_out)
 
 
 def predict(

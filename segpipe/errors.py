@@ -14,6 +14,7 @@
     ├── ModelError               a model file or folder cannot be used
     ├── TrainingError            training cannot start or go on
     │   └── TrainingInterrupted  a signal asked training to stop; its state is saved
+    ├── LockedError              another process works on the same fold
     └── DeviceError              the device asked for is not there
 
 A message says where, what was found, what was expected and what to do next.
@@ -72,7 +73,12 @@ class TrainingInterrupted(TrainingError):  # noqa: N818 - it reports an event, n
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+class LockedError(SegpipeError):
+    """Another process works in the same place."""
 
 
 class DeviceError(SegpipeError):

@@ -17,6 +17,7 @@ from segpipe.errors import ModelError
 
 FORMAT = 1
 Weights = dict[str, Tensor]
+_PREVIOUS = "previous.segpipe"
 
 # A fixed date: the same content gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -31,9 +32,15 @@ class ModelFile:
     variant: str
     mirror_axes: tuple[int, ...]
     folds: dict[str, Weights]
+    previous: "ModelFile | None" = None
+    """The model whose segmentation is a further input (cascade)."""
 
     def write(self, path: Path) -> None:
         """Write atomically."""
+        write_atomically(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content; the same model gives the same bytes."""
         about: dict[str, Any] = {
             "format": FORMAT,
             "configuration": self.configuration,
@@ -47,7 +54,25 @@ class ModelFile:
             archive.writestr(zipfile.ZipInfo("plan.json", _EPOCH), self.plan_json)
             for fold, weights in self.folds.items():
                 archive.writestr(zipfile.ZipInfo(f"fold_{fold}.safetensors", _EPOCH), save(weights))
-        write_atomically(path, buffer.getvalue())
+            if self.previous is not None:
+                archive.writestr(zipfile.ZipInfo(_PREVIOUS, _EPOCH), self.previous.to_bytes())
+        return buffer.getvalue()
+
+    def digest(self, folds: tuple[str, ...]) -> str:
+        """Return the sha256 of all that some folds' predictions follow from; further folds in the file change nothing."""
+        hashed = sha256(f"{self.configuration}\n{self.plan_json}".encode())
+        for fold in folds:
+            hashed.update(fold.encode() + save(self.folds[fold]))
+        if self.previous is not None:
+            hashed.update(self.previous.digest(self.previous.used(folds)).encode())
+        return hashed.hexdigest()
+
+    def used(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Folds to ensemble: the wanted ones, or all the numbered ones, or "all" where there is no other.
+
+        A fold that saw every case stands for itself; it is no member of the folds' ensemble unless asked for.
+        """
+        return wanted or tuple(f for f in self.folds if f != "all") or ("all",)
 
     @classmethod
     def read(cls, path: Path) -> "ModelFile":
@@ -58,8 +83,12 @@ class ModelFile:
         ModelError
             If the file is missing, damaged, or from a newer version.
         """
+        return cls._from_zip(path, path)
+
+    @classmethod
+    def _from_zip(cls, file: "Path | io.BytesIO", path: Path) -> "ModelFile":
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(file) as archive:
                 about = json.loads(archive.read("model.json"))
                 if about["format"] != FORMAT:
                     raise ModelError(
@@ -67,11 +96,18 @@ class ModelFile:
                     )
                 folds = {str(f): load(archive.read(f"fold_{f}.safetensors")) for f in about["folds"]}
                 plan_json = archive.read("plan.json").decode()
+                held = io.BytesIO(archive.read(_PREVIOUS)) if _PREVIOUS in archive.namelist() else None
+                previous = None if held is None else cls._from_zip(held, path)
         except FileNotFoundError as error:
             raise ModelError(f"{path}: no such model file") from error
         except (zipfile.BadZipFile, KeyError, ValueError, SafetensorError) as error:
             raise ModelError(f"{path}: not a segpipe model, or damaged ({error})") from error
-        return cls(plan_json, about["configuration"], about["variant"], tuple(about["mirror_axes"]), folds)
+        return cls(plan_json, about["configuration"], about["variant"], tuple(about["mirror_axes"]), folds, previous)
+
+
+def read_model(path: Path) -> ModelFile:
+    """Read a model file, or the one in a folder."""
+    return ModelFile.read(path / "model.segpipe" if path.is_dir() else path)
 
 
 def file_sha256(path: Path) -> str:

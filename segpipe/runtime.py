@@ -26,6 +26,16 @@ class Runtime:
         )
         return f"{name}, {'float32' if self.autocast is None else str(self.autocast).removeprefix('torch.')}"
 
+    @property
+    def needs_scaling(self) -> bool:
+        """Whether gradients must be scaled so that they do not vanish: float16 has a small range."""
+        return self.autocast == torch.float16
+
+    def wait(self) -> None:
+        """Wait until the device has computed everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def precision(self) -> torch.autocast:
         """Context in which the network's forward pass runs."""
         return torch.autocast(
@@ -65,6 +75,20 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
     return Runtime(chosen, _fast_precision(chosen))
 
 
+def require_devices(device: torch.device, n: int) -> None:
+    """Raise unless so many devices of a kind are there; processes on the CPU share its cores.
+
+    Raises
+    ------
+    DeviceError
+        If there are fewer GPUs.
+    """
+    if device.type == "cuda" and n > torch.cuda.device_count():
+        raise DeviceError(f"--devices {n}: {torch.cuda.device_count()} CUDA device(s) found; use as many or fewer")
+    if n > 1 and device.index is not None:
+        raise DeviceError(f"--devices {n} with --device {device}: give --device {device.type} to train on several")
+
+
 # The rest is for what other programs take meanwhile, and on a CPU for the prepared cases and the program itself.
 _USABLE_SHARE = {"cuda": 0.9, "cpu": 0.5}
 
@@ -101,5 +125,7 @@ def cpu_flags() -> frozenset[str]:
 def _fast_precision(device: torch.device) -> torch.dtype | None:
     # Without the instructions, bfloat16 on a CPU is many times slower than float32 (docs/experiments.md).
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+        # Tensor cores know bfloat16 from capability 8.0 (Ampere), float16 from 7.0 (Volta).
+        capability = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if capability >= (8, 0) else torch.float16 if capability >= (7, 0) else None
     return torch.bfloat16 if cpu_flags() & {"amx_bf16", "avx512_bf16"} else None

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +20,37 @@ if TYPE_CHECKING:
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.runtime import Runtime
+    from segpipe.training.progress import Status
+    from segpipe.training.run import Job
     from segpipe.training.schema import TrainingRecord
 
 PathLike = Path | str
 SILENT = Watch()
+CURVE_SECONDS = 30.0
+"""Time between two drawings of the curves of a running training."""
+MOST_SHOWN = 4
+"""Labels whose Dice is shown one by one while training runs."""
+
+
+@dataclass(frozen=True)
+class FoldSettings:
+    """How a user wants a fold trained."""
+
+    fold: int | str = 0
+    epochs: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+    deterministic: bool = False
+    resume: bool = False
+    devices: int = 1
+    init_from: PathLike | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.minutes is not None:
+            raise SegpipeError(
+                f"--epochs {self.epochs} and --minutes {self.minutes:g} are two ends of training; give one of them"
+            )
 
 
 def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
@@ -59,18 +90,45 @@ def fingerprint(
         return stage(dataset, workspace, resample_channels=resample_channels, jobs_limit=jobs, on_case=done)
 
 
-def current_plan(dataset: PathLike, workspace: Workspace, jobs: int | None, watch: Watch) -> Plan:
-    """Return the workspace's plan, or make the default one where there is none."""
-    from segpipe.planning.run import read_plan
+@contextmanager
+def alone_in(workspace: Workspace, watch: Watch) -> Iterator[None]:
+    """Prepare a workspace while nobody else does: two folds may be started at the same time, the second then finds all done."""
+    from segpipe.locks import locked
+
+    with locked(workspace.root, wait=True, note=watch.note):
+        yield
+
+
+def recipe_for(runtime: Runtime) -> str:
+    """Return the recipe that suits a device, where none is asked for."""
+    return "default" if runtime.device.type == "cuda" else "cpu"
+
+
+def current_plan(
+    dataset: PathLike,
+    workspace: Workspace,
+    jobs: int | None,
+    watch: Watch,
+    *,
+    recipe: str = "default",
+    init_from: PathLike | None = None,
+) -> Plan:
+    """Return the workspace's plan; where there is none, that of the model to begin with, or the recipe's."""
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.modelfile import read_model
+    from segpipe.planning.run import adopt, read_plan, write_plan
+    from segpipe.planning.schema import Plan
 
     fingerprint(dataset, workspace, jobs=jobs, watch=watch)
-    if not workspace.plan.is_file():
-        watch.note(f"no plan in {workspace.root} yet: planning with the default recipe")
-        from segpipe.fingerprint.schema import Fingerprint
-        from segpipe.planning.run import write_plan
-
-        return write_plan(Fingerprint.read(workspace.fingerprint), workspace)
-    return read_plan(workspace)
+    if workspace.plan.is_file():
+        return read_plan(workspace)
+    measured = Fingerprint.read(workspace.fingerprint)
+    if init_from is not None:
+        watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
+        theirs = Plan.model_validate_json(read_model(Path(init_from)).plan_json)
+        return adopt(Path(init_from), measured, workspace, theirs)
+    watch.note(f"no plan in {workspace.root} yet: planning with the {recipe} recipe")
+    return write_plan(measured, workspace, recipe=recipe)
 
 
 def prepare_arrays(
@@ -80,16 +138,41 @@ def prepare_arrays(
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.preprocessing.run import preprocess as stage
 
+    arrays = current.arrays_of(configuration)
     total = len(Fingerprint.read(workspace.fingerprint).cases)
-    with watch.counting(f"preprocessing for {configuration}", total) as done:
-        index = stage(workspace, current, configuration=configuration, jobs_limit=jobs, on_case=done)
+    with watch.counting(f"preprocessing for {arrays}", total) as done:
+        index = stage(workspace, current, configuration=arrays, jobs_limit=jobs, on_case=done)
     for case, reason in index.failed.items():
         watch.note(f"preprocessing: {case}: {reason}")
     if not index.cases:
-        raise ArtefactError(
-            f"{workspace.preprocessed(configuration)}: no case could be prepared; the reasons are above"
-        )
+        raise ArtefactError(f"{workspace.preprocessed(arrays)}: no case could be prepared; the reasons are above")
     return index
+
+
+def job_of(
+    workspace: Workspace, current: Plan, configuration: str, index: PreprocessedIndex | None, settings: FoldSettings
+) -> Job:
+    """Return what is to be trained, for now without cases where nothing is prepared yet."""
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.training.initial import InitialWeights
+    from segpipe.training.run import Job
+
+    begin = settings.init_from
+    return Job(
+        workspace=workspace,
+        plan=current,
+        splits=splits_of(workspace, Fingerprint.read(workspace.fingerprint)),
+        prepared=() if index is None else index.cases,
+        configuration=configuration,
+        fold=settings.fold,
+        epochs=settings.epochs,
+        minutes=settings.minutes,
+        seed=settings.seed,
+        deterministic=settings.deterministic,
+        resume=settings.resume,
+        initial=None if begin is None else InitialWeights.of(Path(begin)),
+        n_devices=settings.devices,
+    )
 
 
 def train_fold(
@@ -97,50 +180,65 @@ def train_fold(
     current: Plan,
     index: PreprocessedIndex,
     runtime: Runtime,
+    settings: FoldSettings,
     *,
-    fold: int | str,
-    epochs: int | None,
-    minutes: float | None,
-    seed: int,
-    deterministic: bool,
-    resume: bool,
+    configuration: str,
     watch: Watch,
 ) -> TrainingRecord:
-    """Train one fold on prepared arrays, telling the watch."""
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.training.loop import Status
+    """Train one fold on prepared arrays, telling the watch; its curves are drawn as it goes."""
+    from segpipe.reporting.run import draw_curves
+    from segpipe.training.run import Listener
     from segpipe.training.run import train as stage
 
-    with watch.training(f"training fold {fold}") as show:
+    job = job_of(workspace, current, configuration, index, settings)
+    board = None
+    if settings.tensorboard:
+        from segpipe.training.board import Board
+
+        board = Board(job.folder)
+    drawn_at = 0.0
+
+    def on_epoch() -> None:
+        nonlocal drawn_at
+        if board:
+            board.show()
+        if time.monotonic() - drawn_at > CURVE_SECONDS:
+            draw_curves(job.folder, current.labels.names)
+            drawn_at = time.monotonic()
+
+    with watch.training(f"training fold {settings.fold}") as show:
 
         def on_iteration(status: Status) -> None:
-            dice = "" if status.mean_dice is None else f", patch Dice {status.mean_dice:.3f}"
-            show(status.progress, status.remaining_s, f"epoch {status.epoch + 1}, loss {status.loss:.3f}{dice}")
+            show(status.progress, status.remaining_s, told(status))
 
-        return stage(
-            workspace,
-            current,
-            splits_of(workspace, Fingerprint.read(workspace.fingerprint)),
-            index.cases,
-            configuration=index.configuration,
-            runtime=runtime,
-            fold=fold,
-            epochs=epochs,
-            minutes=minutes,
-            seed=seed,
-            deterministic=deterministic,
-            resume=resume,
-            on_iteration=on_iteration,
-        )
+        record = stage(job, runtime, Listener(on_iteration, on_epoch, watch.note))
+    draw_curves(job.folder, current.labels.names)
+    return record
 
 
-def require_fold(workspace: Workspace, current: Plan, configuration: str, fold: int | str, *, resume: bool) -> None:
+def told(status: Status) -> str:
+    """Epoch, loss and Dice in a line; of many labels the mean and the lowest."""
+    seen = [(name, dice) for name, dice in status.dice if dice is not None]
+    line = f"epoch {status.epoch + 1}, loss {status.loss:.3f}"
+    if not seen:
+        return line
+    if len(seen) > MOST_SHOWN:
+        lowest = min(seen, key=lambda s: s[1])
+        return f"{line}, patch Dice {status.mean_dice:.3f} (lowest {lowest[0]} {lowest[1]:.3f})"
+    return f"{line}, patch Dice " + ", ".join(f"{name} {dice:.3f}" for name, dice in seen)
+
+
+def require_fold(workspace: Workspace, current: Plan, configuration: str, settings: FoldSettings) -> None:
     """Raise what would stop training a fold, before arrays are prepared for it."""
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.training.run import require_trainable
+    from segpipe.training.run import require_first_stage, require_trainable
 
-    splits = splits_of(workspace, Fingerprint.read(workspace.fingerprint))
-    require_trainable(workspace, current, splits, configuration, fold, resume=resume)
+    job = job_of(workspace, current, configuration, None, settings)
+    require_trainable(job)
+    require_first_stage(job)
+    if settings.tensorboard:
+        from segpipe.training.board import require_tensorboard
+
+        require_tensorboard()
 
 
 def splits_of(workspace: Workspace, measured: Fingerprint) -> Splits:
@@ -148,9 +246,3 @@ def splits_of(workspace: Workspace, measured: Fingerprint) -> Splits:
     from segpipe.dataset.splits import read_or_make
 
     return read_or_make(workspace.splits, measured.groups, measured.digest())
-
-
-def require_one_end(epochs: int | None, minutes: float | None) -> None:
-    """Raise unless at most one end of training is given."""
-    if epochs is not None and minutes is not None:
-        raise SegpipeError(f"--epochs {epochs} and --minutes {minutes:g} are two ends of training; give one of them")

@@ -30,6 +30,16 @@ class FoldFolder:
         """JSON lines, one an epoch."""
         return self.root / "log.jsonl"
 
+    @property
+    def curves(self) -> Path:
+        """Loss and Dice over the training, drawn."""
+        return self.root / "curves.png"
+
+    @property
+    def examples(self) -> list[Path]:
+        """Held-out cases drawn, the worst first."""
+        return sorted(self.root.glob("example_*.png"))
+
 
 @dataclass(frozen=True)
 class CaseFiles:
@@ -78,6 +88,11 @@ class PreparedFiles:
     def segmentation(self) -> Path:
         """int16 (Z, Y, X): indices of label values (segpipe.labels), -1 outside the non-zero region where that counts."""
         return self.root / "segmentation.b2nd"
+
+    @property
+    def previous(self) -> Path:
+        """int16 (Z, Y, X): label indices that the stage before found, in a cascade."""
+        return self.root / "previous.b2nd"
 
     @property
     def foreground(self) -> Path:
@@ -142,6 +157,10 @@ class Workspace:
     def prepared_index(self, configuration: str) -> Path:
         """What was prepared for a configuration."""
         return self.root / "preprocessed" / f"{configuration}.json"
+
+    def place(self, configuration: str, variant: str, fold: int | str) -> Path:
+        """Where a fold lies below each of the folders models, predictions and evaluation."""
+        return Path(configuration) / variant / f"fold_{fold}"
 
     def variant(self, configuration: str, variant: str) -> Path:
         """Folder of one trained variant of a configuration."""

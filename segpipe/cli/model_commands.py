@@ -11,6 +11,7 @@ from segpipe.cli.options import (
     DatasetArg,
     DeterministicOption,
     DeviceOption,
+    DevicesOption,
     EpochsOption,
     JobsOption,
     JsonOption,
@@ -45,6 +46,7 @@ def run(
     resample_channels: ResampleOption = None,
     work: WorkOption = None,
     device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
     jobs: JobsOption = None,
     seed: SeedOption = 0,
     deterministic: DeterministicOption = False,
@@ -67,6 +69,7 @@ def run(
         tolerance_mm=tolerance_mm,
         resample_channels=resample_channels,
         device=device,
+        devices=devices,
         jobs=jobs,
         seed=seed,
         deterministic=deterministic,
@@ -99,47 +102,81 @@ def train(
     fold: Annotated[str, typer.Option("--fold", help="Fold to hold out (0, 1, ...), or all: hold out nothing.")] = "0",
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from",
+            metavar="MODEL",
+            help="Begin with the weights of a model.segpipe; without a plan in the workspace, by that model's plan.",
+            show_default=False,
+        ),
+    ] = None,
     resume: ResumeOption = False,
+    tta: TtaOption = True,
+    tolerance_mm: ToleranceOption = 1.0,
     work: WorkOption = None,
     device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
     jobs: JobsOption = None,
     seed: SeedOption = 0,
     deterministic: DeterministicOption = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard events too (needs the extra).")
+    ] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one fold by the workspace's plan; plans and preprocesses first what is not there yet."""
+    """Train one fold by the workspace's plan and score its held-out cases; plans and preprocesses first what is not there yet."""
     from segpipe import commands
-    from segpipe.cli.display import as_plain, out, show_json, watch
-    from segpipe.steps import workspace_of
+    from segpipe.cli.display import as_plain, out, show_failures, show_json, show_scores, watch
 
     if fold != "all" and not fold.isdigit():
         raise typer.BadParameter(f"{fold!r}: expected a number or 'all'", param_hint="--fold")
-    record = commands.train(
+    done = commands.train(
         dataset,
         work=work,
         configuration=configuration,
         fold=fold if fold == "all" else int(fold),
         epochs=epochs,
         minutes=minutes,
+        init_from=init_from,
+        tta=tta,
+        tolerance_mm=tolerance_mm,
         device=device,
+        devices=devices,
         jobs=jobs,
         seed=seed,
         deterministic=deterministic,
+        tensorboard=tensorboard,
         resume=resume,
         watch=watch(quiet=quiet or as_json),
     )
+    record, held_out = done.record, done.held_out
+    failed = {} if held_out is None else held_out.failed
+    places = {"model": done.model, "log": done.folder.log, "curves": done.folder.curves}
+    if held_out is not None:
+        places |= {"predictions": held_out.predictions, "scores": held_out.evaluation_file}
+        places |= {f"example {n}": picture for n, picture in enumerate(held_out.pictures, start=1)}
     if as_json:
-        show_json(as_plain(record))
-        return
-    dice = "-" if record.mean_validation_dice is None else f"{record.mean_validation_dice:.3f}"
-    model = workspace_of(dataset, work).model(record.configuration, record.variant)
-    out().print(
-        f"{record.iterations} iterations in {record.elapsed_s / 60:.1f} min; Dice on validation patches {dice} "
-        "(whole cases: segpipe predict, evaluate)",
-        markup=False,
-    )
-    out().print(f"model {model}", markup=False, soft_wrap=True)
+        show_json(
+            {"training": as_plain(record), "failed": failed}
+            | {"evaluation": None if held_out is None else as_plain(held_out.evaluation)}
+            | {k: str(v) for k, v in places.items()}
+        )
+    else:
+        early = f"; stopped early, best epoch {record.best_epoch}" if record.stopped_early else ""
+        out().print(
+            f"{record.iterations} iterations in {record.elapsed_s / 60:.1f} min{early}; "
+            f"{record.data_wait_share:.1%} of the time waiting for data",
+            markup=False,
+        )
+        if held_out is not None:
+            show_scores(held_out.evaluation)
+        for name, path in places.items():
+            out().print(f"{name:12} {path}", markup=False, soft_wrap=True)
+        show_failures("Cases that were lost", failed)
+    if failed:
+        raise typer.Exit(FAILED_CASES)
 
 
 def predict(
@@ -195,12 +232,13 @@ def doctor(as_json: JsonOption = False) -> None:
 
     from segpipe.cli.display import out, show_json, table
     from segpipe.runtime import choose_runtime, cpu_flags
+    from segpipe.steps import recipe_for
 
     runtime = choose_runtime()
     fast = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"})
     facts = {
         "runs on": runtime.describe(),
-        "recipe of `segpipe run`": "default" if runtime.device.type == "cuda" else "cpu",
+        "recipe unless asked for": recipe_for(runtime),
         "processor features": ", ".join(fast) or "none known",
         "memory free": f"{psutil.virtual_memory().available / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB",
         **{name: version(name) for name in ("segpipe", "torch", "numpy", "nibabel", "SimpleITK")},

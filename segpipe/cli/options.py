@@ -23,6 +23,9 @@ JobsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DevicesOption = Annotated[
+    int, typer.Option("--devices", min=1, help="GPUs (or CPU processes) to train on together; the batch is shared out.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of weights, patches and augmentation.")]
 DeterministicOption = Annotated[
     bool, typer.Option("--deterministic", help="The same bytes twice on the same machine; may be slower.")
@@ -34,7 +37,7 @@ ConfigurationOption = Annotated[
     typer.Option(
         "--configuration",
         "-c",
-        help="2d, 3d_fullres or 3d_lowres.  [default: 3d_fullres, 2d where there is none]",
+        help="2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres.  [default: 3d_fullres, 2d where there is none]",
         show_default=False,
     ),
 ]

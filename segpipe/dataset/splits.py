@@ -18,6 +18,11 @@ class Fold(Record):
     train: tuple[str, ...]
     validation: tuple[str, ...]
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether no validation case is trained on."""
+        return not set(self.train) & set(self.validation)
+
 
 class Splits(Artefact):
     """Folds of a dataset; each case is held out once, and a group is never divided."""

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segpipe.augment.previous import one_hot
 from segpipe.errors import ModelError
 from segpipe.inference.restore import largest_at, painted_at, uncrop
 from segpipe.inference.sliding import Forward, mirrored, sliding_logits
-from segpipe.modelfile import ModelFile, file_sha256
+from segpipe.modelfile import ModelFile
 from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.prepare import prepare
@@ -29,8 +30,10 @@ class Predictor:
     """One a fold; their logits are averaged."""
     runtime: Runtime
     digest: str
-    """sha256 of the model file, with the folds and the mirroring that are used."""
+    """sha256 of plan and weights, with the folds and the mirroring that are used."""
     step: float = 0.5
+    previous: "Predictor | None" = None
+    """Whose segmentation is a further input (cascade)."""
 
     @classmethod
     def load(
@@ -57,6 +60,12 @@ class Predictor:
         """
         path = path / "model.segpipe" if path.is_dir() else path
         model = ModelFile.read(path)
+        return cls._of(model, path, runtime, folds=folds, tta=tta, step=step)
+
+    @classmethod
+    def _of(
+        cls, model: ModelFile, path: Path, runtime: Runtime, *, folds: tuple[str, ...], tta: bool, step: float
+    ) -> "Predictor":
         missing = [f for f in folds if f not in model.folds]
         if missing:
             raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
@@ -68,11 +77,15 @@ class Predictor:
             ) from error
         configuration = plan.configuration(model.configuration)
         axes = model.mirror_axes if tta else ()
-        # A fold that saw every case stands for itself; it is no member of the folds' ensemble unless asked for.
-        used = folds or tuple(f for f in model.folds if f != "all") or ("all",)
+        used = model.used(folds)
         networks = tuple(mirrored(_network(plan, configuration, model.folds[f], runtime), axes) for f in used)
-        digest = f"{file_sha256(path)}:folds={','.join(used)}:mirror={axes}:step={step}"
-        return cls(plan, configuration, networks, runtime, digest, step)
+        digest = f"{model.digest(used)}:folds={','.join(used)}:mirror={axes}:step={step}"
+        # A fold's second stage was trained on what other folds' first stages made of its cases, and is tested on what its own
+        # fold's first stage makes of the held-out ones.
+        previous = (
+            None if model.previous is None else cls._of(model.previous, path, runtime, folds=folds, tta=tta, step=step)
+        )
+        return cls(plan, configuration, networks, runtime, digest, step, previous)
 
     @torch.inference_mode()
     def predict(self, image: Volume) -> NDArray[np.unsignedinteger]:
@@ -93,8 +106,12 @@ class Predictor:
         CaseError
             If the image cannot be prepared.
         """
-        prepared = prepare(image, None, self.plan, self.configuration)
+        found = None if self.previous is None else self.previous.predict(image)
+        prepared = prepare(image, found, self.plan, self.configuration)
         voxels = torch.from_numpy(prepared.image)
+        if prepared.segmentation is not None:
+            indices = torch.from_numpy(prepared.segmentation)[None]
+            voxels = torch.cat((voxels, one_hot(indices, len(self.plan.labels.values) - 1)[0]))
         total: Tensor | None = None
         for forward in self.networks:
             logits = sliding_logits(
@@ -114,7 +131,8 @@ class Predictor:
 
 
 def _network(plan: Plan, configuration: Configuration, weights: dict[str, Tensor], runtime: Runtime) -> Forward:
-    network = build_network(configuration.network, len(plan.channel_names), plan.labels.n_outputs)
+    n_previous = 0 if configuration.previous_stage is None else len(plan.labels.values) - 1
+    network = build_network(configuration.network, len(plan.channel_names) + n_previous, plan.labels.n_outputs)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

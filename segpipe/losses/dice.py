@@ -1,10 +1,19 @@
 """Soft Dice loss."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 Members = tuple[tuple[int, ...], ...]
 """Label indices that each target covers."""
+Total = Callable[[Tensor], Tensor]
+"""Sum over the processes that share a batch, through which gradients flow."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """Sum of one process."""
+    return x
 
 
 def soft_dice_loss(
@@ -15,6 +24,7 @@ def soft_dice_loss(
     batch_dice: bool,
     kept: Tensor | None = None,
     smooth: float = 1e-5,
+    total: Total = alone,
 ) -> Tensor:
     """Negative soft Dice, averaged over the targets (labels or regions; no background).
 
@@ -32,6 +42,8 @@ def soft_dice_loss(
         (N, ...) voxels that count; all of them unless given.
     smooth : float
         Added to numerator and denominator; a target absent from both gives 1.
+    total : callable
+        Sum over the processes that each hold a part of the batch: the loss is that of the whole batch.
 
     Returns
     -------
@@ -52,8 +64,14 @@ def soft_dice_loss(
         sizes.append(p.sum(spatial) + inside.sum(spatial))
     overlap, size = torch.stack(overlaps, 1), torch.stack(sizes, 1)
     if batch_dice:
-        overlap, size = overlap.sum(0), size.sum(0)
-    return -((2 * overlap + smooth) / (size + smooth).clamp_min(1e-8)).mean()
+        overlap, size = total(overlap.sum(0)), total(size.sum(0))
+    scores = (2 * overlap + smooth) / (size + smooth).clamp_min(1e-8)
+    return -scores.mean() if batch_dice else -mean_of(scores, total)
+
+
+def mean_of(values: Tensor, total: Total) -> Tensor:
+    """Mean over all values of all processes."""
+    return total(values.sum()) / total(values.new_tensor(float(values.numel())))
 
 
 def is_any(target: Tensor, indices: tuple[int, ...]) -> Tensor:

@@ -29,11 +29,49 @@ def activation() -> nn.Module:
     return nn.LeakyReLU(0.01, inplace=True)
 
 
+class ChannelsLastNorm(torch.autograd.Function):
+    """Instance normalisation of channels-last maps on a CPU.
+
+    Forward it is torch's group normalisation with one channel a group, which keeps channels-last where torch's instance
+    normalisation copies back and forth. Backward that one is the slowest part of a training step; written as two sums and two
+    multiply-adds over rows of channels it takes a tenth.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalise (N, C, ...)."""
+        n, c = x.shape[:2]
+        y, mean, inverse_std = torch.ops.aten.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), c, eps)
+        ctx.save_for_backward(x, mean, inverse_std, weight)
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of input, weight and bias."""
+        x, mean, inverse_std, weight = ctx.saved_tensors
+        mean, inverse_std, weight = mean.float(), inverse_std.float(), weight.float()
+        n, c, first = x.shape[:3]
+        rows, upstream = (t.movedim(1, -1).reshape(n, first, -1, c) for t in (x, gradients[0]))
+        voxels = rows.shape[1] * rows.shape[2]
+
+        def total(values: Tensor) -> Tensor:
+            # Planes in the maps' own type, then the planes in float32: no copy of the whole, no loss that counts.
+            return values.sum(2).sum(1, dtype=torch.float32)
+
+        bias_sum = total(upstream)
+        weight_sum = (total(upstream * rows) - mean * bias_sum) * inverse_std
+        scale = inverse_std * weight
+        slope = -scale * inverse_std * weight_sum / voxels
+        shift = -scale * bias_sum / voxels - slope * mean
+        scale, slope, shift = (t.to(x.dtype)[:, None, None] for t in (scale, slope, shift))
+        down = torch.addcmul(torch.addcmul(shift, upstream, scale), rows, slope)
+        return down.reshape(n, *x.shape[2:], c).movedim(-1, 1), weight_sum.sum(0), bias_sum.sum(0), None
+
+
 class InstanceNorm(nn.Module):
     """Instance normalisation with scale and shift, in any number of axes; parameters are named as torch's own.
 
-    On a CPU it is computed as a group normalisation with one channel a group: the same numbers, but torch keeps
-    channels-last there, where its instance normalisation copies back and forth (docs/experiments.md).
+    On a CPU it is computed by :class:`ChannelsLastNorm`: the same numbers, several times faster (docs/experiments.md).
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -45,7 +83,8 @@ class InstanceNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, ...) to the same shape."""
         if x.device.type == "cpu":
-            return F.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+            y: Tensor = ChannelsLastNorm.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+            return y
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 

@@ -98,6 +98,8 @@ class UNet(nn.Module):
         # The lowest resolution carries no loss when there is more than one (nnU-Net's deep supervision).
         self.n_supervised = max(len(spec.features) - 2, 1)
         initialise(self)
+        for head in self.decoder.seg_layers[: len(spec.features) - 1 - self.n_supervised]:
+            head.requires_grad_(requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at full resolution: (N, c_in, ...) to (N, c_out, ...)."""

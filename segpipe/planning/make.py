@@ -11,7 +11,14 @@ from segpipe.fingerprint.schema import Fingerprint
 from segpipe.planning.configuration import Channels, Sized, size_configuration
 from segpipe.planning.guard import make_guard
 from segpipe.planning.recipe import Recipe, load_recipe
-from segpipe.planning.rules import axis_order, masks_for_normalisation, median_shape, normalisation_of, target_spacing
+from segpipe.planning.rules import (
+    axis_order,
+    masks_for_normalisation,
+    median_shape,
+    normalisation_of,
+    sided_labels,
+    target_spacing,
+)
 from segpipe.planning.schema import Configuration, Decision, Normalisation, Plan
 
 LOWRES_THRESHOLD = 0.25
@@ -53,7 +60,21 @@ def make_plan(
     chosen = load_recipe(recipe)
     if not fingerprint.cases:
         raise PlanError("the fingerprint holds no case; nothing can be planned")
+    _require_labels(chosen, fingerprint.labels.names)
     return _Planner(fingerprint, chosen, _target(fingerprint, spacing_mm)).plan()
+
+
+def _require_labels(recipe: Recipe, names: tuple[str, ...]) -> None:
+    weights = recipe.training.foreground_weights
+    unknown = [name for name in weights if name not in names]
+    if unknown:
+        raise PlanError(
+            f"recipe {recipe.name}: training.foreground_weights names {', '.join(unknown)}; the dataset has {', '.join(names)}"
+        )
+    if not any(weights.get(name, 1.0) for name in names):
+        raise PlanError(
+            f"recipe {recipe.name}: training.foreground_weights is 0 for every label; give one of them more"
+        )
 
 
 def _target(
@@ -104,6 +125,7 @@ class _Planner:
             self._guard_decision(),
             self._memory_decision(),
         ]
+        self.mirror_axes = self._mirror_axes()
 
     def plan(self) -> Plan:
         configurations = {
@@ -113,9 +135,7 @@ class _Planner:
             configurations |= self._three_dimensional()
         else:
             self._decide("3D configurations", "none", "the median image has one slice")
-        observed = np.array([c.spacing_mm for c in self.fingerprint.cases])
-        shapes = np.array([c.shape_after_crop for c in self.fingerprint.cases])
-        order = list(self.forward)
+        spacing, shape = medians(self.fingerprint, self.forward)
         return Plan(
             dataset_name=self.fingerprint.dataset_name,
             fingerprint_digest=self.fingerprint.digest(),
@@ -126,11 +146,12 @@ class _Planner:
             channel_names=self.fingerprint.channel_names,
             labels=self.fingerprint.labels,
             resample_channels=self.fingerprint.resample_channels,
-            original_median_spacing_mm=tuple(float(v) for v in np.median(observed, axis=0)[order]),
-            original_median_shape=tuple(float(v) for v in np.median(shapes, axis=0)[order]),
+            original_median_spacing_mm=spacing,
+            original_median_shape=shape,
             intensities=self.fingerprint.intensities,
             guard=self.guard,
             configurations=configurations,
+            mirror_axes=self.mirror_axes,
             training=self.recipe.training,
             decisions=tuple(self.decisions),
         )
@@ -289,6 +310,20 @@ class _Planner:
             steps=steps,
         )
 
+    def _mirror_axes(self) -> tuple[int, ...]:
+        """Axes after the transpose, of those the recipe names in the anatomy."""
+        wished = self.recipe.training.augmentation.mirror
+        pair = sided_labels(self.fingerprint.labels.names)
+        if wished != "auto":
+            axes, because = wished, f"recipe {self.recipe.name}"
+        elif pair:
+            axes, because = ("y", "z"), f"{pair[0]} and {pair[1]} are each other's mirror image: x is left out"
+        else:
+            axes, because = ("x", "y", "z"), "no two labels differ in their side only"
+        names = ("z", "y", "x")
+        self._decide("mirror axes", ", ".join(sorted(axes)) or "none", because)
+        return tuple(new for new, old in enumerate(self.forward) if names[old] in axes)
+
     def _memory_decision(self) -> Decision:
         settings = self.recipe.planner
         if settings.memory == "bytes":
@@ -305,6 +340,14 @@ class _Planner:
 
     def _decide(self, rule: str, chosen: str, because: str, steps: tuple[str, ...] = ()) -> None:
         self.decisions.append(Decision(rule=rule, chosen=chosen, because=because, steps=steps))
+
+
+def medians(fingerprint: Fingerprint, order: tuple[int, int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Median spacing in mm and median shape of the cases, in an order of axes."""
+    observed = np.array([c.spacing_mm for c in fingerprint.cases])
+    shapes = np.array([c.shape_after_crop for c in fingerprint.cases])
+    spacing, shape = (np.median(a, axis=0)[list(order)] for a in (observed, shapes))
+    return tuple(float(v) for v in spacing), tuple(float(v) for v in shape)
 
 
 def _mm(spacing: NDArray[np.float64] | tuple[float, ...]) -> str:

@@ -4,9 +4,10 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, NonNegativeFloat, ValidationError
 
 from segpipe.artefact import Record
+from segpipe.augment.spec import AugmentationSettings
 from segpipe.errors import RecipeError
 from segpipe.networks.spec import Architecture
 
@@ -55,13 +56,23 @@ class TrainingSettings(Record):
     patches_per_case: int | None = Field(None, ge=1)
     """When set, an epoch is this many patches of every training case, and iterations_per_epoch its upper limit."""
     validation_batches: int = Field(50, ge=1)
+    schedule: Literal["poly", "cosine"] = "poly"
+    """How the learning rate falls to 0 over the training."""
+    warmup_iterations: int = Field(0, ge=0)
+    """Iterations over which the learning rate first rises."""
     foreground_share: float = Field(0.33, ge=0, le=1)
     """Share of each batch, its last patches, that is centred on a foreground voxel."""
+    foreground_weights: dict[str, NonNegativeFloat] = {}
+    """How often such a patch is centred on a label, by name, against 1 for each label that is not named."""
+    parts: int = Field(1, ge=1)
+    """Parts that a batch goes through the network in, so that it needs less memory; gradients are summed."""
+    average_decay: float | None = Field(None, gt=0, lt=1)
+    """When set, weights are averaged exponentially over iterations, and the average is what is validated and kept."""
+    patience_epochs: int | None = Field(None, ge=1)
+    """When set, training stops after so many epochs without a better average of validation Dice; the weights of the best one are kept."""
     gradient_clip: float = Field(12.0, gt=0)
     checkpoint_minutes: float = Field(5.0, gt=0)
-    augmentation: bool = True
-    mirror: bool = True
-    """Mirror in training, and allow mirroring at inference."""
+    augmentation: AugmentationSettings = AugmentationSettings()
 
 
 class Recipe(Record):

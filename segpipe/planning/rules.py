@@ -3,6 +3,8 @@
 Every rule is described in docs/stages/planning.md.
 """
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,20 @@ def target_spacing(cases: tuple[CaseFingerprint, ...]) -> tuple[NDArray[np.float
     refined = float(np.percentile(spacings[:, worst], 10))
     target[worst] = max(refined, finest_of_others + 1e-5) if refined < finest_of_others else refined
     return target, True
+
+
+def sided_labels(names: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return two labels that differ only in their side (kidney_left and kidney_right, L-ear and R-ear), if there are any."""
+    sideless: dict[str, str] = {}
+    for name in names:
+        spaced = re.sub(r"(?i)(left|right)", r" \1 ", name)
+        words = [w.lower() for w in re.split(r"[^A-Za-z0-9]+", spaced) if w]
+        sides = ["side" if w in ("left", "right", "l", "r", "lt", "rt", "lh", "rh") else w for w in words]
+        key = " ".join(sides)
+        if "side" in sides and key in sideless:
+            return sideless[key], name
+        sideless[key] = name
+    return None
 
 
 def axis_order(spacing: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

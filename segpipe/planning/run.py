@@ -4,6 +4,7 @@ from pathlib import Path
 
 from segpipe.errors import ArtefactError
 from segpipe.fingerprint.schema import Fingerprint
+from segpipe.planning.adopt import adopt_plan
 from segpipe.planning.make import make_plan
 from segpipe.planning.recipe import Recipe, load_recipe
 from segpipe.planning.schema import Plan
@@ -38,6 +39,13 @@ def write_plan(
         settings = chosen.planner.model_copy(update={"budget_gb": budget_gb})
         chosen = Recipe.model_validate(chosen.model_dump() | {"planner": settings.model_dump()})
     plan = make_plan(fingerprint, chosen, spacing_mm=spacing_mm)
+    plan.write(workspace.plan)
+    return plan
+
+
+def adopt(model: Path, fingerprint: Fingerprint, workspace: Workspace, theirs: Plan) -> Plan:
+    """Take over a model's plan and write plan.json."""
+    plan = adopt_plan(theirs, fingerprint, model)
     plan.write(workspace.plan)
     return plan
 

@@ -72,6 +72,8 @@ class Plan(Artefact):
     configurations: dict[str, Configuration]
     guard: IntensityGuard = IntensityGuard()
     """What images of the training kind look like."""
+    mirror_axes: tuple[int, ...]
+    """Axes (z, y, x after the transpose) along which mirror images are alike: mirrored in training and at inference."""
     training: TrainingSettings
     decisions: tuple[Decision, ...]
 
@@ -86,6 +88,15 @@ class Plan(Artefact):
         if name not in self.configurations:
             raise PlanError(f"configuration {name!r}: this plan has {', '.join(self.configurations)}")
         return self.configurations[name]
+
+    def arrays_of(self, name: str) -> str:
+        """Return the configuration whose prepared images a configuration is trained on: a cascade's second stage has no own."""
+        return "3d_fullres" if self.configuration(name).previous_stage else name
+
+    def mirror_axes_of(self, configuration: Configuration) -> tuple[int, ...]:
+        """Mirror axes of a configuration's patch, which has no first axis in 2D."""
+        missing = 3 - configuration.dims
+        return tuple(a - missing for a in self.mirror_axes if a >= missing)
 
     def default_configuration(self) -> str:
         """Return the configuration to train when none is asked for: 3D at full resolution, else 2D."""

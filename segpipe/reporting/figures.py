@@ -29,8 +29,12 @@ _COLOURS = (
 )
 
 
-def training_curve(log: Path, path: Path) -> Path:
-    """Draw loss and patch Dice over the epochs of a training log."""
+# Of more labels, only the mean is drawn.
+_MOST_CURVES = 8
+
+
+def training_curve(log: Path, names: tuple[str, ...], path: Path) -> Path:
+    """Draw loss, and patch Dice of each label and on average, over the epochs of a training log."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     minutes = [line["elapsed_s"] / 60 for line in lines]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -39,11 +43,16 @@ def training_curve(log: Path, path: Path) -> Path:
     loss_axis.set_xlabel("training time (minutes)")
     loss_axis.set_ylabel("loss (Dice + cross-entropy)")
     dice_axis = loss_axis.twinx()
-    dice = [np.nan if line["mean_validation_dice"] is None else line["mean_validation_dice"] for line in lines]
-    dice_axis.plot(minutes, dice, color="#3cb44b", label="Dice on validation patches")
+    if len(names) <= _MOST_CURVES:
+        for number, name in enumerate(names):
+            dice = [np.nan if (d := line["validation_dice"][number]) is None else d for line in lines]
+            colour = _COLOURS[number % len(_COLOURS)]
+            dice_axis.plot(minutes, dice, color=colour, linewidth=0.8, alpha=0.7, label=f"Dice {name}")
+    mean = [np.nan if line["mean_validation_dice"] is None else line["mean_validation_dice"] for line in lines]
+    dice_axis.plot(minutes, mean, color="black", label="mean Dice of patches")
     dice_axis.set_ylim(0, 1)
     dice_axis.set_ylabel("Dice")
-    figure.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.99), frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return _save(figure, path)
 
 

@@ -34,8 +34,8 @@ def report(workspace: Workspace) -> Path:
     place = evaluations[-1].relative_to(workspace.evaluation).with_suffix("")
     evaluation = Evaluation.read(evaluations[-1])
     fold = FoldFolder(workspace.root / "models" / place)
-    folder = workspace.report.parent
-    dataset, plan = Dataset.read(workspace.dataset), Plan.read(workspace.plan)
+    plan = Plan.read(workspace.plan)
+    examples = fold.examples or draw_examples(workspace, place)
     page = (
         _environment()
         .get_template("report.html")
@@ -44,15 +44,27 @@ def report(workspace: Workspace) -> Path:
             record=TrainingRecord.read(fold.record),
             evaluation=evaluation,
             problems=_problems(Fingerprint.read(workspace.fingerprint), evaluation),
-            overlays=[
-                as_data_url(p)
-                for p in _overlays(evaluation, dataset, plan.labels, workspace.predictions / place, folder)
-            ],
-            curve=as_data_url(training_curve(fold.log, folder / "training.png")),
+            overlays=[as_data_url(p) for p in examples],
+            curve=as_data_url(draw_curves(fold, plan.labels.names)),
         )
     )
     write_atomically(workspace.report, page.encode())
     return workspace.report
+
+
+def draw_curves(fold: FoldFolder, names: tuple[str, ...]) -> Path:
+    """Draw the curves of a training, finished or not, beside its log."""
+    return training_curve(fold.log, names, fold.curves)
+
+
+def draw_examples(workspace: Workspace, place: Path) -> list[Path]:
+    """Draw the worst, the median and the best held-out case by mean Dice beside the fold's record."""
+    fold = FoldFolder(workspace.root / "models" / place)
+    for old in fold.examples:
+        old.unlink()
+    evaluation = Evaluation.read(workspace.evaluation / place.with_suffix(".json"))
+    dataset, plan = Dataset.read(workspace.dataset), Plan.read(workspace.plan)
+    return _overlays(evaluation, dataset, plan.labels, workspace.predictions / place, fold.root)
 
 
 def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -61,7 +73,6 @@ def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[st
 
 
 def _overlays(evaluation: Evaluation, dataset: Dataset, labels: Labels, predictions: Path, folder: Path) -> list[Path]:
-    """Draw the worst, the median and the best case by mean Dice."""
     ranked = sorted(evaluation.cases, key=_mean_dice)
     if not ranked:
         return []
@@ -69,15 +80,16 @@ def _overlays(evaluation: Evaluation, dataset: Dataset, labels: Labels, predicti
     names = {0: "worst", len(ranked) - 1: "best"}
     cases = {c.id: c for c in dataset.cases}
     drawn = []
-    for pick in picks:
-        scores = ranked[pick]
+    for number, pick in enumerate(picks, start=1):
+        scores, name = ranked[pick], names.get(pick, "median")
         case = cases[scores.case]
         if case.label is None:
             continue
         image = case.images[0].path
-        title = f"{scores.case}: {names.get(pick, 'median')} case, mean Dice {_mean_dice(scores):.3f}"
+        title = f"{scores.case}: {name} case, mean Dice {_mean_dice(scores):.3f}"
         prediction = predictions / f"{case.id}{output_ending(image)}"
-        drawn.append(overlay(image, prediction, case.label.path, labels, title, folder / f"overlay_{case.id}.png"))
+        file = folder / f"example_{number}_{name}_{case.id}.png"
+        drawn.append(overlay(image, prediction, case.label.path, labels, title, file))
     return drawn
 
 

@@ -1,78 +1,45 @@
-"""Batches from preprocessed cases, read ahead in a thread. Each batch is a function of the seed and its number."""
+"""Batches from prepared cases, read ahead by threads. Each batch is a function of the seed and its number."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from segpipe import seeds
 from segpipe.augment.apply import apply
 from segpipe.augment.draw import Draw, draw, source_patch_size
+from segpipe.augment.mr_artefacts import spoil as spoil_image
+from segpipe.augment.previous import Spoiling, draw_spoiling, one_hot
+from segpipe.augment.previous import spoil as spoil_previous
 from segpipe.augment.spec import AugmentationSpec
 from segpipe.errors import TrainingError
-from segpipe.training.sampling import CaseExtent, Patch, Triple, draw_patches, read_box
+from segpipe.training.sampling import Patch, Sampling, Triple, draw_patches, read_box
+from segpipe.training.storage import TrainingCase, unreadable
 
-# Decoded cases stay in memory while they take less than this share of what is free.
-_MEMORY_SHARE = 0.4
-_AHEAD = 3
-
-
-@dataclass(frozen=True)
-class TrainingCase:
-    """Arrays of one case; anything that has shape and dtype and slices like numpy."""
-
-    id: str
-    image: Any
-    """(C, Z, Y, X) float32."""
-    segmentation: Any
-    """(Z, Y, X) label indices, -1 outside."""
-    foreground: Any
-    """(N, 4) target, z, y, x."""
-
-    @property
-    def extent(self) -> CaseExtent:
-        """What the sampler needs."""
-        z, y, x = self.segmentation.shape
-        return CaseExtent((z, y, x), np.asarray(self.foreground))
+# Batches that wait beyond those that are being read.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as it was read, with what augmentation will do to it."""
+    """One process's share of a batch as it was read, with what augmentation will do to it."""
 
     images: Tensor
     """(N, C, Z, Y, X)."""
     labels: Tensor
-    """(N, Z, Y, X)."""
+    """(N, L, Z, Y, X): the segmentation, then the previous stage's in a cascade."""
     drawn: Draw | None
-    case_ids: tuple[str, ...]
-
-
-def open_cases(folder: Path, case_ids: tuple[str, ...]) -> list[TrainingCase]:
-    """Open prepared cases; they are read into memory when they all fit."""
-    # Imported here so that training on arrays needs no file-format library.
-    from segpipe.io.arrays import open_array, read_array
-    from segpipe.workspace import PreparedFiles
-
-    opened = []
-    for case in case_ids:
-        files = PreparedFiles(folder / case)
-        opened.append(
-            TrainingCase(case, open_array(files.image), open_array(files.segmentation), read_array(files.foreground))
-        )
-    n_bytes = sum(int(np.prod(c.image.shape)) * 4 + int(np.prod(c.segmentation.shape)) * 2 for c in opened)
-    if n_bytes > _MEMORY_SHARE * psutil.virtual_memory().available:
-        return opened
-    return [TrainingCase(c.id, c.image[...], c.segmentation[...], c.foreground) for c in opened]
+    spoilings: tuple[Spoiling, ...]
+    """Of the previous stage's segmentation."""
+    patches: tuple[str, ...]
+    """Case and place of each sample, in words."""
 
 
 class BatchSource:
@@ -81,75 +48,143 @@ class BatchSource:
     def __init__(
         self,
         cases: list[TrainingCase],
-        patch_size: tuple[int, ...],
-        batch_size: int,
-        foreground_share: float,
+        how: Sampling,
         augmentation: AugmentationSpec | None,
+        *,
         seed: int,
         name: str,
+        flat: bool = False,
+        n_previous: int = 0,
+        share: slice | None = None,
     ) -> None:
+        """Prepare to read.
+
+        Parameters
+        ----------
+        cases : list of TrainingCase
+        how : Sampling
+            Its patch has three axes, the first of one voxel where ``flat``.
+        augmentation : AugmentationSpec, optional
+            Of the training patches; validation patches have none.
+        seed : int
+        name : str
+            Of the random stream.
+        flat : bool
+            The network is 2D: the slice axis is dropped.
+        n_previous : int
+            Labels of the previous stage, each a further input channel.
+        share : slice, optional
+            Samples of each batch that this process reads; all unless given.
+        """
         if not cases:
             raise TrainingError(
                 f"no case to take {name} patches from; run `segpipe preprocess` and look at its failures"
             )
-        self.cases, self.batch_size, self.foreground_share = cases, batch_size, foreground_share
-        self.augmentation, self.seed, self.name = augmentation, seed, name
-        self.flat = len(patch_size) == 2
-        self.patch: Triple = (1, *patch_size) if self.flat else patch_size  # type: ignore[assignment]
+        self.cases, self.how, self.augmentation = cases, how, augmentation
+        self.seed, self.name, self.flat, self.n_previous = seed, name, flat, n_previous
+        self.share = share or slice(None)
         self.extents = [c.extent for c in cases]
 
     def read(self, number: int) -> Batch:
-        """Read the batch of this number."""
+        """Read the batch of this number.
+
+        Raises
+        ------
+        TrainingError
+            If a case can no longer be read.
+        """
         rng = seeds.stream(self.seed, self.name, number)
-        patches = draw_patches(self.extents, self.patch, self.batch_size, self.foreground_share, rng)
-        drawn, size = None, self.patch
+        patches = draw_patches(self.extents, self.how, rng)
+        drawn, spoilings, size = None, (Spoiling(),) * len(patches), self.how.patch
         if self.augmentation is not None:
-            drawn = draw(self.augmentation, self.batch_size, self.cases[0].image.shape[0], rng)
+            drawn = draw(self.augmentation, len(patches), self.cases[0].image.shape[0], rng)
+            if self.n_previous:
+                spoilings = tuple(draw_spoiling(self.n_previous, rng) for _ in patches)
+            # Everything is drawn for the whole batch, so that it does not depend on who reads which part.
+            drawn = drawn.of(self.share)
             source = source_patch_size(self.augmentation, drawn)
             size = (1, *source) if self.flat else source  # type: ignore[assignment]
-        images = np.stack([self._read(p, self.cases[p.case].image, size, 0) for p in patches])
-        labels = np.stack([self._read(p, self.cases[p.case].segmentation, size, -1) for p in patches])
-        return Batch(
-            torch.from_numpy(images), torch.from_numpy(labels), drawn, tuple(self.cases[p.case].id for p in patches)
-        )
+        own = patches[self.share]
+        samples = [self._sample(patch, size) for patch in own]
+        images = torch.stack([image for image, _ in samples])
+        if drawn is not None and any(drawn.artefacts):
+            for image, artefacts in zip(images, drawn.artefacts, strict=True):
+                image.copy_(torch.from_numpy(spoil_image(image.numpy(), artefacts)))
+        labels = torch.stack([maps for _, maps in samples])
+        return Batch(images, labels, drawn, spoilings[self.share], tuple(self._named(p) for p in own))
 
-    def _read(self, patch: Patch, array: Any, size: Triple, fill: float) -> Any:
-        start = tuple(s - (n - p) // 2 for s, n, p in zip(patch.start, size, self.patch, strict=True))
-        return read_box(array, start, size, fill)
+    def _sample(self, patch: Patch, size: Triple) -> tuple[Tensor, Tensor]:
+        """Image (C, ...) and label maps (L, ...) around a patch."""
+        case = self.cases[patch.case]
+        start = tuple(s - (n - p) // 2 for s, n, p in zip(patch.start, size, self.how.patch, strict=True))
+        try:
+            maps = [read_box(case.segmentation, start, size, -1)]
+            if self.n_previous:
+                maps.append(read_box(case.previous, start, size, 0).to(maps[0].dtype))
+            return read_box(case.image, start, size, 0), torch.stack(maps)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TrainingError(unreadable(case.id, "the workspace", error)) from error
+
+    def _named(self, patch: Patch) -> str:
+        return f"{self.cases[patch.case].id} from voxel {patch.start} over {self.how.patch}"
 
     def to_device(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Bring a batch to the device and augment it there; 2D patches lose their slice axis."""
-        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True).long()
+        """Bring a batch to the device and augment it there: images (N, C, ...), and labels (N, ...); 2D patches lose their slice axis."""
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
         if self.flat:
-            images, labels = images[:, :, 0], labels[:, 0]
+            images, labels = images[:, :, 0], labels[:, :, 0]
         if self.augmentation is None or batch.drawn is None:
-            return images, labels.clamp_min(0)
-        return apply(images, labels, self.augmentation, batch.drawn)
+            labels = labels.clamp_min(0)
+        else:
+            images, labels = apply(images, labels, self.augmentation, batch.drawn)
+        if self.n_previous:
+            spoilt = spoil_previous(labels[:, 1], batch.spoilings)
+            images = torch.cat((images, one_hot(spoilt, self.n_previous)), dim=1)
+        return images, labels[:, 0].long()
 
 
 class ReadAhead:
-    """Batches in order, read by a thread before they are asked for; counts the time spent waiting."""
+    """Batches in order, read by threads before they are asked for; counts the time spent waiting."""
 
-    def __init__(self, read: Callable[[int], Batch], first: int, pool: ThreadPoolExecutor) -> None:
-        self.read, self.next, self.pool = read, first, pool
+    def __init__(
+        self, read: Callable[[int], Batch], numbers: Iterator[int], pool: ThreadPoolExecutor, ahead: int
+    ) -> None:
+        self.read, self.numbers, self.pool, self.ahead = read, numbers, pool, ahead
         self.waiting: deque[Future[Batch]] = deque()
         self.waited_s = 0.0
 
     def __next__(self) -> Batch:
-        while len(self.waiting) < _AHEAD:
-            self.waiting.append(self.pool.submit(self.read, self.next))
-            self.next += 1
+        for number in islice(self.numbers, self.ahead - len(self.waiting)):
+            self.waiting.append(self.pool.submit(self.read, number))
         start = time.perf_counter()
-        batch = self.waiting.popleft().result()
-        self.waited_s += time.perf_counter() - start
-        return batch
+        try:
+            return self.waiting.popleft().result()
+        finally:
+            self.waited_s += time.perf_counter() - start
 
 
 @contextmanager
-def read_ahead(source: BatchSource, first: int) -> Iterator[ReadAhead]:
-    """Read batches ahead while the context lasts."""
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+def read_ahead(source: BatchSource, numbers: Iterable[int], *, n_readers: int, pin: bool) -> Iterator[ReadAhead]:
+    """Read the batches of these numbers ahead while the context lasts; ``pin`` keeps them where a GPU copies from without waiting."""
+
+    def read(number: int) -> Batch:
+        batch = source.read(number)
+        if pin and batch.images.device.type == "cpu":
+            return _pinned(batch)
+        return batch
+
+    pool = ThreadPoolExecutor(max_workers=n_readers, thread_name_prefix="batches")
     try:
-        yield ReadAhead(source.read, first, pool)
+        yield ReadAhead(read, iter(numbers), pool, n_readers + _AHEAD)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pinned(batch: Batch) -> Batch:
+    return replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+
+
+def sampling(patch_size: tuple[int, ...], batch_size: int, share: float, weights: tuple[float, ...]) -> Sampling:
+    """Return how patches of a configuration are drawn; a 2D patch is one slice."""
+    patch: Any = (1, *patch_size) if len(patch_size) == 2 else patch_size
+    return Sampling(patch, batch_size, share, weights)

@@ -4,10 +4,14 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import count
+from math import isfinite
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from segpipe.artefact import write_atomically
 from segpipe.errors import TrainingError, TrainingInterrupted
@@ -17,9 +21,13 @@ from segpipe.networks.build import fast_memory_format, to_device
 from segpipe.networks.unet import UNet
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.runtime import Runtime
-from segpipe.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from segpipe.training.data import Batch, BatchSource, read_ahead
-from segpipe.training.schedule import Schedule, poly_learning_rate
+from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
+from segpipe.training.compiling import faster_forward
+from segpipe.training.data import Batch, BatchSource, ReadAhead, read_ahead
+from segpipe.training.optimise import WeightAverage, make_optimizer
+from segpipe.training.progress import Progress, Status, mean_dice
+from segpipe.training.ranks import ALONE, Ranks
+from segpipe.training.schedule import Schedule, learning_rate
 from segpipe.training.signals import StopRequest, stop_requests
 from segpipe.training.validate import patch_dice
 from segpipe.workspace import FoldFolder
@@ -27,20 +35,16 @@ from segpipe.workspace import FoldFolder
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Status:
-    """What a progress display shows after an iteration."""
+class Supervised(nn.Module):
+    """The network as it is trained: forward gives the logits of every resolution that enters the loss."""
 
-    progress: float
-    elapsed_s: float
-    epoch: int
-    loss: float
-    mean_dice: float | None
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
 
-    @property
-    def remaining_s(self) -> float | None:
-        """Forecast of the time that is left."""
-        return self.elapsed_s / self.progress * (1 - self.progress) if self.progress > 0 else None
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Logits, highest resolution first."""
+        return self.network.supervised(x)
 
 
 @dataclass
@@ -57,113 +61,282 @@ class Trainer:
     runtime: Runtime
     folder: FoldFolder
     identity: dict[str, str]
+    n_readers: int = 1
+    begun_with: str | None = None
+    """Whose weights the network was given, if it was."""
+    compile_if_faster: bool = False
     on_iteration: Callable[[Status], None] = lambda _: None
+    on_epoch: Callable[[], None] = lambda: None
+    note: Callable[[str], None] = lambda _: None
+    ranks: Ranks = ALONE
+    distribute: Callable[[nn.Module], Any] | None = None
+    """Wraps the network so that gradients are averaged over processes."""
+    last_loss: float | None = field(default=None, init=False)
+    pending: tuple[int, Batch, Tensor] | None = field(default=None, init=False)
+    """The last step, whose values have not been looked at yet."""
 
     def run(self, *, resume: bool) -> Progress:
-        """Train; continue from the checkpoint when ``resume`` and there is one.
+        """Train; continue from the checkpoint when ``resume`` and there is one. The network then holds the weights to keep.
 
         Raises
         ------
         TrainingInterrupted
             When a signal asked to stop; the state has been saved.
         TrainingError
-            If the loss is not finite, or the checkpoint does not fit.
+            If the loss is not finite, the checkpoint does not fit, data can no longer be read, or nothing can be written.
         """
+        try:
+            return self._run(resume=resume)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"{self.runtime.describe()}: out of memory ({str(error).splitlines()[0]}); set training.parts in the recipe to "
+                f"{2 * self.settings.parts}, or plan with a smaller --budget-gb"
+            ) from error
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder.root}: cannot be written ({error.strerror or error}); the last checkpoint is whole: "
+                "make room, then continue with --resume"
+            ) from error
+
+    def _run(self, *, resume: bool) -> Progress:
+        self._prepare(resume=resume)
+        pin = self.runtime.device.type == "cuda"
+        first = self.state.progress.iteration
+        with (
+            stop_requests() as stop,
+            read_ahead(self.training, count(first), n_readers=self.n_readers, pin=pin) as batches,
+        ):
+            self._choose_forward(first)
+            self.saved_at = time.monotonic()
+            while not self._done():
+                waited_before, start = batches.waited_s, time.perf_counter()
+                batch = self._next(batches, stop)
+                loss = self._step(batch)
+                # The values of the step before: asking a GPU for these of this step would leave it idle.
+                self._settle()
+                self.pending = (self.progress.iteration, batch, loss)
+                if not pin:
+                    self._settle()
+                self.progress.elapsed_s += time.perf_counter() - start
+                self.progress.waited_s += batches.waited_s - waited_before
+                self._after_iteration()
+                self._save_if_due()
+        self._settle()
+        if self.progress.epoch_losses:
+            self._end_epoch()
+        self._save()
+        self._put_kept_weights_in_place()
+        return self.progress
+
+    def _prepare(self, *, resume: bool) -> None:
         to_device(self.network, self.runtime.device)
         self.format = fast_memory_format(self.network.dims)
-        self.optimizer = make_optimizer(self.network, self.settings)
-        self.state = Progress()
+        decay = self.settings.average_decay
+        self.state = State(
+            network=self.network,
+            optimizer=make_optimizer(self.network, self.settings),
+            scaler=torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.needs_scaling),
+            average=None if decay is None else WeightAverage(self.network, decay),
+            progress=Progress(begun_with=self.begun_with),
+        )
         if resume and self.folder.checkpoint.is_file():
-            self.state = load_checkpoint(self.folder.checkpoint, self.network, self.optimizer, self.identity)
-        self.folder.root.mkdir(parents=True, exist_ok=True)
-        self.loss = loss_for(self.labels, batch_dice=self.batch_dice)
-        self._cut_log()
-        with stop_requests() as stop, read_ahead(self.training, self.state.iteration) as batches:
-            self.saved_at = time.monotonic()
-            while self.schedule.progress(self.state.iteration, self.state.elapsed_s) < 1:
-                waited_before, start = batches.waited_s, time.perf_counter()
-                loss = self._step(next(batches))
-                self.state.elapsed_s += time.perf_counter() - start
-                self.state.waited_s += batches.waited_s - waited_before
-                self._after_iteration(loss)
-                self._save_if_due(stop)
-        if self.state.epoch_losses:
-            self._end_epoch()
-        save_checkpoint(self.folder.checkpoint, self.network, self.optimizer, self.state, self.identity)
-        return self.state
+            load_checkpoint(self.folder.checkpoint, self.state, self.identity)
+        self.progress = self.state.progress
+        self.loss = loss_for(self.labels, batch_dice=self.batch_dice, total=self.ranks.total)
+        self.forward: Any = Supervised(self.network)
+        if self.ranks.first:
+            self.folder.root.mkdir(parents=True, exist_ok=True)
+            self._cut_log()
+
+    def _choose_forward(self, first: int) -> None:
+        """Compile the forward pass where that is faster; every process decides for its own device."""
+        if self.compile_if_faster:
+            images, _ = self.training.to_device(self.training.read(first), self.runtime.device)
+            images = images.contiguous(memory_format=self.format)[: -(-len(images) // self.settings.parts)]
+            chosen, why = faster_forward(
+                self.network,
+                self.network.supervised,
+                images,
+                self.runtime,
+                lambda step_s: self.schedule.remaining_s(first, self.progress.elapsed_s, step_s),
+            )
+            self.network.supervised = chosen  # type: ignore[method-assign, assignment]
+            self.note(why)
+        if self.distribute:
+            self.forward = self.distribute(self.forward)
+
+    def _done(self) -> bool:
+        return (
+            self.progress.stopped_early or self.schedule.progress(self.progress.iteration, self.progress.elapsed_s) >= 1
+        )
+
+    def _next(self, batches: ReadAhead, stop: StopRequest) -> Batch:
+        """Read the next batch, and have all processes agree on the time, on stopping and on failures."""
+        failure, batch = None, None
+        try:
+            batch = next(batches)
+        except TrainingError as error:
+            failure = str(error)
+        progress = self.progress
+        progress.elapsed_s, stop_signal, failure = self.ranks.agree(
+            elapsed_s=progress.elapsed_s, stop=stop.signal_number or 0, failure=failure
+        )
+        if failure or batch is None:
+            self._settle()
+            self._save()
+            raise TrainingError(f"{failure} (the state of iteration {progress.iteration} is saved)")
+        if stop_signal:
+            self._settle()
+            self._save()
+            raise TrainingInterrupted(
+                f"stopped by {StopRequest.name_of(stop_signal)} at iteration {progress.iteration} (epoch {progress.epoch}); "
+                f"the state is in {self.folder.checkpoint}: continue with --resume",
+                signal_number=stop_signal,
+            )
+        return batch
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One step of the optimiser; returns the loss, the norm of the gradient, and a sum of each sample's logits."""
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        images, labels = self.training.to_device(batch, self.runtime.device)
+        images = images.contiguous(memory_format=self.format)
+        state.optimizer.zero_grad(set_to_none=True)
+        parts = min(self.settings.parts, max(self.training.how.batch_size // self.ranks.world, 1))
+        total, seen = torch.zeros((), device=images.device), []
+        for number, (some, answers) in enumerate(
+            zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+        ):
+            with self._gradients_together(last=number == parts - 1):
+                with self.runtime.precision():
+                    logits = self.forward(some)
+                share = (
+                    self.ranks.total(torch.tensor(float(len(some)), device=some.device)) / self.training.how.batch_size
+                )
+                loss = deep_supervision(logits, answers, self.loss) * share
+                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            seen.append(logits[0].detach().flatten(1).float().sum(1))
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average:
+            state.average.update(self.progress.iteration)
+        return torch.cat([total[None], norm[None].to(total.dtype), *seen])
+
+    def _gradients_together(self, *, last: bool) -> Any:
+        """Only the last part's backward pass exchanges gradients between processes."""
+        return nullcontext() if last or self.distribute is None else self.forward.no_sync()
+
+    def _settle(self) -> None:
+        """Take in the values of the step that is pending.
+
+        Raises
+        ------
+        TrainingError
+            If its loss or its gradient is not finite; no checkpoint holds what it made of the weights.
+        """
+        if self.pending is None:
+            return
+        number, batch, values = self.pending
+        self.pending = None
+        loss, norm, *sums = values.tolist()
+        if not isfinite(loss) or not (isfinite(norm) or self.runtime.needs_scaling):
+            raise TrainingError(self._not_finite(number, batch, loss, sums))
+        self.progress.epoch_losses.append(loss)
+        self.last_loss = loss
+
+    def _not_finite(self, number: int, batch: Batch, loss: float, sums: list[float]) -> str:
+        found = [
+            (patch, bool(image.isfinite().all()), isfinite(total))
+            for patch, image, total in zip(batch.patches, batch.images, sums, strict=True)
+        ]
+        found = self.ranks.gather(found)
+        where = f"iteration {number}: the loss is {loss}"
+        spoilt = [patch for patch, image, _ in found if not image]
+        if spoilt:
+            return f"{where}; these patches hold values that are not finite: {'; '.join(spoilt)}. Look at these images"
+        culprits = [patch for patch, _, logits in found if not logits]
+        advice = "lower training.learning_rate in the recipe, or look at these images"
+        if culprits and len(culprits) < len(found):
+            return f"{where}; the network's output is not finite on: {'; '.join(culprits)}. {advice}"
+        return f"{where} (or its gradient is not finite) on the patches: {'; '.join(p for p, _, _ in found)}. {advice}"
 
     def _learning_rate(self) -> float:
-        progress = self.schedule.progress(self.state.iteration, self.state.elapsed_s)
-        return poly_learning_rate(self.settings.learning_rate, progress)
+        progress = self.schedule.progress(self.progress.iteration, self.progress.elapsed_s)
+        return learning_rate(self.settings, self.progress.iteration, progress)
+
+    def _after_iteration(self) -> None:
+        progress = self.progress
+        progress.iteration += 1
+        if progress.iteration % self.schedule.iterations_per_epoch == 0:
+            self._settle()
+            self._end_epoch()
+        if self.ranks.first and self.last_loss is not None:
+            self.on_iteration(
+                Status(
+                    self.schedule.progress(progress.iteration, progress.elapsed_s),
+                    progress.elapsed_s,
+                    progress.epoch,
+                    self.last_loss,
+                    tuple(zip(self.labels.names, progress.validation_dice, strict=False)),
+                )
+            )
 
     def _n_validation_batches(self) -> int:
         """Fewer batches than the recipe's when epochs are short, so that validation stays a fifth of the work."""
         return max(min(self.settings.validation_batches, self.schedule.iterations_per_epoch // 5), 1)
 
-    def _step(self, batch: Batch) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        images, labels = self.training.to_device(batch, self.runtime.device)
-        images = images.contiguous(memory_format=self.format)
-        with self.runtime.precision():
-            logits = self.network.supervised(images)
-        loss = deep_supervision(logits, labels, self.loss)
-        value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
-            raise TrainingError(
-                f"iteration {self.state.iteration}: the loss is {value} on patches of {', '.join(batch.case_ids)}; "
-                "look at these images, or lower training.learning_rate in the recipe"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
-        return value
-
-    def _after_iteration(self, loss: float) -> None:
-        state = self.state
-        state.iteration += 1
-        state.epoch_losses.append(loss)
-        if state.iteration % self.schedule.iterations_per_epoch == 0:
-            self._end_epoch()
-        self.on_iteration(
-            Status(
-                self.schedule.progress(state.iteration, state.elapsed_s),
-                state.elapsed_s,
-                state.epoch,
-                loss,
-                mean_dice(state.validation_dice),
-            )
-        )
-
     def _end_epoch(self) -> None:
-        state, start = self.state, time.perf_counter()
-        state.validation_dice = patch_dice(
-            self.network, self.validation, self._n_validation_batches(), self.labels, self.runtime
-        )
-        state.elapsed_s += time.perf_counter() - start
-        state.train_loss = sum(state.epoch_losses) / len(state.epoch_losses)
-        state.epoch += 1
-        state.epoch_losses = []
+        progress, start = self.progress, time.perf_counter()
+        with self._kept_weights():
+            progress.validation_dice, waited = patch_dice(
+                self.network, self.validation, self._n_validation_batches(), self.labels, self.runtime, self.ranks,
+                n_readers=self.n_readers,
+            )  # fmt: skip
+        progress.end_epoch(self.settings.patience_epochs)
+        progress.waited_s += waited
+        progress.elapsed_s += time.perf_counter() - start
+        if progress.is_best and self.settings.patience_epochs is not None:
+            with self._kept_weights():
+                self.state.keep_best()
+        if not self.ranks.first:
+            return
         self._log(
             {
-                "epoch": state.epoch,
-                "iteration": state.iteration,
-                "elapsed_s": round(state.elapsed_s, 2),
-                "train_loss": state.train_loss,
-                "validation_dice": state.validation_dice,
-                "mean_validation_dice": mean_dice(state.validation_dice),
+                "epoch": progress.epoch,
+                "iteration": progress.iteration,
+                "elapsed_s": round(progress.elapsed_s, 2),
+                "train_loss": progress.train_loss,
+                "validation_dice": progress.validation_dice,
+                "mean_validation_dice": mean_dice(progress.validation_dice),
+                "average_dice": progress.average_dice,
                 "learning_rate": self._learning_rate(),
-                "data_wait_share": round(state.waited_s / state.elapsed_s, 4),
+                "data_wait_share": round(progress.waited_s / progress.elapsed_s, 4),
             }
         )
+        self.on_epoch()
+
+    def _kept_weights(self) -> Any:
+        """The weights that would be kept if training ended now: the average, where there is one."""
+        return self.state.average.in_place() if self.state.average else nullcontext()
+
+    def _put_kept_weights_in_place(self) -> None:
+        if self.state.best:
+            self.network.load_state_dict(self.state.best)
+        elif self.state.average:
+            self.network.load_state_dict(self.state.average.average, strict=False)
 
     def _cut_log(self) -> None:
         """Take out lines of epochs that a crash undid: they are later than the checkpoint."""
         if self.folder.log.is_file():
             lines = self.folder.log.read_text().splitlines(keepends=True)
             kept = [
-                line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= self.state.iteration
+                line
+                for line in lines
+                if line.endswith("\n") and json.loads(line)["iteration"] <= self.progress.iteration
             ]
             write_atomically(self.folder.log, "".join(kept).encode())
 
@@ -171,34 +344,12 @@ class Trainer:
         with self.folder.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _save_if_due(self, stop: StopRequest) -> None:
-        due = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
-        if not (due or stop):
-            return
-        save_checkpoint(self.folder.checkpoint, self.network, self.optimizer, self.state, self.identity)
+    def _save(self) -> None:
+        if self.ranks.first:
+            save_checkpoint(self.folder.checkpoint, self.state, self.identity)
         self.saved_at = time.monotonic()
-        if stop and self.schedule.progress(self.state.iteration, self.state.elapsed_s) < 1:
-            raise TrainingInterrupted(
-                f"stopped by {stop.name} at iteration {self.state.iteration} (epoch {self.state.epoch}); "
-                f"the state is in {self.folder.checkpoint}: continue with --resume",
-                signal_number=stop.signal_number or 0,
-            )
 
-
-def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser."""
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
-
-
-def mean_dice(scores: list[float | None]) -> float | None:
-    """Mean over the classes that were seen; None when none was."""
-    seen = [s for s in scores if s is not None]
-    return sum(seen) / len(seen) if seen else None
+    def _save_if_due(self) -> None:
+        if time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
+            self._settle()
+            self._save()

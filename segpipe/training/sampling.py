@@ -1,10 +1,13 @@
-"""Which patch of which case: drawn from a random stream. Pure numpy."""
+"""Which patch of which case, drawn from a random stream; and the patch, read."""
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Triple = tuple[int, int, int]
 
@@ -32,27 +35,48 @@ class CaseExtent:
         return {int(n): self.foreground[numbers == n, 1:] for n in np.unique(numbers)}
 
 
-def draw_patches(
-    cases: list[CaseExtent], patch: Triple, batch_size: int, foreground_share: float, rng: np.random.Generator
-) -> list[Patch]:
+@dataclass(frozen=True)
+class Sampling:
+    """How patches are drawn."""
+
+    patch: Triple
+    batch_size: int
+    foreground_share: float
+    """Share of a batch, its last patches, that is centred on a foreground voxel."""
+    weights: tuple[float, ...] = ()
+    """How often each target is such a centre, against the others; empty for alike."""
+
+    def weight(self, target: int) -> float:
+        """Weight of a target, numbered from 1."""
+        return self.weights[target - 1] if self.weights else 1.0
+
+
+def draw_patches(cases: list[CaseExtent], how: Sampling, rng: np.random.Generator) -> list[Patch]:
     """Draw a batch: cases uniformly, the last ``foreground_share`` of the patches centred on a foreground voxel.
 
-    The target is uniform over those present in the case, the voxel uniform within the target. A patch is kept inside the
+    The target is drawn by weight from those present in the case, the voxel uniformly within the target. A patch is kept inside the
     image where it fits, and centred on the image along axes where it does not. The other patches, and those of a case without
     foreground, lie anywhere; where some voxels are not labelled, they are centred on one that is.
     """
-    n_forced = batch_size - round(batch_size * (1 - foreground_share))
+    n_forced = how.batch_size - round(how.batch_size * (1 - how.foreground_share))
     patches = []
-    for position in range(batch_size):
+    for position in range(how.batch_size):
         index = int(rng.integers(len(cases)))
         case = cases[index]
-        targets = [n for n in case.voxels if n > 0]
-        forced = position >= batch_size - n_forced and bool(targets)
-        among = case.voxels.get(int(rng.choice(targets)) if forced else 0)
+        weights = {n: w for n in case.voxels if n > 0 and (w := how.weight(n)) > 0}
+        forced = position >= how.batch_size - n_forced and bool(weights)
+        among = case.voxels.get(_drawn(weights, rng) if forced else 0)
         centre = None if among is None else among[rng.integers(len(among))]
-        start = _start_anywhere(case.shape, patch, rng) if centre is None else _start_at(centre, case.shape, patch)
+        start = (
+            _start_anywhere(case.shape, how.patch, rng) if centre is None else _start_at(centre, case.shape, how.patch)
+        )
         patches.append(Patch(index, start))
     return patches
+
+
+def _drawn(weights: dict[int, float], rng: np.random.Generator) -> int:
+    shares = np.array(list(weights.values()))
+    return int(rng.choice(list(weights), p=shares / shares.sum()))
 
 
 def _start_anywhere(shape: Triple, patch: Triple, rng: np.random.Generator) -> Triple:
@@ -68,18 +92,17 @@ def _start_at(voxel: NDArray[np.int32], shape: Triple, patch: Triple) -> Triple:
     return z, y, x
 
 
-def read_box(
-    array: NDArray[np.generic], start: tuple[int, ...], size: tuple[int, ...], fill: float
-) -> NDArray[np.generic]:
-    """Read a box of the trailing axes of an array (or of anything that slices like one); outside it is ``fill``."""
-    lead = array.ndim - len(size)
+def read_box(array: Any, start: tuple[int, ...], size: tuple[int, ...], fill: float) -> Tensor:
+    """Read a box of the trailing axes of a tensor, or of anything that slices like numpy; outside it is ``fill``."""
+    lead = len(array.shape) - len(size)
     shape = array.shape[lead:]
     first = [max(s, 0) for s in start]
     last = [max(min(s + p, n), f) for s, p, n, f in zip(start, size, shape, first, strict=True)]
     inner = array[(slice(None),) * lead + tuple(slice(f, e) for f, e in zip(first, last, strict=True))]
+    inner = inner if isinstance(inner, Tensor) else torch.from_numpy(np.asarray(inner))
     if inner.shape[lead:] == tuple(size):
-        return np.asarray(inner)
-    box = np.full((*array.shape[:lead], *size), fill, dtype=array.dtype)
+        return inner
+    box = inner.new_full((*inner.shape[:lead], *size), fill)
     where = tuple(slice(f - s, e - s) for f, e, s in zip(first, last, start, strict=True))
     box[(slice(None),) * lead + where] = inner
     return box

@@ -1,7 +1,7 @@
-"""How long training lasts and how the learning rate falls. Pure."""
+"""How long training lasts and how the learning rate runs. Pure."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, cos, pi
 
 from segpipe.planning.recipe import TrainingSettings
 
@@ -25,6 +25,12 @@ class Schedule:
         )
         return min(done, 1.0)
 
+    def remaining_s(self, iteration: int, elapsed_s: float, step_s: float) -> float:
+        """Forecast of the time that is left when an iteration takes ``step_s``."""
+        if self.minutes is not None:
+            return 60 * self.minutes - elapsed_s
+        return (self.epochs * self.iterations_per_epoch - iteration) * step_s
+
 
 def make_schedule(
     settings: TrainingSettings, n_cases: int, batch_size: int, *, epochs: int | None, minutes: float | None
@@ -36,6 +42,18 @@ def make_schedule(
     return Schedule(epochs or settings.epochs, per_epoch, minutes)
 
 
-def poly_learning_rate(initial: float, progress: float) -> float:
-    """Polynomial decay: ``initial * (1 - progress) ** 0.9``."""
-    return float(initial * (1 - progress) ** POLY_EXPONENT)
+def learning_rate(settings: TrainingSettings, iteration: int, progress: float) -> float:
+    """Learning rate of an iteration: linear warm-up over iterations, times the decay over the whole training."""
+    rising = min((iteration + 1) / settings.warmup_iterations, 1.0) if settings.warmup_iterations else 1.0
+    decay = poly_decay(progress) if settings.schedule == "poly" else cosine_decay(progress)
+    return settings.learning_rate * rising * decay
+
+
+def poly_decay(progress: float) -> float:
+    """Polynomial decay: ``(1 - progress) ** 0.9`` (nnU-Net's)."""
+    return float((1 - progress) ** POLY_EXPONENT)
+
+
+def cosine_decay(progress: float) -> float:
+    """Half a cosine from 1 to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+    return (1 + cos(pi * progress)) / 2

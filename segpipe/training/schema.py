@@ -14,6 +14,8 @@ class TrainingRecord(Artefact):
     seed: int
     deterministic: bool
     device: str
+    begun_with: str | None = None
+    """Whose weights the network was given, where it did not begin with fresh ones."""
     epochs: int
     iterations: int
     elapsed_s: float
@@ -23,6 +25,9 @@ class TrainingRecord(Artefact):
     validation_dice: dict[str, float | None]
     """Per label, on validation patches of the last epoch; None where no patch held the label."""
     mean_validation_dice: float | None
+    stopped_early: bool = False
+    best_epoch: int | None = None
+    """Whose weights were kept, where training could stop early."""
     mirror_axes: tuple[int, ...]
     weights_sha256: str
     versions: dict[str, str]

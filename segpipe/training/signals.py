@@ -16,10 +16,10 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal_number is not None
 
-    @property
-    def name(self) -> str:
-        """Name of the signal."""
-        return signal.Signals(self.signal_number or 0).name
+    @staticmethod
+    def name_of(number: int) -> str:
+        """Name of a signal."""
+        return signal.Signals(number).name
 
 
 @contextmanager

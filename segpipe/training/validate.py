@@ -5,30 +5,40 @@ from torch import Tensor
 
 from segpipe.labels import Labels
 from segpipe.losses.dice import is_any
+from segpipe.networks.build import fast_memory_format
 from segpipe.networks.unet import UNet
 from segpipe.runtime import Runtime
-from segpipe.training.data import BatchSource
+from segpipe.training.data import BatchSource, read_ahead
+from segpipe.training.ranks import Ranks
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def patch_dice(
-    network: UNet, source: BatchSource, n_batches: int, labels: Labels, runtime: Runtime
-) -> list[float | None]:
-    """Dice of each target over all voxels of the first batches; None for one that is in neither. Ignored voxels do not count.
+    network: UNet,
+    source: BatchSource,
+    n_batches: int,
+    labels: Labels,
+    runtime: Runtime,
+    ranks: Ranks,
+    *,
+    n_readers: int,
+) -> tuple[list[float | None], float]:
+    """Dice of each target over all voxels of the first batches, None for one that is in neither; and the seconds spent waiting for data.
 
-    Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
+    Ignored voxels do not count. Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
     """
-    counts = torch.zeros(3, len(labels.targets), dtype=torch.float64)
+    counts = torch.zeros(3, len(labels.targets), dtype=torch.float64, device=runtime.device)
     network.eval()
-    for number in range(n_batches):
-        images, target = source.to_device(source.read(number), runtime.device)
-        with runtime.precision():
-            logits = network(images)
-        counts += _counts(logits, target, labels).cpu()
+    with read_ahead(source, range(n_batches), n_readers=n_readers, pin=runtime.device.type == "cuda") as batches:
+        for _ in range(n_batches):
+            images, target = source.to_device(next(batches), runtime.device)
+            with runtime.precision():
+                logits = network(images.contiguous(memory_format=fast_memory_format(network.dims)))
+            counts += _counts(logits, target, labels)
     network.train()
-    both, predicted, reference = counts
+    both, predicted, reference = ranks.total(counts).cpu()
     total = (predicted + reference).tolist()
-    return [2 * b / t if t else None for b, t in zip(both.tolist(), total, strict=True)]
+    return [2 * b / t if t else None for b, t in zip(both.tolist(), total, strict=True)], batches.waited_s
 
 
 def _counts(logits: Tensor, target: Tensor, labels: Labels) -> Tensor:

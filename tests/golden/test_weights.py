@@ -65,7 +65,7 @@ def _model(folder, configuration_name, folds):
         original_median_spacing_mm=plans["original_median_spacing_after_transp"],
         original_median_shape=plans["original_median_shape_after_transp"],
         intensities=[IntensityStatistics(**statistics[k]) for k in sorted(statistics)], configurations={configuration_name: configuration},
-        training=TrainingSettings(), decisions=(),
+        mirror_axes=(0, 1, 2), training=TrainingSettings(), decisions=(),
     )  # fmt: skip
     weights, axes = {}, ()
     for fold in folds:

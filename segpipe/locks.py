@@ -1,0 +1,57 @@
+"""One process at a time in a folder. The system frees a lock when its process ends, however it ends."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from segpipe.errors import LockedError
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Hold a folder's lock while the context lasts.
+
+    Parameters
+    ----------
+    folder : Path
+        Created when missing; holds the files ``.lock`` and, who has it, ``.lock.holder``.
+    wait : bool
+        Wait for another process to finish, or raise.
+    note : callable
+        Told when there is something to wait for.
+
+    Raises
+    ------
+    LockedError
+        If another process has the lock and ``wait`` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".lock.holder"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        who = _read(holder)
+        if not wait:
+            raise LockedError(
+                f"{folder}: another segpipe works here ({who}); wait until it ends, or use another --work"
+            ) from error
+        note(f"{folder}: waiting for another segpipe ({who})")
+        lock.acquire()
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}")
+        yield
+    finally:
+        lock.release()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text() or "unknown"
+    except OSError:
+        return "unknown"

@@ -1,0 +1,52 @@
+"""A trained model's plan for another dataset, so that its weights fit."""
+
+from pathlib import Path
+
+from segpipe.errors import PlanError
+from segpipe.fingerprint.schema import Fingerprint
+from segpipe.planning.guard import make_guard
+from segpipe.planning.make import medians
+from segpipe.planning.rules import sided_labels
+from segpipe.planning.schema import Decision, Plan
+
+
+def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
+    """Return a model's plan with this dataset's labels and measurements.
+
+    Spacing, patches, networks and normalisation stay the model's: its weights were trained to them. What is not the network's is
+    this dataset's own.
+
+    Raises
+    ------
+    PlanError
+        If the numbers of channels differ.
+    """
+    ours, given = fingerprint.channel_names, theirs.channel_names
+    if len(ours) != len(given):
+        raise PlanError(
+            f"--init-from {source}: its images have {len(given)} channel(s) ({', '.join(given)}), the dataset's {len(ours)} "
+            f"({', '.join(ours)}); a model of as many channels is needed"
+        )
+    pair = sided_labels(fingerprint.labels.names)
+    last = theirs.transpose_forward.index(2)
+    spacing, shape = medians(fingerprint, theirs.transpose_forward)
+    decision = Decision(
+        rule="plan",
+        chosen=f"that of {source}",
+        because="training begins with its weights; labels, intensity guard and mirror axes are this dataset's",
+    )
+    return theirs.model_copy(
+        update={
+            "dataset_name": fingerprint.dataset_name,
+            "fingerprint_digest": fingerprint.digest(),
+            "channel_names": ours,
+            "labels": fingerprint.labels,
+            "resample_channels": fingerprint.resample_channels,
+            "original_median_spacing_mm": spacing,
+            "original_median_shape": shape,
+            "guard": make_guard(fingerprint.cases),
+            "mirror_axes": tuple(a for a in theirs.mirror_axes if not (pair and a == last)),
+            "training": theirs.training.model_copy(update={"foreground_weights": {}}),
+            "decisions": (decision,),
+        }
+    )

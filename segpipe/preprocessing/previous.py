@@ -1,0 +1,88 @@
+"""What a cascade's first stage found in each case, on the grid of its second stage, exactly as prediction brings it there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from segpipe import jobs
+from segpipe.artefact import Artefact, json_digest
+from segpipe.dataset.load import labels_on, load_image, read_labels
+from segpipe.dataset.schema import Case, FileStamp
+from segpipe.errors import ArtefactError, CaseError
+from segpipe.io.arrays import write_array
+from segpipe.planning.schema import Configuration, Plan
+from segpipe.preprocessing.prepare import prepare
+from segpipe.workspace import PreparedFiles
+
+
+class PreviousRecord(Artefact):
+    """Written last: where it is, the array beside it is whole."""
+
+    source_digest: str
+
+
+@dataclass(frozen=True)
+class FoundBefore:
+    """A case with the segmentation that a first stage predicted, without having seen the case in training."""
+
+    case: Case
+    segmentation: Path
+    model: str
+    """Digest of the first stage's model."""
+
+    @property
+    def id(self) -> str:
+        """The case's."""
+        return self.case.id
+
+
+def prepare_previous(
+    found: list[FoundBefore],
+    plan: Plan,
+    configuration: Configuration,
+    folder: Path,
+    *,
+    jobs_limit: int | None,
+    bytes_each: int,
+    on_case: Callable[[str], None],
+) -> dict[str, str]:
+    """Prepare the first stage's segmentations; returns the reason of each case that failed."""
+    work = partial(_prepare_one, plan=plan, configuration=configuration, folder=folder)
+    failed = {}
+    for outcome in jobs.map_cases(work, found, limit=jobs_limit, bytes_each=bytes_each):
+        if outcome.failure:
+            failed[outcome.item.id] = outcome.failure
+        on_case(outcome.item.id)
+    return failed
+
+
+def _prepare_one(found: FoundBefore, plan: Plan, configuration: Configuration, folder: Path) -> None:
+    files = PreparedFiles(folder / found.id)
+    stamps = [
+        FileStamp.of(p).model_dump(mode="json") for p in (found.segmentation, *(i.path for i in found.case.images))
+    ]
+    source = json_digest([found.model, stamps, plan.digest(), configuration.name])
+    if _is_prepared(files, source):
+        return
+    files.record.unlink(missing_ok=True)
+    paths = [i.path for i in found.case.images]
+    image = load_image(found.id, paths, plan.channel_names, plan.orientation, resample_channels=plan.resample_channels)
+    labels = labels_on(found.id, image, read_labels(found.id, found.segmentation, plan.labels))
+    prepared = prepare(image.volume, labels, plan, configuration).segmentation
+    if prepared is None:
+        raise CaseError(f"case {found.id}: nothing was prepared of {found.segmentation}")
+    files.root.mkdir(parents=True, exist_ok=True)
+    write_array(files.previous, np.maximum(prepared, 0), configuration.patch_size)
+    PreviousRecord(source_digest=source).write(files.record)
+
+
+def _is_prepared(files: PreparedFiles, source: str) -> bool:
+    if not (files.record.is_file() and files.previous.is_file()):
+        return False
+    try:
+        return PreviousRecord.read(files.record).source_digest == source
+    except ArtefactError:
+        return False

@@ -1,0 +1,76 @@
+"""Whether ``torch.compile`` pays: tried and measured on this machine, before training begins."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from segpipe.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor], list[Tensor]]
+
+WORTH_TRYING_S = 1800.0
+"""Compiling takes up to a minute or two: under half an hour of training cannot win that back."""
+GAIN = 0.95
+"""Share of the eager time from which the compiled step is kept; less of a gain may be noise."""
+_REPEATS = 3
+
+
+def faster_forward(
+    network: nn.Module, eager: Forward, images: Tensor, runtime: Runtime, remaining_s: Callable[[float], float]
+) -> tuple[Forward, str]:
+    """Return the eager or the compiled forward pass, whichever trains faster here, and why.
+
+    Parameters
+    ----------
+    network : Module
+        Whose gradients are thrown away after the trial.
+    eager : callable
+        Forward pass of the network: images to logits at each resolution.
+    images : Tensor
+        A batch.
+    runtime : Runtime
+    remaining_s : callable
+        Forecast of the training from the seconds of a step.
+    """
+    try:
+        plain = _step_s(network, eager, images, runtime)
+        left = remaining_s(plain)
+        if left < WORTH_TRYING_S:
+            return eager, f"eager: about {left / 60:.0f} min of training are too short to win back a compilation"
+        # For patches of one size; a graph that cannot be compiled whole raises here rather than later.
+        compiled: Forward = torch.compile(eager, dynamic=False)
+        start = time.perf_counter()
+        _step_s(network, compiled, images, runtime, repeats=1)
+        took = time.perf_counter() - start
+        fast = _step_s(network, compiled, images, runtime)
+    except Exception as error:  # noqa: BLE001 - the compiler fails in many ways on machines without a toolchain
+        first = str(error).strip().splitlines()
+        return eager, f"eager: compiling failed ({type(error).__name__}: {first[0] if first else 'no message'})"
+    finally:
+        network.zero_grad(set_to_none=True)
+    gain = f"a step takes {fast:.3f} s compiled, {plain:.3f} s eager; compiled in {took:.0f} s"
+    if fast > GAIN * plain or (plain - fast) / plain * left < took:
+        return eager, f"eager: {gain}"
+    return compiled, f"compiled: {gain}"
+
+
+def _step_s(
+    network: nn.Module, forward: Forward, images: Tensor, runtime: Runtime, *, repeats: int = _REPEATS
+) -> float:
+    """Fastest of some forward and backward passes."""
+    fastest = float("inf")
+    for _ in range(repeats):
+        network.zero_grad(set_to_none=True)
+        runtime.wait()
+        start = time.perf_counter()
+        with runtime.precision():
+            logits = forward(images)
+        torch.stack([level.float().mean() for level in logits]).sum().backward()  # type: ignore[no-untyped-call]
+        runtime.wait()
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

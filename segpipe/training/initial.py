@@ -1,0 +1,65 @@
+"""Weights to begin with: another model's, as far as they fit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from segpipe.errors import ModelError
+from segpipe.modelfile import file_sha256, read_model
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A fold of a trained model."""
+
+    path: Path
+    fold: str
+
+    @classmethod
+    def of(cls, path: Path) -> "InitialWeights":
+        """Choose the fold of a model file, or of the folder that holds one: the one of all cases, or the first.
+
+        Raises
+        ------
+        ModelError
+            If the file is no model.
+        """
+        folds = read_model(path).folds
+        return cls(path.resolve(), "all" if "all" in folds else min(folds))
+
+    def describe(self) -> str:
+        """File, fold and content."""
+        file = self.path / "model.segpipe" if self.path.is_dir() else self.path
+        return f"{file} fold {self.fold}, sha256 {file_sha256(file)[:12]}"
+
+
+def take_over(network: nn.Module, initial: InitialWeights) -> list[str]:
+    """Load what fits by name and shape; return what was not loaded, with the reason.
+
+    Raises
+    ------
+    ModelError
+        If nothing fits.
+    """
+    given, own = read_model(initial.path).folds[initial.fold], network.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ModelError(
+            f"{initial.path}: none of its {len(given)} weights fits the planned network; give --init-from without a plan in the "
+            "workspace (a new --work) to take over the model's own plan"
+        )
+    network.load_state_dict(fitting, strict=False)
+    left = [f"{name}: {_reason(given.get(name), value)}" for name, value in own.items() if name not in fitting]
+    return left + [f"{name}: the planned network has none" for name in given if name not in own]
+
+
+def _reason(given: Tensor | None, own: Tensor) -> str:
+    if given is None:
+        return "the model has none"
+    return f"{_shape(given)} in the model, {_shape(own)} in the planned network"
+
+
+def _shape(weights: torch.Tensor) -> str:
+    return "x".join(map(str, weights.shape))

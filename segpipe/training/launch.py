@@ -1,0 +1,131 @@
+"""One fold on several devices: a process each, started and joined by Lightning Fabric, gradients averaged by its DDP."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+from segpipe.errors import SegpipeError, TrainingError, TrainingInterrupted
+from segpipe.runtime import Runtime, choose_runtime
+from segpipe.training.ranks import Ranks
+from segpipe.training.schema import TrainingRecord
+
+_END = None
+
+
+def train_on_devices(job: Any, runtime: Runtime, listener: Any) -> TrainingRecord:
+    """Train a job on ``job.n_devices`` devices of the runtime's kind; same numbers as one device with the same batch.
+
+    Raises
+    ------
+    SegpipeError
+        What any of the processes raised.
+    """
+    # Imported here: it takes a second, and most trainings have one device.
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    kind = runtime.device.type
+    fabric = Fabric(
+        accelerator=kind,
+        devices=job.n_devices,
+        strategy=DDPStrategy(start_method="spawn", process_group_backend="nccl" if kind == "cuda" else "gloo"),
+    )
+    context = get_context("spawn")
+    events = context.Queue()
+    failures: list[SegpipeError] = []
+    records: list[TrainingRecord] = []
+    hear = threading.Thread(target=_hear, args=(events, listener, records, failures))
+    hear.start()
+    stopped: list[int] = []
+    try:
+        with _passing_signals_on(stopped):
+            # Fabric's own type hint leaves out the arguments that it passes on.
+            fabric.launch(_one_rank, job, events, max(torch.get_num_threads() // job.n_devices, 1))  # type: ignore[arg-type]
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        if not failures:
+            raise TrainingError(f"a process of --devices {job.n_devices} died: {str(error).strip()}") from error
+    finally:
+        events.put(_END)
+        hear.join()
+    if failures:
+        raise _with_signal(failures[0], stopped)
+    return records[0]
+
+
+def _one_rank(fabric: Any, job: Any, events: Any, n_threads: int) -> None:
+    """Train one process's share."""
+    from segpipe.training.run import Listener, train_here
+
+    # Ctrl-C reaches every process of the terminal; the first one passes it on as SIGTERM, so that all stop at the same iteration.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(n_threads)
+    ranks = Ranks(fabric.global_rank, fabric.world_size)
+    chosen = choose_runtime(str(fabric.device), deterministic=job.deterministic)
+    told = Listener(
+        on_iteration=lambda status: events.put(("on_iteration", (status,))),
+        on_epoch=lambda: events.put(("on_epoch", ())),
+        note=lambda text: events.put(("note", (text,))),
+    )
+    try:
+        record = train_here(job, chosen, told, ranks, fabric.setup_module)
+    except SegpipeError as error:
+        if ranks.first or not isinstance(error, TrainingInterrupted):
+            events.put(("failure", (str(error), type(error).__name__, getattr(error, "signal_number", 0))))
+        raise
+    if ranks.first:
+        events.put(("record", (record.to_json(),)))
+
+
+def _hear(events: Any, listener: Any, records: list[TrainingRecord], failures: list[SegpipeError]) -> None:
+    while (event := events.get()) is not _END:
+        name, values = event
+        if name == "record":
+            records.append(TrainingRecord.model_validate_json(values[0]))
+        elif name == "failure":
+            message, kind, number = values
+            interrupted = kind == TrainingInterrupted.__name__
+            failures.append(
+                TrainingInterrupted(message, signal_number=number) if interrupted else TrainingError(message)
+            )
+        else:
+            getattr(listener, name)(*values)
+
+
+def _with_signal(error: SegpipeError, stopped: list[int]) -> SegpipeError:
+    """Name the signal that arrived, where it was passed on as another."""
+    if isinstance(error, TrainingInterrupted) and stopped:
+        name = signal.Signals(stopped[0]).name
+        return TrainingInterrupted(str(error).replace("SIGTERM", name, 1), signal_number=stopped[0])
+    return error
+
+
+@contextmanager
+def _passing_signals_on(stopped: list[int]) -> Iterator[None]:
+    """Pass SIGTERM and the first SIGINT on to the child processes as SIGTERM; a second SIGINT interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        stopped.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for child in psutil.Process(os.getpid()).children():
+            child.terminate()
+
+    before: dict[int, Callable[..., Any] | int | None] = {
+        number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,63 @@
+"""The optimiser of a recipe, and the running average of weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from segpipe.planning.recipe import TrainingSettings
+
+
+def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over the weights that are trained."""
+    weights = [p for p in network.parameters() if p.requires_grad]
+    fused = all(p.device.type == "cuda" for p in weights)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(
+            weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused or None
+        )
+    return torch.optim.SGD(
+        weights,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+        fused=fused or None,
+    )
+
+
+class WeightAverage:
+    """Exponential moving average of a network's weights. Source: Tarvainen and Valpola 2017 (arXiv 1703.01780)."""
+
+    def __init__(self, network: torch.nn.Module, decay: float) -> None:
+        self.weights = dict(network.named_parameters())
+        self.average = {name: p.detach().clone() for name, p in self.weights.items()}
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, iteration: int) -> None:
+        """Take in the weights after an iteration; the first ones fade fast, because they are far off."""
+        keep = min(self.decay, (1 + iteration) / (10 + iteration))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.weights.values()], 1 - keep)
+
+    def load(self, average: dict[str, Tensor]) -> None:
+        """Continue from saved averages."""
+        for name, value in average.items():
+            self.average[name].copy_(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the network compute with the average while the context lasts."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, p in self.weights.items():
+            held = p.detach().clone()
+            p.copy_(self.average[name])
+            self.average[name].copy_(held)

@@ -1,0 +1,68 @@
+"""The processes that train one fold together, one a device; most often there is one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Place of a process among all of them."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """Samples of a batch of ``n`` that are this process's; shares differ by one at most."""
+        return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over all processes; gradients flow back to each."""
+        return x if self.world == 1 else _Total.apply(x)  # type: ignore[no-untyped-call]
+
+    def agree(self, *, elapsed_s: float, stop: int, failure: str | None) -> tuple[float, int, str | None]:
+        """Time of the first process, the largest stop signal, and the first failure: the same answer everywhere."""
+        if self.world == 1:
+            return elapsed_s, stop, failure
+        told: list[Any] = [None] * self.world
+        dist.all_gather_object(told, (elapsed_s, stop, failure))
+        return told[0][0], max(t[1] for t in told), next((t[2] for t in told if t[2]), None)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """Every process's values, in order."""
+        if self.world == 1:
+            return values
+        told: list[Any] = [None] * self.world
+        dist.all_gather_object(told, values)
+        return [value for part in told for value in part]
+
+
+ALONE = Ranks()
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes, differentiable.
+
+    Each process holds the same loss of the sum, so the gradients of all of them are summed as well; averaging the parameters'
+    gradients over processes, as DDP does, then gives the gradient of that one loss.
+    """
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        summed = x.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone()
+        dist.all_reduce(summed)
+        return summed
