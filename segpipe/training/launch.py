@@ -5,6 +5,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -48,8 +50,9 @@ def train_on_devices(job: Any, runtime: Runtime, listener: Any) -> TrainingRecor
     stopped: list[int] = []
     try:
         with _passing_signals_on(stopped):
-            # Fabric's own type hint leaves out the arguments that it passes on.
-            fabric.launch(_one_rank, job, events, max(torch.get_num_threads() // job.n_devices, 1))  # type: ignore[arg-type]
+            n_threads = max(torch.get_num_threads() // job.n_devices, 1)
+            # Bound, because Fabric would take apart a job that it was given as an argument.
+            fabric.launch(partial(_one_rank, job=job, runtime=runtime, events=events, n_threads=n_threads))
     except (ProcessRaisedException, ProcessExitedException) as error:
         if not failures:
             raise TrainingError(f"a process of --devices {job.n_devices} died: {str(error).strip()}") from error
@@ -61,7 +64,7 @@ def train_on_devices(job: Any, runtime: Runtime, listener: Any) -> TrainingRecor
     return records[0]
 
 
-def _one_rank(fabric: Any, job: Any, events: Any, n_threads: int) -> None:
+def _one_rank(fabric: Any, job: Any, runtime: Runtime, events: Any, n_threads: int) -> None:
     """Train one process's share."""
     from segpipe.training.run import Listener, train_here
 
@@ -70,6 +73,7 @@ def _one_rank(fabric: Any, job: Any, events: Any, n_threads: int) -> None:
     torch.set_num_threads(n_threads)
     ranks = Ranks(fabric.global_rank, fabric.world_size)
     chosen = choose_runtime(str(fabric.device), deterministic=job.deterministic)
+    chosen = replace(chosen, autocast=runtime.autocast)
     told = Listener(
         on_iteration=lambda status: events.put(("on_iteration", (status,))),
         on_epoch=lambda: events.put(("on_epoch", ())),

@@ -92,11 +92,6 @@ class Trainer:
                 f"{self.runtime.describe()}: out of memory ({str(error).splitlines()[0]}); set training.parts in the recipe to "
                 f"{2 * self.settings.parts}, or plan with a smaller --budget-gb"
             ) from error
-        except OSError as error:
-            raise TrainingError(
-                f"{self.folder.root}: cannot be written ({error.strerror or error}); the last checkpoint is whole: "
-                "make room, then continue with --resume"
-            ) from error
 
     def _run(self, *, resume: bool) -> Progress:
         self._prepare(resume=resume)

@@ -123,13 +123,19 @@ def train_here(
     """Train in this process, alone or as one of several; the first of them writes weights and record."""
     trainer = make_trainer(job, runtime, listener, ranks)
     trainer.distribute = distribute
-    progress = trainer.run(resume=job.resume)
-    record = _record(job, runtime, progress)
-    if ranks.first:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.network.state_dict().items()}
-        write_atomically(job.folder.weights, save(weights))
-        record = record.model_copy(update={"weights_sha256": file_sha256(job.folder.weights)})
-        record.write(job.folder.record)
+    try:
+        progress = trainer.run(resume=job.resume)
+        record = _record(job, runtime, progress)
+        if ranks.first:
+            weights = {name: p.detach().cpu().contiguous() for name, p in trainer.network.state_dict().items()}
+            write_atomically(job.folder.weights, save(weights))
+            record = record.model_copy(update={"weights_sha256": file_sha256(job.folder.weights)})
+            record.write(job.folder.record)
+    except OSError as error:
+        raise TrainingError(
+            f"{job.folder.root}: cannot be written ({error.strerror or error}); the last checkpoint is whole: "
+            "make room, then continue with --resume"
+        ) from error
     return record
 
 

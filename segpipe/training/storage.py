@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from segpipe.errors import TrainingError
+from segpipe.errors import ArtefactError, TrainingError
 from segpipe.jobs import free_bytes
 from segpipe.training.sampling import CaseExtent
 
@@ -64,7 +64,7 @@ def open_cases(folder: Path, case_ids: tuple[str, ...], previous: Path | None = 
             found = None if previous is None else open_array(PreparedFiles(previous / case).previous)
             image, segmentation = open_array(files.image), open_array(files.segmentation)
             opened.append(TrainingCase(case, image, segmentation, read_array(files.foreground), found))
-        except (OSError, RuntimeError, ValueError) as error:
+        except (ArtefactError, OSError, RuntimeError, ValueError) as error:
             raise TrainingError(unreadable(case, folder, error)) from error
     return opened
 
@@ -107,7 +107,7 @@ def placed(cases: list[TrainingCase], place: Place, device: torch.device) -> lis
     for case in cases:
         try:
             arrays = brought(case.image), brought(case.segmentation), brought(case.previous)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (ArtefactError, OSError, RuntimeError, ValueError) as error:
             raise TrainingError(unreadable(case.id, "the workspace", error)) from error
         made.append(replace(case, image=arrays[0], segmentation=arrays[1], previous=arrays[2]))
     return made
