@@ -2,4 +2,5 @@
 
 from segpipe.cli.app import main
 
-main()
+if __name__ == "__main__":  # not again in the processes of --devices
+    main()

@@ -64,8 +64,12 @@ class ModelFile:
         for fold in folds:
             hashed.update(fold.encode() + save(self.folds[fold]))
         if self.previous is not None:
-            hashed.update(self.previous.digest(self.previous.used(folds)).encode())
+            hashed.update(self.previous.digest(self.previous.used(self.folds_before(folds))).encode())
         return hashed.hexdigest()
+
+    def folds_before(self, folds: tuple[str, ...]) -> tuple[str, ...]:
+        """Folds of the previous stage that go with some folds: the same, which held out the same cases; else all that it has."""
+        return folds if self.previous is not None and all(f in self.previous.folds for f in folds) else ()
 
     def used(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Folds to ensemble: the wanted ones, or all the numbered ones, or "all" where there is no other.

@@ -1,5 +1,6 @@
 """The machine: device, precision, threads, determinism."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,21 @@ class Runtime:
         """Wait until the device has computed everything."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def arriving(self, values: torch.Tensor) -> Callable[[], list[float]]:
+        """Begin to bring values to the host; the returned function waits for them, and for nothing that was begun later."""
+        if self.device.type != "cuda":
+            return values.tolist
+        held = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        held.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+
+        def arrived() -> list[float]:
+            event.synchronize()
+            return held.tolist()
+
+        return arrived
 
     def precision(self) -> torch.autocast:
         """Context in which the network's forward pass runs."""

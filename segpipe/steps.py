@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.runtime import Runtime
+    from segpipe.training.job import Job
     from segpipe.training.progress import Status
-    from segpipe.training.run import Job
     from segpipe.training.schema import TrainingRecord
 
 PathLike = Path | str
@@ -155,7 +155,7 @@ def job_of(
     """Return what is to be trained, for now without cases where nothing is prepared yet."""
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.training.initial import InitialWeights
-    from segpipe.training.run import Job
+    from segpipe.training.job import Job
 
     begin = settings.init_from
     return Job(
@@ -187,7 +187,7 @@ def train_fold(
 ) -> TrainingRecord:
     """Train one fold on prepared arrays, telling the watch; its curves are drawn as it goes."""
     from segpipe.reporting.run import draw_curves
-    from segpipe.training.run import Listener
+    from segpipe.training.job import Listener
     from segpipe.training.run import train as stage
 
     job = job_of(workspace, current, configuration, index, settings)

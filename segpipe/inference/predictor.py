@@ -80,12 +80,10 @@ class Predictor:
         used = model.used(folds)
         networks = tuple(mirrored(_network(plan, configuration, model.folds[f], runtime), axes) for f in used)
         digest = f"{model.digest(used)}:folds={','.join(used)}:mirror={axes}:step={step}"
-        # A fold's second stage was trained on what other folds' first stages made of its cases, and is tested on what its own
-        # fold's first stage makes of the held-out ones.
-        previous = (
-            None if model.previous is None else cls._of(model.previous, path, runtime, folds=folds, tta=tta, step=step)
-        )
-        return cls(plan, configuration, networks, runtime, digest, step, previous)
+        previous = model.previous
+        before = model.folds_before(folds)
+        first = None if previous is None else cls._of(previous, path, runtime, folds=before, tta=tta, step=step)
+        return cls(plan, configuration, networks, runtime, digest, step, first)
 
     @torch.inference_mode()
     def predict(self, image: Volume) -> NDArray[np.unsignedinteger]:

@@ -1,5 +1,7 @@
 """One fold on several devices: a process each, started and joined by Lightning Fabric, gradients averaged by its DDP."""
 
+import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,18 +14,29 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from segpipe.errors import SegpipeError, TrainingError, TrainingInterrupted
 from segpipe.runtime import Runtime, choose_runtime
+from segpipe.training.fold import train_here
+from segpipe.training.job import Job, Listener
 from segpipe.training.ranks import Ranks
 from segpipe.training.schema import TrainingRecord
 
+logger = logging.getLogger(__name__)
+
 _END = None
 
+# How processes find each other is no news for a user.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
-def train_on_devices(job: Any, runtime: Runtime, listener: Any) -> TrainingRecord:
+
+def train_on_devices(job: Job, runtime: Runtime, listener: Listener) -> TrainingRecord:
     """Train a job on ``job.n_devices`` devices of the runtime's kind; same numbers as one device with the same batch.
 
     Raises
@@ -31,10 +44,6 @@ def train_on_devices(job: Any, runtime: Runtime, listener: Any) -> TrainingRecor
     SegpipeError
         What any of the processes raised.
     """
-    # Imported here: it takes a second, and most trainings have one device.
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
     kind = runtime.device.type
     fabric = Fabric(
         accelerator=kind,
@@ -64,14 +73,13 @@ def train_on_devices(job: Any, runtime: Runtime, listener: Any) -> TrainingRecor
     return records[0]
 
 
-def _one_rank(fabric: Any, job: Any, runtime: Runtime, events: Any, n_threads: int) -> None:
+def _one_rank(fabric: Any, job: Job, runtime: Runtime, events: Any, n_threads: int) -> None:
     """Train one process's share."""
-    from segpipe.training.run import Listener, train_here
-
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches every process of the terminal; the first one passes it on as SIGTERM, so that all stop at the same iteration.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(n_threads)
-    ranks = Ranks(fabric.global_rank, fabric.world_size)
+    ranks = Ranks(fabric.global_rank, fabric.world_size, dist.new_group(backend="gloo"))
     chosen = choose_runtime(str(fabric.device), deterministic=job.deterministic)
     chosen = replace(chosen, autocast=runtime.autocast)
     told = Listener(
@@ -80,7 +88,7 @@ def _one_rank(fabric: Any, job: Any, runtime: Runtime, events: Any, n_threads: i
         note=lambda text: events.put(("note", (text,))),
     )
     try:
-        record = train_here(job, chosen, told, ranks, fabric.setup_module)
+        record = train_here(job, chosen, told, ranks, fabric)
     except SegpipeError as error:
         if ranks.first or not isinstance(error, TrainingInterrupted):
             events.put(("failure", (str(error), type(error).__name__, getattr(error, "signal_number", 0))))
@@ -89,7 +97,15 @@ def _one_rank(fabric: Any, job: Any, runtime: Runtime, events: Any, n_threads: i
         events.put(("record", (record.to_json(),)))
 
 
-def _hear(events: Any, listener: Any, records: list[TrainingRecord], failures: list[SegpipeError]) -> None:
+def _end_with_parent() -> None:
+    """End at once when the first process is killed: it held the fold's lock."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _hear(events: Any, listener: Listener, records: list[TrainingRecord], failures: list[SegpipeError]) -> None:
     while (event := events.get()) is not _END:
         name, values = event
         if name == "record":
@@ -101,7 +117,11 @@ def _hear(events: Any, listener: Any, records: list[TrainingRecord], failures: l
                 TrainingInterrupted(message, signal_number=number) if interrupted else TrainingError(message)
             )
         else:
-            getattr(listener, name)(*values)
+            try:
+                getattr(listener, name)(*values)
+            except Exception:
+                # Whoever listens must not end the training that it listens to.
+                logger.exception("telling %s", name)
 
 
 def _with_signal(error: SegpipeError, stopped: list[int]) -> SegpipeError:

@@ -69,10 +69,10 @@ class Trainer:
     on_epoch: Callable[[], None] = lambda: None
     note: Callable[[str], None] = lambda _: None
     ranks: Ranks = ALONE
-    distribute: Callable[[nn.Module], Any] | None = None
-    """Wraps the network so that gradients are averaged over processes."""
+    fabric: Any = None
+    """Lightning Fabric, where several processes average their gradients."""
     last_loss: float | None = field(default=None, init=False)
-    pending: tuple[int, Batch, Tensor] | None = field(default=None, init=False)
+    pending: tuple[int, Batch, Callable[[], list[float]]] | None = field(default=None, init=False)
     """The last step, whose values have not been looked at yet."""
 
     def run(self, *, resume: bool) -> Progress:
@@ -106,10 +106,10 @@ class Trainer:
             while not self._done():
                 waited_before, start = batches.waited_s, time.perf_counter()
                 batch = self._next(batches, stop)
-                loss = self._step(batch)
+                values = self._step(batch)
                 # The values of the step before: asking a GPU for these of this step would leave it idle.
                 self._settle()
-                self.pending = (self.progress.iteration, batch, loss)
+                self.pending = (self.progress.iteration, batch, self.runtime.arriving(values))
                 if not pin:
                     self._settle()
                 self.progress.elapsed_s += time.perf_counter() - start
@@ -157,8 +157,8 @@ class Trainer:
             )
             self.network.supervised = chosen  # type: ignore[method-assign, assignment]
             self.note(why)
-        if self.distribute:
-            self.forward = self.distribute(self.forward)
+        if self.fabric:
+            self.forward = self.fabric.setup_module(self.forward)
 
     def _done(self) -> bool:
         return (
@@ -223,7 +223,7 @@ class Trainer:
 
     def _gradients_together(self, *, last: bool) -> Any:
         """Only the last part's backward pass exchanges gradients between processes."""
-        return nullcontext() if last or self.distribute is None else self.forward.no_sync()
+        return nullcontext() if self.fabric is None else self.fabric.no_backward_sync(self.forward, enabled=not last)
 
     def _settle(self) -> None:
         """Take in the values of the step that is pending.
@@ -235,9 +235,9 @@ class Trainer:
         """
         if self.pending is None:
             return
-        number, batch, values = self.pending
+        number, batch, arrived = self.pending
         self.pending = None
-        loss, norm, *sums = values.tolist()
+        loss, norm, *sums = arrived()
         if not isfinite(loss) or not (isfinite(norm) or self.runtime.needs_scaling):
             raise TrainingError(self._not_finite(number, batch, loss, sums))
         self.progress.epoch_losses.append(loss)
@@ -328,11 +328,7 @@ class Trainer:
         """Take out lines of epochs that a crash undid: they are later than the checkpoint."""
         if self.folder.log.is_file():
             lines = self.folder.log.read_text().splitlines(keepends=True)
-            kept = [
-                line
-                for line in lines
-                if line.endswith("\n") and json.loads(line)["iteration"] <= self.progress.iteration
-            ]
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= self.progress.epoch]
             write_atomically(self.folder.log, "".join(kept).encode())
 
     def _log(self, line: dict[str, Any]) -> None:

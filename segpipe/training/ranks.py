@@ -14,6 +14,8 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    group: Any = None
+    """Processes that tell each other plain values over the host: a GPU need not be waited for."""
 
     @property
     def first(self) -> bool:
@@ -33,7 +35,7 @@ class Ranks:
         if self.world == 1:
             return elapsed_s, stop, failure
         told: list[Any] = [None] * self.world
-        dist.all_gather_object(told, (elapsed_s, stop, failure))
+        dist.all_gather_object(told, (elapsed_s, stop, failure), group=self.group)
         return told[0][0], max(t[1] for t in told), next((t[2] for t in told if t[2]), None)
 
     def gather(self, values: list[Any]) -> list[Any]:
@@ -41,7 +43,7 @@ class Ranks:
         if self.world == 1:
             return values
         told: list[Any] = [None] * self.world
-        dist.all_gather_object(told, values)
+        dist.all_gather_object(told, values, group=self.group)
         return [value for part in told for value in part]
 
 

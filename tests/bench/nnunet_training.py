@@ -27,6 +27,8 @@ def main():
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--momentum", type=float, default=0.99)
     options = parser.parse_args()
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(options.seed)
@@ -55,6 +57,11 @@ def trained(trainer, options):
     """The learning rate falls by epoch: as many epochs as make its steps small, with hardly any validation between."""
     trainer.num_epochs, trainer.num_iterations_per_epoch = EPOCHS, options.iterations // EPOCHS
     trainer.num_val_iterations_per_epoch = 2
+    trainer.initial_lr = options.learning_rate
+    trainer.on_train_start()
+    for group in trainer.optimizer.param_groups:
+        group["momentum"] = options.momentum
+    trainer.on_train_start = lambda: None
     start = time.perf_counter()
     trainer.run_training()
     elapsed = time.perf_counter() - start

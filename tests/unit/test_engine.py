@@ -28,11 +28,13 @@ from segpipe.seeds import stream
 from segpipe.steps import FoldSettings
 from segpipe.training import compiling, storage
 from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
+from segpipe.training.fold import make_trainer
+from segpipe.training.job import Job
+from segpipe.training.job import Listener as Silent
 from segpipe.training.optimise import WeightAverage, make_optimizer
 from segpipe.training.progress import Progress
 from segpipe.training.ranks import Ranks
-from segpipe.training.run import Job, make_trainer, train
-from segpipe.training.run import Listener as Silent
+from segpipe.training.run import train
 from segpipe.training.sampling import CaseExtent, Sampling, draw_patches
 from segpipe.training.schema import TrainingRecord
 from segpipe.watch import Watch
@@ -99,11 +101,11 @@ def farthest(a, b):
 # The same numbers, however the work is shared out
 
 
-@pytest.mark.parametrize("batch_dice", [False, True])
-def test_two_processes_are_one_with_the_same_batch(workplace, batch_dice):
+@pytest.mark.parametrize(("batch_dice", "parts"), [(False, 2), (True, 1)])
+def test_two_processes_are_one_with_the_same_batch(workplace, batch_dice, parts):
     results = []
     for devices in (1, 2):
-        _, workspace = workplace(f"work_{devices}")
+        _, workspace = workplace(f"work_{devices}", f"parts = {parts}\n")
         plan = Plan.read(workspace.plan)
         chosen = plan.configuration("3d_fullres").model_copy(update={"batch_dice": batch_dice})
         plan.model_copy(update={"configurations": {"3d_fullres": chosen}}).write(workspace.plan)
@@ -190,7 +192,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_whole(workplace
             written.append(path)
         whole(path, content)
 
-    for module in ("segpipe.training.checkpoint", "segpipe.training.run"):
+    for module in ("segpipe.training.checkpoint", "segpipe.training.fold"):
         monkeypatch.setattr(f"{module}.write_atomically", full)
     with pytest.raises(TrainingError, match=r"No space left on device.*continue with --resume"):
         commands.train(folder, work=workspace.root, epochs=2, jobs=1, device="cpu", deterministic=True)
@@ -216,6 +218,20 @@ def test_arrays_that_vanish_while_training_are_named_and_the_state_is_saved(work
     with pytest.raises(TrainingError, match=r"case case_\d: its prepared arrays.*state of iteration \d+ is saved"):
         train(replace(job, epochs=50), FLOAT32, Silent(on_iteration=vanish))
     assert job.folder.checkpoint.is_file()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_fold_trains_on_a_gpu_with_its_data_there(workplace):
+    from segpipe.runtime import choose_runtime
+
+    folder, workspace = workplace()
+    notes = Notes()
+    done = commands.train(folder, work=workspace.root, epochs=2, jobs=1, device="cuda", deterministic=True, watch=notes)
+    assert any("on the device" in note for note in notes.notes)
+    _, other = workplace("cpu")
+    on_cpu = train(replace(job_of(other, deterministic=True), epochs=2), choose_runtime("cpu"))
+    assert done.record.train_loss == pytest.approx(on_cpu.train_loss, abs=0.05)
 
 
 def test_data_on_disk_give_the_batches_of_data_in_memory(workplace, monkeypatch):

@@ -28,7 +28,17 @@ def mapping(**changes):
     return base | changes
 
 
-RECIPES = ["default", "resenc_m", "resenc_l", "resenc_xl", "residual_m", "residual_l", "residual_xl", "cpu"]
+RECIPES = [
+    "default",
+    "resenc_m",
+    "resenc_l",
+    "resenc_xl",
+    "residual_m",
+    "residual_l",
+    "residual_xl",
+    "mr_artefacts",
+    "cpu",
+]
 
 
 @pytest.mark.parametrize("name", RECIPES)

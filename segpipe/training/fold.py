@@ -1,0 +1,162 @@
+"""One fold in one process: data, network and loop put together, weights and record written."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from segpipe import seeds
+from segpipe.artefact import write_atomically
+from segpipe.augment.spec import default_spec
+from segpipe.dataset.splits import Fold
+from segpipe.errors import TrainingError
+from segpipe.modelfile import file_sha256
+from segpipe.networks.build import build_network
+from segpipe.runtime import Runtime
+from segpipe.training.data import BatchSource, sampling
+from segpipe.training.initial import take_over
+from segpipe.training.job import Job, Listener
+from segpipe.training.loop import Trainer
+from segpipe.training.progress import Progress, mean_dice
+from segpipe.training.ranks import ALONE, Ranks
+from segpipe.training.schedule import make_schedule
+from segpipe.training.schema import TrainingRecord
+from segpipe.training.storage import choose_place, open_cases, placed
+
+# Readers beyond these only fight for the processor with each other.
+_MOST_READERS = 4
+
+
+def train_here(
+    job: Job,
+    runtime: Runtime,
+    listener: Listener,
+    ranks: Ranks = ALONE,
+    fabric: Any = None,
+) -> TrainingRecord:
+    """Train in this process, alone or as one of several; the first of them writes weights and record."""
+    trainer = make_trainer(job, runtime, listener, ranks)
+    trainer.fabric = fabric
+    try:
+        progress = trainer.run(resume=job.resume)
+        record = _record(job, runtime, progress)
+        if ranks.first:
+            weights = {name: p.detach().cpu().contiguous() for name, p in trainer.network.state_dict().items()}
+            write_atomically(job.folder.weights, save(weights))
+            record = record.model_copy(update={"weights_sha256": file_sha256(job.folder.weights)})
+            record.write(job.folder.record)
+    except OSError as error:
+        raise TrainingError(
+            f"{job.folder.root}: cannot be written ({error.strerror or error}); the last checkpoint is whole: "
+            "make room, then continue with --resume"
+        ) from error
+    return record
+
+
+def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = ALONE) -> Trainer:
+    """Return the trainer of a job, with its data where they are read fastest."""
+    plan, configuration = job.plan, job.plan.configuration(job.configuration)
+    settings, batch = plan.training, configuration.batch_size
+    held = job.splits.fold(job.fold)
+    usable = Fold(
+        train=tuple(c for c in held.train if c in job.prepared),
+        validation=tuple(c for c in held.validation if c in job.prepared),
+    )
+    n_previous = 0 if configuration.previous_stage is None else len(plan.labels.values) - 1
+    masked = tuple(c for c, used in enumerate(configuration.use_mask_for_norm) if used)
+    chosen = settings.augmentation
+    spec = default_spec(
+        configuration.patch_size,
+        mirror_axes=plan.mirror_axes_of(configuration),
+        masked_channels=masked,
+        settings=chosen,
+    )
+    arrays = job.workspace.preprocessed(plan.arrays_of(configuration.name))
+    previous = job.workspace.preprocessed(configuration.name) if n_previous else None
+    cases = {name: open_cases(arrays, getattr(usable, name), previous) for name in ("train", "validation")}
+    place = choose_place(
+        cases["train"] + cases["validation"],
+        # TorchIO's artefacts work on the CPU: nothing is won by data on a GPU.
+        torch.device("cpu") if chosen.enabled and chosen.artefacts else runtime.device,
+        reserved_bytes=1.5e9 * configuration.estimated_memory_gb,
+        sharers=ranks.world,
+    )
+    n_readers = min(_MOST_READERS, torch.get_num_threads()) if place == "disk" or chosen.artefacts else 1
+    if ranks.first:
+        where = {"device": "on the device", "memory": "in memory", "disk": f"on disk, read by {n_readers} thread(s)"}
+        listener.note(f"{len(usable.train)} training and {len(usable.validation)} held-out cases {where[place]}")
+    weights = tuple(settings.foreground_weights.get(name, 1.0) for name in plan.labels.names)
+    how = sampling(configuration.patch_size, batch, settings.foreground_share, weights)
+
+    def source(name: str, stream: str) -> BatchSource:
+        return BatchSource(
+            placed(cases[name], place, runtime.device),
+            how,
+            spec if chosen.enabled and name == "train" else None,
+            seed=job.seed,
+            name=stream,
+            flat=configuration.dims == 2,
+            n_previous=n_previous,
+            share=ranks.share(batch),
+        )
+
+    torch.manual_seed(int(seeds.stream(job.seed, "weights").integers(2**62)))
+    network = build_network(configuration.network, len(plan.channel_names) + n_previous, plan.labels.n_outputs)
+    begun_with = None
+    if job.initial is not None and not (job.resume and job.folder.checkpoint.is_file()):
+        begun_with = job.initial.describe()
+        left = take_over(network, job.initial)
+        if ranks.first:
+            listener.note(f"weights to begin with: {begun_with}; {len(left)} not taken")
+            for reason in left:
+                listener.note(f"  {reason}")
+    return Trainer(
+        network=network,
+        training=source("train", "training"),
+        validation=source("validation", "validation"),
+        labels=plan.labels,
+        batch_dice=configuration.batch_dice,
+        settings=settings,
+        schedule=make_schedule(settings, len(usable.train), batch, epochs=job.epochs, minutes=job.minutes),
+        runtime=runtime,
+        folder=job.folder,
+        identity=job.identity,
+        n_readers=n_readers,
+        begun_with=begun_with,
+        # What is faster today may not be tomorrow: not where the same bytes are wanted twice.
+        compile_if_faster=not job.deterministic,
+        on_iteration=listener.on_iteration,
+        on_epoch=listener.on_epoch,
+        note=listener.note if ranks.first else lambda _: None,
+        ranks=ranks,
+    )
+
+
+def _record(job: Job, runtime: Runtime, progress: Progress) -> TrainingRecord:
+    plan = job.plan
+    devices = f"{job.n_devices} x " if job.n_devices > 1 else ""
+    return TrainingRecord(
+        plan_digest=plan.digest(),
+        splits_digest=job.splits.digest(),
+        configuration=job.configuration,
+        variant=plan.recipe,
+        fold=job.fold,
+        seed=job.seed,
+        deterministic=job.deterministic,
+        device=devices + runtime.describe(),
+        begun_with=progress.begun_with,
+        epochs=progress.epoch,
+        iterations=progress.iteration,
+        elapsed_s=round(progress.elapsed_s, 2),
+        data_wait_share=progress.waited_s / max(progress.elapsed_s, 1e-9),
+        train_loss=progress.train_loss,
+        validation_dice=dict(zip(plan.labels.names, progress.validation_dice, strict=True)),
+        mean_validation_dice=mean_dice(progress.validation_dice),
+        stopped_early=progress.stopped_early,
+        best_epoch=progress.best_epoch if plan.training.patience_epochs is not None else None,
+        mirror_axes=plan.mirror_axes_of(plan.configuration(job.configuration)),
+        weights_sha256="",
+        versions={"segpipe": version("segpipe"), "torch": torch.__version__, "python": platform.python_version()},
+    )

@@ -1,0 +1,53 @@
+"""What is to be trained, and who is told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from segpipe.dataset.splits import Splits
+from segpipe.planning.schema import Plan
+from segpipe.training.initial import InitialWeights
+from segpipe.training.progress import Status
+from segpipe.workspace import FoldFolder, Workspace
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fold to train: what it is and how it is to be done. Picklable, so that several processes can share it."""
+
+    workspace: Workspace
+    plan: Plan
+    splits: Splits
+    prepared: tuple[str, ...]
+    """Cases whose arrays are there."""
+    configuration: str
+    fold: int | str = 0
+    """Fold to hold out; "all" trains on every case."""
+    epochs: int | None = None
+    minutes: float | None = None
+    """End of training instead of the recipe's."""
+    seed: int = 0
+    deterministic: bool = False
+    resume: bool = False
+    """Continue an interrupted fold, or keep a finished one."""
+    initial: InitialWeights | None = None
+    """Weights to begin with."""
+    n_devices: int = 1
+
+    @property
+    def folder(self) -> FoldFolder:
+        """Where the fold is kept."""
+        return self.workspace.fold(self.configuration, self.plan.recipe, self.fold)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have been trained with to be continued."""
+        return {"plan": self.plan.digest(), "splits": self.splits.digest(), "seed": str(self.seed)}
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what happens."""
+
+    on_iteration: Callable[[Status], None] = lambda _: None
+    on_epoch: Callable[[], None] = lambda: None
+    note: Callable[[str], None] = lambda _: None
