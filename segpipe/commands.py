@@ -16,6 +16,7 @@ from segpipe.steps import (
     FoldSettings,
     PathLike,
     alone_in,
+    configuration_of,
     current_plan,
     fingerprint,
     prepare_arrays,
@@ -228,10 +229,8 @@ def train(
     require_devices(runtime.device, devices)
     workspace = workspace_of(dataset, work)
     with alone_in(workspace, watch):
-        current = current_plan(
-            dataset, workspace, jobs, watch, recipe=recipe_for(runtime), init_from=None if resume else init_from
-        )
-        chosen = configuration or current.default_configuration()
+        current = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime), init_from=init_from)
+        chosen = configuration or configuration_of(init_from, current)
         require_fold(workspace, current, chosen, settings)
         index = prepare_arrays(workspace, current, chosen, jobs, watch)
         index = prepare_first_stage(workspace, current, index, chosen, runtime, jobs=jobs, watch=watch)

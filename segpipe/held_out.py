@@ -55,8 +55,9 @@ def predict_held_out(
     tta: bool,
     resume: bool,
     watch: Watch,
+    folder: Path,
 ) -> Predicted:
-    """Predict the cases that a trained fold held out, by that fold alone; the model file may hold others that saw them."""
+    """Predict the cases that a trained fold held out into a folder, by that fold alone; the model file may hold others that saw them."""
     from segpipe.dataset.schema import Dataset
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.inference.inputs import InputCase
@@ -64,7 +65,6 @@ def predict_held_out(
     from segpipe.inference.run import predict as stage
     from segpipe.io.formats import output_ending
 
-    folder = workspace.predictions / workspace.place(configuration, plan.recipe, fold)
     predictor = Predictor.load(workspace.model(configuration, plan.recipe), runtime, folds=(str(fold),), tta=tta)
     held_out = set(splits_of(workspace, Fingerprint.read(workspace.fingerprint)).fold(fold).validation)
     cases = [c for c in Dataset.read(workspace.dataset).cases if c.id in held_out]
@@ -99,7 +99,11 @@ def score_held_out(
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.reporting.run import draw_examples
 
-    predicted = predict_held_out(workspace, plan, configuration, fold, runtime, tta=tta, resume=resume, watch=watch)
+    place = workspace.place(configuration, plan.recipe, fold)
+    folder = workspace.predictions / place
+    predicted = predict_held_out(
+        workspace, plan, configuration, fold, runtime, tta=tta, resume=resume, watch=watch, folder=folder
+    )
     pairs = [
         (c.id, output, c.label.path)
         for c, output in zip(predicted.cases, predicted.outputs, strict=True)
@@ -109,14 +113,13 @@ def score_held_out(
         evaluation = stage(
             pairs, plan.labels, missing=predicted.failed, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=step
         )
-    place = workspace.place(configuration, plan.recipe, fold)
     evaluation_file = workspace.evaluation / place.with_suffix(".json")
     evaluation.write(evaluation_file)
     failed = {c: f"left out: {r}" for c, r in Fingerprint.read(workspace.fingerprint).left_out.items()}
     failed |= {c: f"preprocessing: {r}" for c, r in index.failed.items()}
     failed |= {c: f"prediction or scoring: {r}" for c, r in evaluation.failed.items()}
     pictures = draw_examples(workspace, place)
-    return HeldOut(evaluation, workspace.predictions / place, evaluation_file, tuple(pictures), failed)
+    return HeldOut(evaluation, folder, evaluation_file, tuple(pictures), failed)
 
 
 def prepare_first_stage(
@@ -148,7 +151,11 @@ def prepare_first_stage(
     folds = range(len(splits_of(workspace, measured).folds))
     found, failed = [], dict(index.failed)
     for fold in folds:
-        predicted = predict_held_out(workspace, plan, first, fold, runtime, tta=True, resume=True, watch=watch)
+        # Apart from the predictions that were scored, which may have been made without mirroring.
+        folder = workspace.predictions / configuration / "first_stage" / f"fold_{fold}"
+        predicted = predict_held_out(
+            workspace, plan, first, fold, runtime, tta=True, resume=True, watch=watch, folder=folder
+        )
         failed |= {c: f"{first}: {reason}" for c, reason in predicted.failed.items()}
         found += [
             FoundBefore(case, output, row.model)

@@ -86,6 +86,9 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
         raise DeviceError(
             f"--device {device}: {torch.cuda.device_count()} CUDA device(s) found; use --device cpu or auto"
         )
+    if chosen.type == "cuda":
+        # Streams and events are the current device's.
+        torch.cuda.set_device(chosen)
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return Runtime(chosen, _fast_precision(chosen))

@@ -131,6 +131,17 @@ def current_plan(
     return write_plan(measured, workspace, recipe=recipe)
 
 
+def configuration_of(init_from: PathLike | None, current: Plan) -> str:
+    """Return the configuration to train when none is asked for: that of the model to begin with, where the plan has it."""
+    if init_from is not None and Path(init_from).exists():
+        from segpipe.modelfile import read_model
+
+        theirs = read_model(Path(init_from)).configuration
+        if theirs in current.configurations:
+            return theirs
+    return current.default_configuration()
+
+
 def prepare_arrays(
     workspace: Workspace, current: Plan, configuration: str, jobs: int | None, watch: Watch
 ) -> PreprocessedIndex:
@@ -158,6 +169,8 @@ def job_of(
     from segpipe.training.job import Job
 
     begin = settings.init_from
+    if settings.resume and workspace.fold(configuration, current.recipe, settings.fold).checkpoint.is_file():
+        begin = None
     return Job(
         workspace=workspace,
         plan=current,
@@ -211,7 +224,11 @@ def train_fold(
         def on_iteration(status: Status) -> None:
             show(status.progress, status.remaining_s, told(status))
 
-        record = stage(job, runtime, Listener(on_iteration, on_epoch, watch.note))
+        try:
+            record = stage(job, runtime, Listener(on_iteration, on_epoch, watch.note))
+        finally:
+            if board:
+                board.close()
     draw_curves(job.folder, current.labels.names)
     return record
 

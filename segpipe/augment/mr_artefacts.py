@@ -86,7 +86,7 @@ def _anisotropy(rng: np.random.Generator, first: int) -> dict[str, Any]:
 
 def _by_torchio(transform: str) -> Any:
     def applied(channel: Any, parameters: dict[str, Any]) -> Any:
-        # Imported where it is needed: it takes seconds, and machines that only train may not have it.
+        # Imported where it is needed: it takes seconds.
         import torchio
 
         extra = {"image_interpolation": "linear"} if transform == "Motion" else {}

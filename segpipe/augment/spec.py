@@ -21,7 +21,7 @@ class AugmentationSettings(Record):
     elastic: float = Field(0.0, ge=0, le=1)
     """Probability of an elastic deformation: B-splines over a grid of 32 voxels, displacements of standard deviation 4 voxels."""
     motion: float = Field(0.0, ge=0, le=1)
-    """Probability of each artefact of MR, a sample: the patient moved, ghosts, spikes in k-space, a bias field, thick slices."""
+    """Probability of each artefact of MR, a channel: the patient moved, ghosts, spikes in k-space, a bias field, thick slices."""
     ghosting: float = Field(0.0, ge=0, le=1)
     spike: float = Field(0.0, ge=0, le=1)
     bias_field: float = Field(0.0, ge=0, le=1)

@@ -71,7 +71,7 @@ def soft_dice_loss(
 
 def mean_of(values: Tensor, total: Total) -> Tensor:
     """Mean over all values of all processes."""
-    return total(values.sum()) / total(values.new_tensor(float(values.numel())))
+    return total(values.sum()) / total(values.new_full((), float(values.numel())))
 
 
 def is_any(target: Tensor, indices: tuple[int, ...]) -> Tensor:

@@ -49,8 +49,9 @@ def sided_labels(names: tuple[str, ...]) -> tuple[str, str] | None:
     """Return two labels that differ only in their side (kidney_left and kidney_right, L-ear and R-ear), if there are any."""
     sideless: dict[str, str] = {}
     for name in names:
-        spaced = re.sub(r"(?i)(left|right)", r" \1 ", name)
-        words = [w.lower() for w in re.split(r"[^A-Za-z0-9]+", spaced) if w]
+        # kidneyLeft is two words, and leftkidney begins with a side; copyright does not.
+        spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+        words = [w for w in re.split(r"[^a-z0-9]+", re.sub(r"\b(left|right)", r"\1 ", spaced)) if w]
         sides = ["side" if w in ("left", "right", "l", "r", "lt", "rt", "lh", "rh") else w for w in words]
         key = " ".join(sides)
         if "side" in sides and key in sideless:

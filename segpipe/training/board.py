@@ -18,20 +18,26 @@ class Board:
 
     def __init__(self, folder: FoldFolder) -> None:
         require_tensorboard()
-        self.folder, self.shown = folder, 0
-
-    def show(self) -> None:
-        """Write what the log has gained."""
         # Imported here: the extra may be missing, and it takes seconds.
         from torch.utils.tensorboard.writer import SummaryWriter
 
+        self.folder, self.shown = folder, 0
+        # What an earlier start wrote is written again from the log, and takes its place.
+        self.writer = SummaryWriter(str(folder.root / "tensorboard"), purge_step=1)
+
+    def show(self) -> None:
+        """Write what the log has gained."""
         lines = [json.loads(line) for line in self.folder.log.read_text().splitlines()]
-        with SummaryWriter(str(self.folder.root / "tensorboard"), purge_step=lines[self.shown]["epoch"]) as writer:
-            for line in lines[self.shown :]:
-                for name, value in line.items():
-                    if isinstance(value, (int, float)) and name != "epoch":
-                        writer.add_scalar(name, value, line["epoch"])
-                for number, dice in enumerate(line["validation_dice"], start=1):
-                    if dice is not None:
-                        writer.add_scalar(f"validation_dice/{number}", dice, line["epoch"])
+        for line in lines[self.shown :]:
+            for name, value in line.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self.writer.add_scalar(name, value, line["epoch"])
+            for number, dice in enumerate(line["validation_dice"], start=1):
+                if dice is not None:
+                    self.writer.add_scalar(f"validation_dice/{number}", dice, line["epoch"])
+        self.writer.flush()
         self.shown = len(lines)
+
+    def close(self) -> None:
+        """Finish writing."""
+        self.writer.close()

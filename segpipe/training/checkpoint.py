@@ -70,7 +70,8 @@ def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
             )
     state.network.load_state_dict(saved["network"])
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.scaler.load_state_dict(saved["scaler"])
+    if saved["scaler"]:
+        state.scaler.load_state_dict(saved["scaler"])
     if state.average is not None and saved["average"] is not None:
         state.average.load(saved["average"])
     state.best = saved["best"]

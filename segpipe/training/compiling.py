@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], list[Tensor]]
 
-WORTH_TRYING_S = 1800.0
-"""Compiling takes up to a minute or two: under half an hour of training cannot win that back."""
+WORTH_TRYING_S = 1200.0
+"""The trial takes a minute or two, and gains up to a third (docs/experiments.md): less training than this hardly wins that back."""
 GAIN = 0.95
 """Share of the eager time from which the compiled step is kept; less of a gain may be noise."""
 _REPEATS = 3
@@ -37,11 +37,14 @@ def faster_forward(
     remaining_s : callable
         Forecast of the training from the seconds of a step.
     """
+    if remaining_s(float("inf")) < WORTH_TRYING_S:
+        # Asked for in minutes: known without measuring.
+        return eager, _too_short(remaining_s(float("inf")))
     try:
         plain = _step_s(network, eager, images, runtime)
         left = remaining_s(plain)
         if left < WORTH_TRYING_S:
-            return eager, f"eager: about {left / 60:.0f} min of training are too short to win back a compilation"
+            return eager, _too_short(left)
         # For patches of one size; a graph that cannot be compiled whole raises here rather than later.
         compiled: Forward = torch.compile(eager, dynamic=False)
         start = time.perf_counter()
@@ -57,6 +60,10 @@ def faster_forward(
     if fast > GAIN * plain or (plain - fast) / plain * left < took:
         return eager, f"eager: {gain}"
     return compiled, f"compiled: {gain}"
+
+
+def _too_short(left_s: float) -> str:
+    return f"eager: about {left_s / 60:.0f} min of training are too short to win back a compilation"
 
 
 def _step_s(

@@ -1,6 +1,8 @@
 """One fold in one process: data, network and loop put together, weights and record written."""
 
+import logging
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -9,7 +11,7 @@ from safetensors.torch import save
 
 from segpipe import seeds
 from segpipe.artefact import write_atomically
-from segpipe.augment.spec import default_spec
+from segpipe.augment.spec import AugmentationSpec, default_spec
 from segpipe.dataset.splits import Fold
 from segpipe.errors import TrainingError
 from segpipe.modelfile import file_sha256
@@ -24,6 +26,8 @@ from segpipe.training.ranks import ALONE, Ranks
 from segpipe.training.schedule import make_schedule
 from segpipe.training.schema import TrainingRecord
 from segpipe.training.storage import choose_place, open_cases, placed
+
+logger = logging.getLogger(__name__)
 
 # Readers beyond these only fight for the processor with each other.
 _MOST_READERS = 4
@@ -75,9 +79,9 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
     )
     arrays = job.workspace.preprocessed(plan.arrays_of(configuration.name))
     previous = job.workspace.preprocessed(configuration.name) if n_previous else None
-    cases = {name: open_cases(arrays, getattr(usable, name), previous) for name in ("train", "validation")}
+    cases = open_cases(arrays, tuple(dict.fromkeys(usable.train + usable.validation)), previous)
     place = choose_place(
-        cases["train"] + cases["validation"],
+        cases,
         # TorchIO's artefacts work on the CPU: nothing is won by data on a GPU.
         torch.device("cpu") if chosen.enabled and chosen.artefacts else runtime.device,
         reserved_bytes=1.5e9 * configuration.estimated_memory_gb,
@@ -87,16 +91,17 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
     if ranks.first:
         where = {"device": "on the device", "memory": "in memory", "disk": f"on disk, read by {n_readers} thread(s)"}
         listener.note(f"{len(usable.train)} training and {len(usable.validation)} held-out cases {where[place]}")
+    held_cases = {c.id: c for c in placed(cases, place, runtime.device)}
     weights = tuple(settings.foreground_weights.get(name, 1.0) for name in plan.labels.names)
     how = sampling(configuration.patch_size, batch, settings.foreground_share, weights)
 
-    def source(name: str, stream: str) -> BatchSource:
+    def source(name: str, ids: tuple[str, ...], augmentation: AugmentationSpec | None) -> BatchSource:
         return BatchSource(
-            placed(cases[name], place, runtime.device),
+            [held_cases[case] for case in ids],
             how,
-            spec if chosen.enabled and name == "train" else None,
+            augmentation,
             seed=job.seed,
-            name=stream,
+            name=name,
             flat=configuration.dims == 2,
             n_previous=n_previous,
             share=ranks.share(batch),
@@ -114,8 +119,8 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
                 listener.note(f"  {reason}")
     return Trainer(
         network=network,
-        training=source("train", "training"),
-        validation=source("validation", "validation"),
+        training=source("training", usable.train, spec if chosen.enabled else None),
+        validation=source("validation", usable.validation, None),
         labels=plan.labels,
         batch_dice=configuration.batch_dice,
         settings=settings,
@@ -124,14 +129,27 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
         folder=job.folder,
         identity=job.identity,
         n_readers=n_readers,
+        end_is_asked_for=job.epochs is not None or job.minutes is not None,
         begun_with=begun_with,
         # What is faster today may not be tomorrow: not where the same bytes are wanted twice.
         compile_if_faster=not job.deterministic,
         on_iteration=listener.on_iteration,
-        on_epoch=listener.on_epoch,
+        on_epoch=_harmless(listener.on_epoch),
         note=listener.note if ranks.first else lambda _: None,
         ranks=ranks,
     )
+
+
+def _harmless(tell: Callable[[], None]) -> Callable[[], None]:
+    """Whoever draws or shows must not end the training that it looks at."""
+
+    def told() -> None:
+        try:
+            tell()
+        except Exception:
+            logger.exception("after an epoch")
+
+    return told
 
 
 def _record(job: Job, runtime: Runtime, progress: Progress) -> TrainingRecord:
@@ -152,7 +170,9 @@ def _record(job: Job, runtime: Runtime, progress: Progress) -> TrainingRecord:
         elapsed_s=round(progress.elapsed_s, 2),
         data_wait_share=progress.waited_s / max(progress.elapsed_s, 1e-9),
         train_loss=progress.train_loss,
-        validation_dice=dict(zip(plan.labels.names, progress.validation_dice, strict=True)),
+        validation_dice=dict(
+            zip(plan.labels.names, progress.validation_dice or [None] * len(plan.labels.names), strict=True)
+        ),
         mean_validation_dice=mean_dice(progress.validation_dice),
         stopped_early=progress.stopped_early,
         best_epoch=progress.best_epoch if plan.training.patience_epochs is not None else None,

@@ -41,13 +41,13 @@ def take_over(network: nn.Module, initial: InitialWeights) -> list[str]:
     Raises
     ------
     ModelError
-        If nothing fits.
+        If no convolution fits.
     """
     given, own = read_model(initial.path).folds[initial.fold], network.state_dict()
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
+    if not any(value.ndim > 1 for value in fitting.values()):
         raise ModelError(
-            f"{initial.path}: none of its {len(given)} weights fits the planned network; give --init-from without a plan in the "
+            f"{initial.path}: none of its convolutions fits the planned network; give --init-from without a plan in the "
             "workspace (a new --work) to take over the model's own plan"
         )
     network.load_state_dict(fitting, strict=False)

@@ -63,6 +63,11 @@ def train_on_devices(job: Job, runtime: Runtime, listener: Listener) -> Training
             # Bound, because Fabric would take apart a job that it was given as an argument.
             fabric.launch(partial(_one_rank, job=job, runtime=runtime, events=events, n_threads=n_threads))
     except (ProcessRaisedException, ProcessExitedException) as error:
+        if stopped and not failures:
+            raise TrainingInterrupted(
+                f"stopped by {signal.Signals(stopped[0]).name} before training began; continue with --resume",
+                signal_number=stopped[0],
+            ) from error
         if not failures:
             raise TrainingError(f"a process of --devices {job.n_devices} died: {str(error).strip()}") from error
     finally:
@@ -120,7 +125,7 @@ def _hear(events: Any, listener: Listener, records: list[TrainingRecord], failur
             try:
                 getattr(listener, name)(*values)
             except Exception:
-                # Whoever listens must not end the training that it listens to.
+                # The training itself is elsewhere, and goes on.
                 logger.exception("telling %s", name)
 
 

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import isfinite
 from typing import Any
@@ -62,6 +62,8 @@ class Trainer:
     folder: FoldFolder
     identity: dict[str, str]
     n_readers: int = 1
+    end_is_asked_for: bool = True
+    """Whether the schedule's end is the user's; a resumed training keeps its own otherwise."""
     begun_with: str | None = None
     """Whose weights the network was given, if it was."""
     compile_if_faster: bool = False
@@ -103,9 +105,11 @@ class Trainer:
         ):
             self._choose_forward(first)
             self.saved_at = time.monotonic()
-            while not self._done():
+            while True:
                 waited_before, start = batches.waited_s, time.perf_counter()
                 batch = self._next(batches, stop)
+                if batch is None:
+                    break
                 values = self._step(batch)
                 # The values of the step before: asking a GPU for these of this step would leave it idle.
                 self._settle()
@@ -115,7 +119,6 @@ class Trainer:
                 self.progress.elapsed_s += time.perf_counter() - start
                 self.progress.waited_s += batches.waited_s - waited_before
                 self._after_iteration()
-                self._save_if_due()
         self._settle()
         if self.progress.epoch_losses:
             self._end_epoch()
@@ -136,7 +139,11 @@ class Trainer:
         )
         if resume and self.folder.checkpoint.is_file():
             load_checkpoint(self.folder.checkpoint, self.state, self.identity)
+            if not self.end_is_asked_for:
+                kept = self.state.progress
+                self.schedule = replace(self.schedule, epochs=kept.epochs, minutes=kept.minutes)
         self.progress = self.state.progress
+        self.progress.epochs, self.progress.minutes = self.schedule.epochs, self.schedule.minutes
         self.loss = loss_for(self.labels, batch_dice=self.batch_dice, total=self.ranks.total)
         self.forward: Any = Supervised(self.network)
         if self.ranks.first:
@@ -145,7 +152,8 @@ class Trainer:
 
     def _choose_forward(self, first: int) -> None:
         """Compile the forward pass where that is faster; every process decides for its own device."""
-        if self.compile_if_faster:
+        if self.compile_if_faster and not self._done():
+            start = time.perf_counter()
             images, _ = self.training.to_device(self.training.read(first), self.runtime.device)
             images = images.contiguous(memory_format=self.format)[: -(-len(images) // self.settings.parts)]
             chosen, why = faster_forward(
@@ -157,6 +165,7 @@ class Trainer:
             )
             self.network.supervised = chosen  # type: ignore[method-assign, assignment]
             self.note(why)
+            self.progress.elapsed_s += time.perf_counter() - start
         if self.fabric:
             self.forward = self.fabric.setup_module(self.forward)
 
@@ -165,24 +174,29 @@ class Trainer:
             self.progress.stopped_early or self.schedule.progress(self.progress.iteration, self.progress.elapsed_s) >= 1
         )
 
-    def _next(self, batches: ReadAhead, stop: StopRequest) -> Batch:
-        """Read the next batch, and have all processes agree on the time, on stopping and on failures."""
+    def _next(self, batches: ReadAhead, stop: StopRequest) -> Batch | None:
+        """Read the next batch; None when training is over.
+
+        All processes agree on the time, and so on the end, on saving, on stopping and on failures: none waits for another that has left.
+        """
         failure, batch = None, None
         try:
             batch = next(batches)
         except TrainingError as error:
             failure = str(error)
         progress = self.progress
-        progress.elapsed_s, stop_signal, failure = self.ranks.agree(
-            elapsed_s=progress.elapsed_s, stop=stop.signal_number or 0, failure=failure
+        due = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
+        progress.elapsed_s, due, stop_signal, failure = self.ranks.agree(
+            elapsed_s=progress.elapsed_s, due=due, stop=stop.signal_number or 0, failure=failure
         )
-        if failure or batch is None:
+        if self._done():
+            return None
+        if due or stop_signal or failure:
             self._settle()
             self._save()
+        if failure:
             raise TrainingError(f"{failure} (the state of iteration {progress.iteration} is saved)")
         if stop_signal:
-            self._settle()
-            self._save()
             raise TrainingInterrupted(
                 f"stopped by {StopRequest.name_of(stop_signal)} at iteration {progress.iteration} (epoch {progress.epoch}); "
                 f"the state is in {self.folder.checkpoint}: continue with --resume",
@@ -198,7 +212,9 @@ class Trainer:
         images, labels = self.training.to_device(batch, self.runtime.device)
         images = images.contiguous(memory_format=self.format)
         state.optimizer.zero_grad(set_to_none=True)
-        parts = min(self.settings.parts, max(self.training.how.batch_size // self.ranks.world, 1))
+        batch_size = self.training.how.batch_size
+        parts = min(self.settings.parts, max(batch_size // self.ranks.world, 1))
+        shares = [n / batch_size for n in self.ranks.part_sizes(batch_size, parts)]
         total, seen = torch.zeros((), device=images.device), []
         for number, (some, answers) in enumerate(
             zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
@@ -206,13 +222,11 @@ class Trainer:
             with self._gradients_together(last=number == parts - 1):
                 with self.runtime.precision():
                     logits = self.forward(some)
-                share = (
-                    self.ranks.total(torch.tensor(float(len(some)), device=some.device)) / self.training.how.batch_size
-                )
-                loss = deep_supervision(logits, answers, self.loss) * share
+                loss = deep_supervision(logits, answers, self.loss) * shares[number]
                 state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-            seen.append(logits[0].detach().flatten(1).float().sum(1))
+            finest = logits[0].detach()
+            seen.append(finest.sum(dim=tuple(range(1, finest.ndim)), dtype=torch.float32))
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         state.scaler.step(state.optimizer)
@@ -339,8 +353,3 @@ class Trainer:
         if self.ranks.first:
             save_checkpoint(self.folder.checkpoint, self.state, self.identity)
         self.saved_at = time.monotonic()
-
-    def _save_if_due(self) -> None:
-        if time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
-            self._settle()
-            self._save()

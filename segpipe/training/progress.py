@@ -45,6 +45,9 @@ class Progress:
     best_dice: float | None = None
     best_epoch: int = 0
     stopped_early: bool = False
+    epochs: int = 0
+    minutes: float | None = None
+    """End of the training, which a resumed one keeps unless it is given another."""
     begun_with: str | None = None
     """Whose weights the network was given before the first iteration."""
 

@@ -26,17 +26,22 @@ class Ranks:
         """Samples of a batch of ``n`` that are this process's; shares differ by one at most."""
         return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
 
+    def part_sizes(self, n: int, parts: int) -> list[int]:
+        """Samples in each part of a batch of ``n``, over all processes, when each splits its share as torch's tensor_split does."""
+        shares = [Ranks(rank, self.world).share(n) for rank in range(self.world)]
+        sizes = [share.stop - share.start for share in shares]
+        return [sum(size // parts + (part < size % parts) for size in sizes) for part in range(parts)]
+
     def total(self, x: Tensor) -> Tensor:
         """Sum over all processes; gradients flow back to each."""
         return x if self.world == 1 else _Total.apply(x)  # type: ignore[no-untyped-call]
 
-    def agree(self, *, elapsed_s: float, stop: int, failure: str | None) -> tuple[float, int, str | None]:
-        """Time of the first process, the largest stop signal, and the first failure: the same answer everywhere."""
-        if self.world == 1:
-            return elapsed_s, stop, failure
-        told: list[Any] = [None] * self.world
-        dist.all_gather_object(told, (elapsed_s, stop, failure), group=self.group)
-        return told[0][0], max(t[1] for t in told), next((t[2] for t in told if t[2]), None)
+    def agree(
+        self, *, elapsed_s: float, due: bool, stop: int, failure: str | None
+    ) -> tuple[float, bool, int, str | None]:
+        """Time of the first process and whether it is to save, the largest stop signal, the first failure: the same answer everywhere."""
+        times, dues, stops, failures = zip(*self.gather([(elapsed_s, due, stop, failure)]), strict=True)
+        return times[0], dues[0], max(stops), next((f for f in failures if f), None)
 
     def gather(self, values: list[Any]) -> list[Any]:
         """Every process's values, in order."""

@@ -95,7 +95,7 @@ def require_trainable(job: Job) -> None:
             f"use --devices {chosen.batch_size} or fewer"
         )
     folder = job.folder
-    if folder.checkpoint.is_file() and not job.resume:
+    if not job.resume and any(file.is_file() for file in (folder.checkpoint, folder.weights, folder.record)):
         raise TrainingError(
             f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, "
             "or delete the folder to start afresh"
@@ -143,8 +143,9 @@ def _sweep(folder: FoldFolder) -> None:
 
 def _finished(job: Job) -> TrainingRecord:
     record = TrainingRecord.read(job.folder.record)
-    if (record.plan_digest, record.splits_digest) != (job.plan.digest(), job.splits.digest()):
+    if (record.plan_digest, record.splits_digest, record.seed) != (job.plan.digest(), job.splits.digest(), job.seed):
         raise TrainingError(
-            f"{job.folder.root}: was trained with another plan or other splits; use another --work, or delete the folder to train it afresh"
+            f"{job.folder.root}: was trained with another plan, other splits or seed {record.seed} (now {job.seed}); use another --work, "
+            "or delete the folder to train it afresh"
         )
     return record

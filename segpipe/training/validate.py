@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from segpipe.errors import TrainingError
 from segpipe.labels import Labels
 from segpipe.losses.dice import is_any
 from segpipe.networks.build import fast_memory_format
@@ -25,17 +26,27 @@ def patch_dice(
 ) -> tuple[list[float | None], float]:
     """Dice of each target over all voxels of the first batches, None for one that is in neither; and the seconds spent waiting for data.
 
-    Ignored voxels do not count. Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
+    Ignored voxels do not count. Raises TrainingError where a case can no longer be read.
+
+    Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
     """
     counts = torch.zeros(3, len(labels.targets), dtype=torch.float64, device=runtime.device)
+    failure = None
     network.eval()
     with read_ahead(source, range(n_batches), n_readers=n_readers, pin=runtime.device.type == "cuda") as batches:
-        for _ in range(n_batches):
-            images, target = source.to_device(next(batches), runtime.device)
-            with runtime.precision():
-                logits = network(images.contiguous(memory_format=fast_memory_format(network.dims)))
-            counts += _counts(logits, target, labels)
+        try:
+            for _ in range(n_batches):
+                images, target = source.to_device(next(batches), runtime.device)
+                with runtime.precision():
+                    logits = network(images.contiguous(memory_format=fast_memory_format(network.dims)))
+                counts += _counts(logits, target, labels)
+        except TrainingError as error:
+            failure = str(error)
     network.train()
+    # Raised by all processes together: none may wait for the counts of another that has left.
+    failures = [f for f in ranks.gather([failure]) if f]
+    if failures:
+        raise TrainingError(failures[0])
     both, predicted, reference = ranks.total(counts).cpu()
     total = (predicted + reference).tolist()
     return [2 * b / t if t else None for b, t in zip(both.tolist(), total, strict=True)], batches.waited_s

@@ -1,11 +1,13 @@
-"""A training step of the planned network against the same network as nnU-Net runs it on a CPU (contiguous, nn.InstanceNorm).
+"""A training step of the planned network against the same network as nnU-Net runs it: contiguous, nn.InstanceNorm; on a GPU in float16, and
+compiled besides.
 
-python tests/bench/bench_train_step.py [features]
+python tests/bench/bench_train_step.py [--features 12] [--patch 40 56 40] [--batch 2] [--device cpu]
 """
 
+import argparse
 import json
-import sys
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -18,11 +20,9 @@ from segpipe.planning.recipe import PlannerSettings
 from segpipe.planning.topology import make_topology
 from segpipe.runtime import choose_runtime
 
-PATCH, BATCH = (40, 56, 40), 2
-
 
 def loss(logits, target):
-    return dice_cross_entropy(logits, target, batch_dice=False)
+    return dice_cross_entropy(logits, target, ((1,), (2,)), batch_dice=False)
 
 
 def with_torch_norm(module):
@@ -35,30 +35,51 @@ def with_torch_norm(module):
     return module
 
 
-def step(network, x, target, runtime):
+def step(network, forward, x, target, runtime):
+    runtime.wait()
     start = time.perf_counter()
     with runtime.precision():
-        logits = network.supervised(x)
+        logits = forward(x)
     network.zero_grad(set_to_none=True)
     deep_supervision(logits, target, loss).backward()
+    runtime.wait()
     return time.perf_counter() - start
 
 
 def main():
-    features = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    runtime = choose_runtime("cpu")
-    plain = type(runtime)(runtime.device, None)
-    spec = network_for(make_topology((1.0, 1.0, 1.0), PATCH), PlannerSettings(base_features=features))
-    x, target = torch.randn(BATCH, 1, *PATCH), torch.randint(0, 3, (BATCH, *PATCH))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--features", type=int, default=12)
+    parser.add_argument("--patch", type=int, nargs=3, default=[40, 56, 40])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    runtime = choose_runtime(options.device)
+    gpu = runtime.device.type == "cuda"
+    peer = replace(runtime, autocast=torch.float16 if gpu else None)
+    patch = tuple(options.patch)
+    spec = network_for(make_topology((1.0, 1.0, 1.0), patch), PlannerSettings(base_features=options.features))
+    x = torch.randn(options.batch, 1, *patch, device=runtime.device)
+    target = torch.randint(0, 3, (options.batch, *patch), device=runtime.device)
     ours = to_device(build_network(spec, 1, 3), runtime.device)
-    theirs = with_torch_norm(build_network(spec, 1, 3))
-    ours_x = x.contiguous(memory_format=fast_memory_format(3))
-    times = [(step(ours, ours_x, target, runtime), step(theirs, x, target, plain)) for _ in range(9)][2:]
-    a, b = (sorted(t)[len(t) // 2] for t in zip(*times, strict=True))
+    theirs = with_torch_norm(build_network(spec, 1, 3)).to(runtime.device)
+    runs = {
+        "segpipe": (ours, ours.supervised, x.contiguous(memory_format=fast_memory_format(3)), runtime),
+        "eager": (theirs, theirs.supervised, x, peer),
+    }
+    if gpu:
+        runs["segpipe_compiled"] = (ours, torch.compile(ours.supervised, dynamic=False), runs["segpipe"][2], runtime)
+        runs["compiled"] = (theirs, torch.compile(theirs.supervised, dynamic=False), x, peer)
+    times = {name: [] for name in runs}
+    for _ in range(9):
+        for name, (network, forward, images, chosen) in runs.items():
+            times[name].append(step(network, forward, images, target, chosen))
+    medians = {name: sorted(t[2:])[len(t[2:]) // 2] for name, t in times.items()}
+    best = min(v for name, v in medians.items() if name.startswith("segpipe"))
     print(
         json.dumps({
-            "bench": f"training step, {features} features, batch {BATCH} of {PATCH}, {runtime.describe()}",
-            "segpipe_s": round(a, 3), "eager_contiguous_s": round(b, 3), "ratio": round(b / a, 2),
+            "bench": f"training step, {options.features} features, batch {options.batch} of {patch}, {runtime.describe()}",
+            **{f"{name}_s": round(v, 4) for name, v in medians.items()},
+            **{f"ratio_to_{name}": round(v / best, 2) for name, v in medians.items() if not name.startswith("segpipe")},
         })
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--nnunet", type=Path, required=True, help="environment made by nnunet_env.sh")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
     parser.add_argument("--scratch", type=Path, default=Path("bench_scratch"))
+    parser.add_argument("--device", default="auto", help="of segpipe; nnU-Net takes a GPU where there is one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=8)
     options = parser.parse_args()
@@ -42,8 +43,8 @@ def main():
     workspace = Workspace(options.scratch / "training")
     shutil.rmtree(workspace.root, ignore_errors=True)
     commands.plan(source, work=workspace.root)
-    places = nnunet_places(source, options)
-    runtime, ours, theirs, waited = choose_runtime("cpu"), [], [], []
+    places = nnunet_places(source, options.scratch / "nnunet_timed", options)
+    runtime, ours, theirs, waited = choose_runtime(options.device), [], [], []
     for _ in range(options.rounds):
         seconds, share = timed(workspace, runtime, options.iterations)
         ours += seconds
@@ -66,7 +67,7 @@ def timed(workspace, runtime, n):
     """Seconds of each iteration of the real loop, and the share of them that waited for data."""
     plan = Plan.read(workspace.plan)
     index = steps.prepare_arrays(workspace, plan, "3d_fullres", None, Watch())
-    job = steps.job_of(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1, deterministic=True))
+    job = steps.job_of(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1))
     moments = []
 
     def on_iteration(_):
@@ -83,9 +84,9 @@ def timed(workspace, runtime, n):
     return seconds[WARM_UP - 1 :], progress.waited_s / progress.elapsed_s
 
 
-def nnunet_places(source, options):
+def nnunet_places(source, folder, options):
     """Plan and prepare with nnU-Net; returns the folders it is told by its environment."""
-    root = (options.scratch / "nnunet").resolve()
+    root = folder.resolve()
     places = {f"nnUNet_{f}": str(root / f) for f in ("raw", "preprocessed", "results")}
     if not (root / "preprocessed" / "Dataset001_bench").is_dir():
         write_nnunet_raw(source, root / "raw" / "Dataset001_bench")
