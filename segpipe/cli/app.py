@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a stated error, 2 wrong usage, 3 done but some cases failed, 130 / 143 stopped by a signal after saving.
 """
 
+import errno
 import logging
 import sys
 from typing import Annotated
@@ -61,3 +62,9 @@ def main() -> None:
     except SegpipeError as error:
         typer.echo(f"segpipe: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"segpipe: {where}{error.strerror}; make room, then run the same command with --resume", err=True)
+        sys.exit(1)

@@ -34,8 +34,8 @@ def train(job: Job, runtime: Runtime, listener: Listener | None = None) -> Train
         If another process trains this fold.
     """
     told = listener or Listener()
-    require_trainable(job)
     with locked(job.folder.root, wait=False):
+        require_trainable(job)
         _sweep(job.folder)
         record = _finished(job) if job.resume and job.folder.record.is_file() else None
         if record is None:

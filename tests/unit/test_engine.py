@@ -226,6 +226,19 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_whole(workplace
     assert not list(fold.root.glob(".*.pt.*"))
 
 
+def test_a_full_disk_anywhere_is_one_line(monkeypatch, capsys):
+    import segpipe.cli.app as cli
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "model.segpipe")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("segpipe: model.segpipe: No space left on device; make room")
+
+
 def test_arrays_that_vanish_while_training_are_named_and_the_state_is_saved(workplace, monkeypatch):
     _, workspace = workplace()
     monkeypatch.setattr(storage, "_MEMORY_SHARE", 0.0)
