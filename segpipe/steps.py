@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segpipe.errors import ArtefactError, SegpipeError
+from segpipe.errors import ArtefactError, ModelError, SegpipeError
 from segpipe.watch import Watch
 from segpipe.workspace import Workspace
 
@@ -125,7 +125,10 @@ def current_plan(
     measured = Fingerprint.read(workspace.fingerprint)
     if init_from is not None:
         watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
-        theirs = Plan.model_validate_json(read_model(Path(init_from)).plan_json)
+        try:
+            theirs = Plan.model_validate_json(read_model(Path(init_from)).plan_json)
+        except ValueError as error:
+            raise ModelError(f"{init_from}: its plan is from another version of segpipe ({error})") from error
         return adopt(Path(init_from), measured, workspace, theirs)
     watch.note(f"no plan in {workspace.root} yet: planning with the {recipe} recipe")
     return write_plan(measured, workspace, recipe=recipe)
