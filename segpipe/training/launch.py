@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from queue import Empty
 from types import FrameType
 from typing import Any
 
@@ -29,7 +30,8 @@ from segpipe.training.schema import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
-_END = None
+_LAST_WORDS_S = 10.0
+"""How long what processes said before they ended is waited for; one that was killed may have stopped within a word."""
 
 # How processes find each other is no news for a user.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -54,27 +56,33 @@ def train_on_devices(job: Job, runtime: Runtime, listener: Listener) -> Training
     events = context.Queue()
     failures: list[SegpipeError] = []
     records: list[TrainingRecord] = []
-    hear = threading.Thread(target=_hear, args=(events, listener, records, failures))
+    ended = threading.Event()
+    hear = threading.Thread(target=_hear, args=(events, ended, listener, records, failures), daemon=True)
     hear.start()
     stopped: list[int] = []
+    died: Exception | None = None
     try:
         with _passing_signals_on(stopped):
             n_threads = max(torch.get_num_threads() // job.n_devices, 1)
             # Bound, because Fabric would take apart a job that it was given as an argument.
             fabric.launch(partial(_one_rank, job=job, runtime=runtime, events=events, n_threads=n_threads))
     except (ProcessRaisedException, ProcessExitedException) as error:
-        if stopped and not failures:
-            raise TrainingInterrupted(
-                f"stopped by {signal.Signals(stopped[0]).name} before training began; continue with --resume",
-                signal_number=stopped[0],
-            ) from error
-        if not failures:
-            raise TrainingError(f"a process of --devices {job.n_devices} died: {str(error).strip()}") from error
+        died = error
     finally:
-        events.put(_END)
-        hear.join()
+        ended.set()
+        hear.join(_LAST_WORDS_S)
     if failures:
         raise _with_signal(failures[0], stopped)
+    if died is not None and stopped:
+        raise TrainingInterrupted(
+            f"stopped by {signal.Signals(stopped[0]).name} before training began; continue with --resume",
+            signal_number=stopped[0],
+        ) from died
+    if died is not None or not records:
+        raise TrainingError(
+            f"a process of --devices {job.n_devices} died ({str(died).strip()}); where it was killed, memory ran out most likely; "
+            "the last checkpoint is whole: continue with --resume"
+        ) from died
     return records[0]
 
 
@@ -110,9 +118,20 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _hear(events: Any, listener: Listener, records: list[TrainingRecord], failures: list[SegpipeError]) -> None:
-    while (event := events.get()) is not _END:
-        name, values = event
+def _hear(
+    events: Any,
+    ended: threading.Event,
+    listener: Listener,
+    records: list[TrainingRecord],
+    failures: list[SegpipeError],
+) -> None:
+    while True:
+        try:
+            name, values = events.get(timeout=0.2)
+        except Empty:
+            if ended.is_set():
+                return
+            continue
         if name == "record":
             records.append(TrainingRecord.model_validate_json(values[0]))
         elif name == "failure":
