@@ -341,8 +341,9 @@ class Trainer:
     def _cut_log(self) -> None:
         """Take out lines of epochs that a crash undid: they are later than the checkpoint."""
         if self.folder.log.is_file():
-            lines = self.folder.log.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= self.progress.epoch]
+            # A last line that was cut off is no line.
+            whole = [line for line in self.folder.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in whole if self.progress.holds(json.loads(line))]
             write_atomically(self.folder.log, "".join(kept).encode())
 
     def _log(self, line: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Where training stands."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 DICE_MEMORY = 0.9
 """Share of the earlier average in the running average of validation Dice (nnU-Net's)."""
@@ -55,6 +56,10 @@ class Progress:
     def is_best(self) -> bool:
         """Whether the epoch that just ended has the best average so far."""
         return self.epoch > 0 and self.best_epoch == self.epoch
+
+    def holds(self, line: dict[str, Any]) -> bool:
+        """Whether the epoch of a line of the log is part of this progress."""
+        return bool(line["epoch"] <= self.epoch and line["iteration"] <= self.iteration)
 
     def end_epoch(self, patience: int | None) -> None:
         """Take stock of the epoch whose losses and validation are in."""
