@@ -109,9 +109,14 @@ class ModelFile:
         return cls(plan_json, about["configuration"], about["variant"], tuple(about["mirror_axes"]), folds, previous)
 
 
+def model_in(path: Path) -> Path:
+    """Return a model file's path, given it or the folder that holds it."""
+    return path / "model.segpipe" if path.is_dir() else path
+
+
 def read_model(path: Path) -> ModelFile:
     """Read a model file, or the one in a folder."""
-    return ModelFile.read(path / "model.segpipe" if path.is_dir() else path)
+    return ModelFile.read(model_in(path))
 
 
 def file_sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ from segpipe.augment.previous import one_hot
 from segpipe.errors import ModelError
 from segpipe.inference.restore import largest_at, painted_at, uncrop
 from segpipe.inference.sliding import Forward, mirrored, sliding_logits
-from segpipe.modelfile import ModelFile
+from segpipe.modelfile import ModelFile, model_in
 from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.prepare import prepare
@@ -58,7 +58,7 @@ class Predictor:
         ModelError
             If the file is no model or lacks a fold.
         """
-        path = path / "model.segpipe" if path.is_dir() else path
+        path = model_in(path)
         model = ModelFile.read(path)
         return cls._of(model, path, runtime, folds=folds, tta=tta, step=step)
 

@@ -16,6 +16,7 @@ from segpipe.dataset.splits import Fold
 from segpipe.errors import TrainingError
 from segpipe.modelfile import file_sha256
 from segpipe.networks.build import build_network
+from segpipe.networks.unet import UNet
 from segpipe.runtime import Runtime
 from segpipe.training.data import BatchSource, sampling
 from segpipe.training.initial import take_over
@@ -25,7 +26,7 @@ from segpipe.training.progress import Progress, mean_dice
 from segpipe.training.ranks import ALONE, Ranks
 from segpipe.training.schedule import make_schedule
 from segpipe.training.schema import TrainingRecord
-from segpipe.training.storage import choose_place, open_cases, placed
+from segpipe.training.storage import TrainingCase, choose_place, open_cases, placed
 
 logger = logging.getLogger(__name__)
 
@@ -77,27 +78,13 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
         masked_channels=masked,
         settings=chosen,
     )
-    arrays = job.workspace.preprocessed(plan.arrays_of(configuration.name))
-    previous = job.workspace.preprocessed(configuration.name) if n_previous else None
-    cases = open_cases(arrays, tuple(dict.fromkeys(usable.train + usable.validation)), previous)
-    place = choose_place(
-        cases,
-        # TorchIO's artefacts work on the CPU: nothing is won by data on a GPU.
-        torch.device("cpu") if chosen.enabled and chosen.artefacts else runtime.device,
-        reserved_bytes=1.5e9 * configuration.estimated_memory_gb,
-        sharers=ranks.world,
-    )
-    n_readers = min(_MOST_READERS, torch.get_num_threads()) if place == "disk" or chosen.artefacts else 1
-    if ranks.first:
-        where = {"device": "on the device", "memory": "in memory", "disk": f"on disk, read by {n_readers} thread(s)"}
-        listener.note(f"{len(usable.train)} training and {len(usable.validation)} held-out cases {where[place]}")
-    held_cases = {c.id: c for c in placed(cases, place, runtime.device)}
+    cases, n_readers = _cases_in_place(job, usable, runtime, listener, ranks)
     weights = tuple(settings.foreground_weights.get(name, 1.0) for name in plan.labels.names)
     how = sampling(configuration.patch_size, batch, settings.foreground_share, weights)
 
     def source(name: str, ids: tuple[str, ...], augmentation: AugmentationSpec | None) -> BatchSource:
         return BatchSource(
-            [held_cases[case] for case in ids],
+            [cases[case] for case in ids],
             how,
             augmentation,
             seed=job.seed,
@@ -107,16 +94,7 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
             share=ranks.share(batch),
         )
 
-    torch.manual_seed(int(seeds.stream(job.seed, "weights").integers(2**62)))
-    network = build_network(configuration.network, len(plan.channel_names) + n_previous, plan.labels.n_outputs)
-    begun_with = None
-    if job.initial is not None and not (job.resume and job.folder.checkpoint.is_file()):
-        begun_with = job.initial.describe()
-        left = take_over(network, job.initial)
-        if ranks.first:
-            listener.note(f"weights to begin with: {begun_with}; {len(left)} not taken")
-            for reason in left:
-                listener.note(f"  {reason}")
+    network, begun_with = _network(job, n_previous, listener if ranks.first else Listener())
     return Trainer(
         network=network,
         training=source("training", usable.train, spec if chosen.enabled else None),
@@ -138,6 +116,46 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
         note=listener.note if ranks.first else lambda _: None,
         ranks=ranks,
     )
+
+
+def _cases_in_place(
+    job: Job, usable: Fold, runtime: Runtime, listener: Listener, ranks: Ranks
+) -> tuple[dict[str, TrainingCase], int]:
+    """Cases by id, with their arrays where they are read fastest, and how many threads are to read them."""
+    plan, configuration = job.plan, job.plan.configuration(job.configuration)
+    augmentation = plan.training.augmentation
+    spoilt = augmentation.enabled and bool(augmentation.artefacts)
+    arrays = job.workspace.preprocessed(plan.arrays_of(configuration.name))
+    previous = job.workspace.preprocessed(configuration.name) if configuration.previous_stage else None
+    cases = open_cases(arrays, tuple(dict.fromkeys(usable.train + usable.validation)), previous)
+    place = choose_place(
+        cases,
+        # TorchIO's artefacts work on the CPU: nothing is won by data on a GPU.
+        torch.device("cpu") if spoilt else runtime.device,
+        reserved_bytes=1.5e9 * configuration.estimated_memory_gb,
+        sharers=ranks.world,
+    )
+    n_readers = min(_MOST_READERS, torch.get_num_threads()) if place == "disk" or spoilt else 1
+    if ranks.first:
+        where = {"device": "on the device", "memory": "in memory", "disk": f"on disk, read by {n_readers} thread(s)"}
+        listener.note(f"{len(usable.train)} training and {len(usable.validation)} held-out cases {where[place]}")
+    return {c.id: c for c in placed(cases, place, runtime.device)}, n_readers
+
+
+def _network(job: Job, n_previous: int, listener: Listener) -> tuple[UNet, str | None]:
+    """The planned network with fresh weights, or with what fits of another model's, and whose these are."""
+    plan = job.plan
+    torch.manual_seed(int(seeds.stream(job.seed, "weights").integers(2**62)))
+    spec = plan.configuration(job.configuration).network
+    network = build_network(spec, len(plan.channel_names) + n_previous, plan.labels.n_outputs)
+    if job.initial is None or (job.resume and job.folder.checkpoint.is_file()):
+        return network, None
+    begun_with = job.initial.describe()
+    left = take_over(network, job.initial)
+    listener.note(f"weights to begin with: {begun_with}; {len(left)} not taken")
+    for reason in left:
+        listener.note(f"  {reason}")
+    return network, begun_with
 
 
 def _harmless(tell: Callable[[], None]) -> Callable[[], None]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.errors import ModelError
-from segpipe.modelfile import file_sha256, read_model
+from segpipe.modelfile import ModelFile, file_sha256, model_in
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class InitialWeights:
         ModelError
             If the file is no model.
         """
-        folds = read_model(path).folds
-        return cls(path.resolve(), "all" if "all" in folds else min(folds))
+        file = model_in(path).resolve()
+        folds = ModelFile.read(file).folds
+        return cls(file, "all" if "all" in folds else min(folds))
 
     def describe(self) -> str:
         """File, fold and content."""
-        file = self.path / "model.segpipe" if self.path.is_dir() else self.path
-        return f"{file} fold {self.fold}, sha256 {file_sha256(file)[:12]}"
+        return f"{self.path} fold {self.fold}, sha256 {file_sha256(self.path)[:12]}"
 
 
 def take_over(network: nn.Module, initial: InitialWeights) -> list[str]:
@@ -43,7 +43,7 @@ def take_over(network: nn.Module, initial: InitialWeights) -> list[str]:
     ModelError
         If no convolution fits.
     """
-    given, own = read_model(initial.path).folds[initial.fold], network.state_dict()
+    given, own = ModelFile.read(initial.path).folds[initial.fold], network.state_dict()
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in fitting.values()):
         raise ModelError(
