@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Any
 from segpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from segpipe.commands import check, convert, demo, evaluate, plan, predict, preprocess, report, train
+    from segpipe.commands import check, convert, demo, evaluate, list_networks, plan, predict, preprocess, report, train
     from segpipe.line import run
 
-__all__ = ["check", "convert", "demo", "evaluate", "plan", "predict", "preprocess", "report", "run", "train"]
+__all__ = [
+    "check",
+    "convert",
+    "demo",
+    "evaluate",
+    "list_networks",
+    "plan",
+    "predict",
+    "preprocess",
+    "report",
+    "run",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

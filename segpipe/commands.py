@@ -19,6 +19,8 @@ from segpipe.steps import (
     configuration_of,
     current_plan,
     fingerprint,
+    make_plan,
+    plan_for_network,
     prepare_arrays,
     recipe_for,
     require_fold,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from segpipe.dataset.run import CheckResult
     from segpipe.evaluation.schema import Evaluation
     from segpipe.inference.schema import PredictionRow
+    from segpipe.network_costs import NetworkCost
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.training.schema import TrainingRecord
@@ -112,8 +115,6 @@ def plan(
     watch : Watch
         Told of progress.
     """
-    from segpipe.planning.run import write_plan
-
     workspace = workspace_of(dataset, work)
     if budget_gb == "auto":
         from segpipe.runtime import choose_runtime, free_gb
@@ -122,7 +123,7 @@ def plan(
         watch.note(f"--budget-gb auto: {budget_gb:.1f} GB")
     with alone_in(workspace, watch):
         measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
-        return write_plan(measured, workspace, recipe=recipe, budget_gb=budget_gb, spacing_mm=spacing_mm)
+        return make_plan(measured, workspace, recipe=recipe, budget_gb=budget_gb, spacing_mm=spacing_mm)
 
 
 def preprocess(
@@ -159,6 +160,7 @@ def train(
     *,
     work: PathLike | None = None,
     configuration: str | None = None,
+    network: str | None = None,
     fold: int | str = 0,
     epochs: int | None = None,
     minutes: float | None = None,
@@ -184,6 +186,8 @@ def train(
         The workspace; its plan is used, or one is made by the recipe that suits the device.
     configuration : str, optional
         The plan's 3d_fullres (2d where there is none) unless given.
+    network : str, optional
+        A network instead of the plan's, as NAME or NAME:key=value,...; patch and batch are planned for it.
     fold : int or "all"
         Fold to hold out; "all" trains on every case.
     epochs, minutes : optional
@@ -199,8 +203,8 @@ def train(
     devices : int
         Devices to train on together, each with its share of the batch.
     init_from : path, optional
-        A model.segpipe whose weights to begin with. Where the workspace has no plan, the model's is taken over; where it has one,
-        what fits is loaded and the rest is told.
+        A model.segpipe, or a file of bare weights (.pth, .safetensors), to begin with. Where the workspace has no plan, the
+        model's is taken over; where it has one, what fits is loaded and the rest is told.
     tta : bool
         Average the predictions of the held-out cases over mirrored images.
     tolerance_mm : float
@@ -229,10 +233,12 @@ def train(
     require_devices(runtime.device, devices)
     workspace = workspace_of(dataset, work)
     with alone_in(workspace, watch):
-        current = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime), init_from=init_from)
+        base = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime), init_from=init_from)
+        current = plan_for_network(workspace, base, network, watch)
         chosen = configuration or configuration_of(init_from, current)
         require_fold(workspace, current, chosen, settings)
-        index = prepare_arrays(workspace, current, chosen, jobs, watch)
+        # By the workspace's plan: a network changes patches, not the arrays they are cut from.
+        index = prepare_arrays(workspace, base, chosen, jobs, watch)
         index = prepare_first_stage(workspace, current, index, chosen, runtime, jobs=jobs, watch=watch)
     watch.note(f"training on {runtime.describe()}")
     record = train_fold(workspace, current, index, runtime, settings, configuration=chosen, watch=watch)
@@ -300,6 +306,56 @@ def predict(
     log = (target.parent if ending_of(target) else target) / "predictions.jsonl"
     with watch.counting("predicting", len(cases)) as done:
         return stage(cases, predictor, log, resume=resume, on_case=lambda row: done(row.case))
+
+
+def list_networks(
+    dataset: PathLike | None = None,
+    *,
+    names: tuple[str, ...] = (),
+    work: PathLike | None = None,
+    configuration: str | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    watch: Watch = SILENT,
+) -> list[NetworkCost]:
+    """List the networks; for a dataset with what each costs at the patch and batch that would be planned for it.
+
+    Parameters
+    ----------
+    dataset : path, optional
+        Folder or manifest. Without one, names only.
+    names : tuple of str
+        NAME or NAME:key=value,...; those that come with segpipe, those of installed packages and MONAI's best known unless given.
+    work : path, optional
+        The workspace; its plan is used, or one is made by the recipe that suits the device.
+    configuration : str, optional
+        The plan's 3d_fullres (2d where there is none) unless given.
+    device : str
+        Where steps are timed.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.network_costs import NetworkCost, network_cost
+    from segpipe.networks.catalogue import network_names
+
+    chosen = names or tuple(network_names())
+    if dataset is None:
+        return [NetworkCost(name) for name in chosen]
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.runtime import choose_runtime
+
+    runtime, workspace = choose_runtime(device), workspace_of(dataset, work)
+    with alone_in(workspace, watch):
+        base = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime))
+    where, measured = configuration or base.default_configuration(), Fingerprint.read(workspace.fingerprint)
+    costs = []
+    with watch.counting("planning and timing networks", len(chosen)) as done:
+        for name in chosen:
+            costs.append(network_cost(name, base, measured, where, runtime))
+            done(name)
+    return costs
 
 
 def convert(source: PathLike, output: PathLike, *, watch: Watch = SILENT) -> list[Converted]:

@@ -9,6 +9,7 @@
     │   │   └── IrregularSeriesError  a DICOM series is not one regular volume
     │   └── GeometryMismatchError  two files of a case lie on different grids
     ├── RecipeError              a recipe file is wrong
+    ├── NetworkError             a network is not known, or cannot be built as asked
     ├── PlanError                no plan follows from this fingerprint
     ├── ArtefactError            an artefact is missing, damaged or stale
     ├── ModelError               a model file or folder cannot be used
@@ -50,6 +51,10 @@ class GeometryMismatchError(CaseError):
 
 class RecipeError(SegpipeError):
     """A recipe is missing or holds a wrong value."""
+
+
+class NetworkError(SegpipeError):
+    """A network is not known, or cannot be built as it was asked for."""
 
 
 class PlanError(SegpipeError):

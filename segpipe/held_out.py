@@ -152,7 +152,7 @@ def prepare_first_stage(
     found, failed = [], dict(index.failed)
     for fold in folds:
         # Apart from the predictions that were scored, which may have been made without mirroring.
-        folder = workspace.predictions / configuration / "first_stage" / f"fold_{fold}"
+        folder = workspace.predictions / configuration / plan.recipe / "first_stage" / f"fold_{fold}"
         predicted = predict_held_out(
             workspace, plan, first, fold, runtime, tta=True, resume=True, watch=watch, folder=folder
         )
@@ -167,7 +167,7 @@ def prepare_first_stage(
             found,
             plan,
             chosen,
-            workspace.preprocessed(configuration),
+            workspace.first_stage(configuration, plan.recipe),
             jobs_limit=jobs,
             bytes_each=peak_bytes(measured, plan, chosen),
             on_case=step,

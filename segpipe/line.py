@@ -13,6 +13,8 @@ from segpipe.steps import (
     PathLike,
     alone_in,
     fingerprint,
+    make_plan,
+    plan_for_network,
     prepare_arrays,
     recipe_for,
     require_fold,
@@ -52,6 +54,7 @@ def run(
     work: PathLike | None = None,
     recipe: PathLike | None = None,
     configuration: str | None = None,
+    network: str | None = None,
     fold: int = 0,
     epochs: int | None = None,
     minutes: float | None = None,
@@ -78,6 +81,8 @@ def run(
         ``default`` with a GPU, ``cpu`` without one, unless given.
     configuration : str, optional
         The plan's 3d_fullres (2d where there is none) unless given.
+    network : str, optional
+        A network instead of the recipe's, as NAME or NAME:key=value,...; patch and batch are planned for it.
     fold : int
         Fold to hold out.
     epochs, minutes : optional
@@ -120,7 +125,7 @@ def run(
     workspace = workspace_of(dataset, work)
     with alone_in(workspace, watch):
         current, chosen, index = _prepare(
-            dataset, workspace, runtime, settings, recipe, configuration, resample_channels, jobs, watch
+            dataset, workspace, runtime, settings, recipe, configuration, network, resample_channels, jobs, watch
         )
     watch.note(f"training on {runtime.describe()}")
     record = train_fold(workspace, current, index, runtime, settings, configuration=chosen, watch=watch)
@@ -157,13 +162,13 @@ def _prepare(
     settings: FoldSettings,
     recipe: PathLike | None,
     configuration: str | None,
+    network: str | None,
     resample_channels: bool | None,
     jobs: int | None,
     watch: Watch,
 ) -> tuple[Plan, str, PreprocessedIndex]:
     """Check, measure, plan and preprocess; returns the plan, the configuration to train, and its cases."""
     from segpipe.dataset.schema import Dataset
-    from segpipe.planning.run import write_plan
 
     measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
     matched = Dataset.read(workspace.dataset)
@@ -173,15 +178,16 @@ def _prepare(
     chosen_recipe = recipe or recipe_for(runtime)
     why = "" if recipe else " (no GPU: the recipe for CPUs)" if chosen_recipe == "cpu" else " (a GPU is there)"
     before = workspace.plan.read_bytes() if workspace.plan.is_file() else None
-    current = write_plan(measured, workspace, recipe=chosen_recipe)
+    base = make_plan(measured, workspace, recipe=chosen_recipe)
     if before is not None and before != workspace.plan.read_bytes():
         watch.note(f"{workspace.plan}: replaced; to train by a plan of your own use `segpipe train`")
+    current = plan_for_network(workspace, base, network, watch)
     chosen = configuration or current.default_configuration()
     shape = "x".join(map(str, current.configuration(chosen).patch_size))
     watch.note(
         f"recipe {current.recipe}{why}, configuration {chosen}: patch {shape}, batch {current.configuration(chosen).batch_size}"
     )
     require_fold(workspace, current, chosen, settings)
-    index = prepare_arrays(workspace, current, chosen, jobs, watch)
+    index = prepare_arrays(workspace, base, chosen, jobs, watch)
     index = prepare_first_stage(workspace, current, index, chosen, runtime, jobs=jobs, watch=watch)
     return current, chosen, index

@@ -114,6 +114,37 @@ def model_in(path: Path) -> Path:
     return path / "model.segpipe" if path.is_dir() else path
 
 
+def is_weights_file(path: Path) -> bool:
+    """Whether a file holds bare weights, by its ending: what torch saves (.pth, .pt), or safetensors."""
+    return path.suffix.lower() in (".pth", ".pt", ".safetensors")
+
+
+def read_weights(path: Path) -> Weights:
+    """Read bare weights, without executing anything.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, or holds something else.
+    """
+    try:
+        if path.suffix.lower() == ".safetensors":
+            found: Weights = load(path.read_bytes())
+            return found
+        import torch
+
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file") from error
+    except Exception as error:  # torch raises many kinds here; each means the same to the user
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: no weights can be read from it ({first})") from error
+    held = held.get("state_dict", held) if isinstance(held, dict) else held
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise ModelError(f"{path}: holds {type(held).__name__}; expected tensors by name (a state dict)")
+    return dict(held)
+
+
 def read_model(path: Path) -> ModelFile:
     """Read a model file, or the one in a folder."""
     return ModelFile.read(model_in(path))

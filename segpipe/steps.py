@@ -17,6 +17,8 @@ from segpipe.workspace import Workspace
 if TYPE_CHECKING:
     from segpipe.dataset.splits import Splits
     from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.networks.spec import NetworkChoice
+    from segpipe.planning.design import Probe
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.runtime import Runtime
@@ -115,15 +117,15 @@ def current_plan(
 ) -> Plan:
     """Return the workspace's plan; where there is none, that of the model to begin with, or the recipe's."""
     from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.modelfile import read_model
-    from segpipe.planning.run import adopt, read_plan, write_plan
+    from segpipe.modelfile import is_weights_file, read_model
+    from segpipe.planning.run import adopt, read_plan
     from segpipe.planning.schema import Plan
 
     fingerprint(dataset, workspace, jobs=jobs, watch=watch)
     if workspace.plan.is_file():
         return read_plan(workspace)
     measured = Fingerprint.read(workspace.fingerprint)
-    if init_from is not None:
+    if init_from is not None and not is_weights_file(Path(init_from)):
         watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
         try:
             theirs = Plan.model_validate_json(read_model(Path(init_from)).plan_json)
@@ -131,14 +133,65 @@ def current_plan(
             raise ModelError(f"{init_from}: its plan is from another version of segpipe ({error})") from error
         return adopt(Path(init_from), measured, workspace, theirs)
     watch.note(f"no plan in {workspace.root} yet: planning with the {recipe} recipe")
-    return write_plan(measured, workspace, recipe=recipe)
+    return make_plan(measured, workspace, recipe=recipe)
+
+
+def make_plan(
+    measured: Fingerprint,
+    workspace: Workspace,
+    *,
+    recipe: PathLike,
+    budget_gb: float | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> Plan:
+    """Plan by a recipe and write plan.json; torch is asked only where the recipe's network has to be measured."""
+    from segpipe.planning.recipe import load_recipe
+    from segpipe.planning.run import write_plan
+
+    chosen = load_recipe(recipe)
+    return write_plan(
+        measured,
+        workspace,
+        recipe=chosen,
+        budget_gb=budget_gb,
+        spacing_mm=spacing_mm,
+        probe=probe_for(chosen.network),
+    )
+
+
+def probe_for(choice: NetworkChoice) -> Probe | None:
+    """Return what measures a network; None for a planned U-Net, whose needs are known."""
+    from segpipe.networks.catalogue import architecture_of
+
+    if architecture_of(choice.name).layout == "unet":
+        return None
+    from segpipe.networks.measure import Measured
+
+    return Measured()
+
+
+def plan_for_network(workspace: Workspace, base: Plan, network: str | None, watch: Watch) -> Plan:
+    """Return the workspace's plan for another network, made and kept beside it the first time; the plan itself where none is asked for."""
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.networks.spec import parse_choice
+    from segpipe.planning.run import variant_plan
+
+    if network is None:
+        return base
+    choice = parse_choice(network)
+    chosen = variant_plan(base, Fingerprint.read(workspace.fingerprint), choice, workspace, probe_for(choice))
+    for name in base.configurations:
+        if name not in chosen.configurations:
+            because = next((d.because for d in chosen.decisions if d.rule == name), "its first stage cannot be trained")
+            watch.note(f"{choice.name}: no configuration {name}: {because}")
+    return chosen
 
 
 def configuration_of(init_from: PathLike | None, current: Plan) -> str:
     """Return the configuration to train when none is asked for: that of the model to begin with, where the plan has it."""
-    if init_from is not None and Path(init_from).exists():
-        from segpipe.modelfile import read_model
+    from segpipe.modelfile import is_weights_file, read_model
 
+    if init_from is not None and Path(init_from).exists() and not is_weights_file(Path(init_from)):
         theirs = read_model(Path(init_from)).configuration
         if theirs in current.configurations:
             return theirs

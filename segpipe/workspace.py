@@ -126,6 +126,15 @@ class Workspace:
         """plan.json."""
         return self.root / "plan.json"
 
+    def variant_plan(self, variant: str) -> Path:
+        """Plan of a variant: that of another network, or plan.json."""
+        other = self.root / "plans" / f"{variant}.json"
+        return other if other.is_file() else self.plan
+
+    def other_plan(self, variant: str) -> Path:
+        """Where the plan for another network is kept."""
+        return self.root / "plans" / f"{variant}.json"
+
     @property
     def splits(self) -> Path:
         """splits.json."""
@@ -157,6 +166,10 @@ class Workspace:
     def prepared_index(self, configuration: str) -> Path:
         """What was prepared for a configuration."""
         return self.root / "preprocessed" / f"{configuration}.json"
+
+    def first_stage(self, configuration: str, variant: str) -> Path:
+        """Folder of what the first stage of a cascade found, on the grid of its second."""
+        return self.root / "preprocessed" / configuration / variant
 
     def place(self, configuration: str, variant: str, fold: int | str) -> Path:
         """Where a fold lies below each of the folders models, predictions and evaluation."""

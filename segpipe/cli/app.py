@@ -34,6 +34,7 @@ for command in (
     data_commands.evaluate,
     data_commands.report,
     data_commands.demo,
+    model_commands.networks,
     model_commands.doctor,
 ):
     app.command()(command)

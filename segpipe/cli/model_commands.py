@@ -16,6 +16,7 @@ from segpipe.cli.options import (
     JobsOption,
     JsonOption,
     MinutesOption,
+    NetworkOption,
     QuietOption,
     ResampleOption,
     ResumeOption,
@@ -39,6 +40,7 @@ def run(
         ),
     ] = None,
     configuration: ConfigurationOption = None,
+    network: NetworkOption = None,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Fold to hold out, predict and score.")] = 0,
     resume: ResumeOption = False,
     tta: TtaOption = True,
@@ -62,6 +64,7 @@ def run(
         work=work,
         recipe=recipe,
         configuration=configuration,
+        network=network,
         fold=fold,
         epochs=epochs,
         minutes=minutes,
@@ -99,6 +102,7 @@ def run(
 def train(
     dataset: DatasetArg,
     configuration: ConfigurationOption = None,
+    network: NetworkOption = None,
     fold: Annotated[str, typer.Option("--fold", help="Fold to hold out (0, 1, ...), or all: hold out nothing.")] = "0",
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
@@ -107,7 +111,8 @@ def train(
         typer.Option(
             "--init-from",
             metavar="MODEL",
-            help="Begin with the weights of a model.segpipe; without a plan in the workspace, by that model's plan.",
+            help="Begin with the weights of a model.segpipe (without a plan in the workspace, by that model's plan), or with bare "
+            "weights (.pth, .safetensors), such as ImageNet's for ternausnet.",
             show_default=False,
         ),
     ] = None,
@@ -136,6 +141,7 @@ def train(
         dataset,
         work=work,
         configuration=configuration,
+        network=network,
         fold=fold if fold == "all" else int(fold),
         epochs=epochs,
         minutes=minutes,
@@ -222,6 +228,71 @@ def predict(
         show_failures("Cases to look at", {row.case: "; ".join(row.doubts) for row in rows if row.doubts})
     if failed:
         raise typer.Exit(FAILED_CASES)
+
+
+def networks(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATASET]", help="A dataset to plan them for; names only without.", show_default=False),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--network",
+            metavar="NAME[:key=value,...]",
+            help="Only this one; give it again for more.",
+            show_default=False,
+        ),
+    ] = None,
+    configuration: ConfigurationOption = None,
+    work: WorkOption = None,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the networks; for a dataset with their parameters, work, memory at the planned patch, and seconds a step on this machine."""
+    from dataclasses import asdict
+
+    from segpipe import commands
+    from segpipe.cli.display import out, show_json, table, watch
+    from segpipe.networks.catalogue import architecture_of
+    from segpipe.networks.spec import parse_choice
+
+    costs = commands.list_networks(
+        dataset,
+        names=tuple(names or ()),
+        work=work,
+        configuration=configuration,
+        device=device,
+        jobs=jobs,
+        watch=watch(quiet=quiet or as_json),
+    )
+    if as_json:
+        show_json([asdict(cost) for cost in costs])
+        return
+    if dataset is None:
+        about = [architecture_of(parse_choice(cost.network).name) for cost in costs]
+        rows = [[a.name, a.about, a.describe_options()] for a in about]
+        out().print(table("Networks, and what they may be asked for", ["network", "", "options"], rows))
+        out().print("any other network of MONAI for segmentation: monai:CLASS", markup=False)
+        return
+    rows = [
+        [
+            cost.network,
+            "x".join(map(str, cost.patch_size)),
+            str(cost.batch_size),
+            f"{cost.parameters / 1e6:.2f}",
+            f"{cost.macs / 1e9:.1f}",
+            f"{cost.memory_gb:.2f}",
+            cost.problem if cost.step_s is None else f"{cost.step_s:.2f}",
+        ]
+        if cost.patch_size
+        else [cost.network, *[""] * 5, cost.problem]
+        for cost in costs
+    ]
+    columns = ["network", "patch", "batch", "million parameters", "10^9 MACs a patch", "GB a step", "seconds a step"]
+    out().print(table(f"Networks for {dataset}", columns, rows, right=(2, 3, 4, 5)))
 
 
 def doctor(as_json: JsonOption = False) -> None:

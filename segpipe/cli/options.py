@@ -41,6 +41,15 @@ ConfigurationOption = Annotated[
         show_default=False,
     ),
 ]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="NAME[:key=value,...]",
+        help="Another network than the plan's, such as u2net, plain_unet:width=0.5 or monai:SegResNet; see `segpipe networks`.",
+        show_default=False,
+    ),
+]
 EpochsOption = Annotated[
     int | None,
     typer.Option("--epochs", min=1, help="Train this many epochs.  [default: the recipe's]", show_default=False),

@@ -40,7 +40,7 @@ _COLUMNS = [
 
 
 def _chosen(c: Configuration) -> list[str]:
-    features = f"{c.network.features[0]}-{c.network.features[-1]}"
+    features = f"{c.network.features[0]}-{c.network.features[-1]}" if c.network.features else ""
     name = c.name if c.previous_stage is None else f"{c.name} (after {c.previous_stage})"
     return [
         name,
@@ -48,7 +48,7 @@ def _chosen(c: Configuration) -> list[str]:
         "x".join(f"{m:g}" for m in c.median_shape),
         "x".join(map(str, c.patch_size)),
         str(c.batch_size),
-        str(len(c.network.features)),
+        str(len(c.network.strides)),
         features,
         c.network.architecture,
         f"{c.estimated_memory_gb:.2f}",

@@ -48,7 +48,8 @@ def measure_case(
     aside : tuple of int
         Values of the background, and of voxels to ignore.
     """
-    counts = {int(v): n for v, n in value_counts(labels).items() if v not in aside}
+    found = value_counts(labels)
+    counts = {int(v): n for v, n in found.items() if v not in aside}
     quantiles = np.empty((image.array.shape[0], N_QUANTILES if counts else 0), dtype=np.float32)
     moments: list[tuple[float, float]] = []
     if counts:
@@ -63,6 +64,7 @@ def measure_case(
             spacing_mm=image.grid.spacing_mm,
             shape_after_crop=image.grid.shape,
             label_voxels=counts,
+            ignored_voxels=sum(n for v, n in found.items() if v in aside[1:]),
             moments=tuple(moments),
             percentiles=image_percentiles(image.array),
         ),

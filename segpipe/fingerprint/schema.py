@@ -18,6 +18,8 @@ class CaseFingerprint(Record):
     """Shape of the box around the non-zero region of any channel."""
     label_voxels: dict[int, int] = {}
     """Voxels by stored label value, background and ignored voxels left out."""
+    ignored_voxels: int = 0
+    """Voxels that nobody labelled."""
     moments: tuple[tuple[float, float], ...] = ()
     """Mean and mean square of the foreground's intensities, one a channel; empty without foreground."""
     percentiles: tuple[tuple[float, ...], ...] = ()

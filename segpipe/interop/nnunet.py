@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import CaseFingerprint, Fingerprint, IntensityStatistics
 from segpipe.labels import Labels
 from segpipe.networks.spec import NetworkSpec
@@ -108,6 +109,10 @@ def _configuration(configuration: Configuration, plan: Plan, plans_name: str) ->
 
 
 def _architecture(network: NetworkSpec) -> dict[str, Any]:
+    if network.architecture not in _CLASSES:
+        raise PlanError(
+            f"network {network.architecture}: nnU-Net has none like it; its plans hold {', '.join(_CLASSES)}"
+        )
     dims = network.dims
     blocks_key = "n_conv_per_stage" if network.architecture == "plain_unet" else "n_blocks_per_stage"
     return {

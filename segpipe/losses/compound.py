@@ -1,128 +1,127 @@
-"""Losses joined: Dice with cross-entropy, for labels and for regions, and over several resolutions."""
+"""Losses joined: the terms of a recipe, over the heads of a network."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from segpipe.labels import Labels
-from segpipe.losses.dice import Members, Total, alone, is_any, mean_of, soft_dice_loss
+from segpipe.losses.cldice import cldice_loss
+from segpipe.losses.overlap import generalised_dice_loss, soft_dice_loss, tversky_loss
+from segpipe.losses.reference import Reference, Total, alone
+from segpipe.losses.spec import (
+    DEFAULT_LOSS,
+    BoundaryTerm,
+    ClDiceTerm,
+    CrossEntropyTerm,
+    DiceTerm,
+    FocalTerm,
+    GeneralisedDiceTerm,
+    HausdorffTerm,
+    LossTerm,
+    TopKTerm,
+    TverskyTerm,
+)
+from segpipe.losses.surface import boundary_loss, hausdorff_loss
+from segpipe.losses.voxelwise import cross_entropy, top_k_cross_entropy
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def loss_for(labels: Labels, *, batch_dice: bool, total: Total = alone) -> Loss:
-    """Loss of logits (N, K, ...) and label indices (N, ...) that suits the labels: ignored voxels and regions included.
-
-    Where several processes share a batch, ``total`` sums over them and the loss is that of the whole batch.
-    """
-    members, ignore = labels.members, labels.ignore_index
-    of = region_dice_cross_entropy if labels.regions else dice_cross_entropy
-    return lambda logits, target: of(logits, target, members, batch_dice=batch_dice, ignore=ignore, total=total)
-
-
-def dice_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    members: Members,
-    *,
-    batch_dice: bool,
-    ignore: int | None = None,
-    total: Total = alone,
-) -> Tensor:
-    """Soft Dice loss plus cross-entropy, one to one, in float32; labels exclude each other.
-
-    Parameters
-    ----------
-    logits : Tensor
-        (N, K, ...), background first.
-    target : Tensor of int64
-        (N, ...) label indices.
-    members : tuple
-        ((1,), (2,), ...).
-    batch_dice : bool
-        See :func:`~segpipe.losses.dice.soft_dice_loss`.
-    ignore : int, optional
-        Index of voxels that do not count.
-    total : callable
-        See :func:`~segpipe.losses.dice.soft_dice_loss`.
-    """
-    logits = logits.float()
-    # Rows of voxels instead of a volume: the same number, and deterministic on a GPU too; a view where channels are last.
-    rows, answers = logits.movedim(1, -1).reshape(-1, logits.shape[1]), target.reshape(-1)
-    kept = None
-    if ignore is None:
-        cross_entropy = mean_of(F.cross_entropy(rows, answers, reduction="none"), total)
-    else:
-        kept = target != ignore
-        summed = F.cross_entropy(rows, answers, ignore_index=ignore, reduction="sum")
-        # A batch may hold no labelled voxel at all: its loss is 0, not 0/0.
-        cross_entropy = total(summed) / total(kept.sum()).clamp_min(1)
-    probabilities = logits.softmax(1)[:, 1:]
-    dice = soft_dice_loss(probabilities, target, members, batch_dice=batch_dice, kept=kept, total=total)
-    return dice + cross_entropy
+_OF_SHAPES = (BoundaryTerm, HausdorffTerm, ClDiceTerm)
+"""Terms of surfaces and skeletons: at lower resolutions these are other shapes, so only full resolution has them."""
 
 
-def region_dice_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    members: Members,
-    *,
-    batch_dice: bool,
-    ignore: int | None = None,
-    total: Total = alone,
-) -> Tensor:
-    """Soft Dice loss plus binary cross-entropy of regions, each told apart by itself; in float32.
+@dataclass(frozen=True)
+class Loss:
+    """The weighted sum of a recipe's terms, as the labels mean them."""
 
-    Parameters
-    ----------
-    logits : Tensor
-        (N, R, ...), one channel a region.
-    target : Tensor of int64
-        (N, ...) label indices.
-    members : tuple of tuple of int
-        Label indices that each region covers.
-    batch_dice, ignore, total
-        As in :func:`dice_cross_entropy`.
-    """
-    logits = logits.float()
-    kept = None if ignore is None else target != ignore
-    inside = torch.stack([is_any(target, indices) for indices in members], dim=1).to(logits.dtype)
-    if kept is None:
-        cross_entropy = mean_of(F.binary_cross_entropy_with_logits(logits, inside, reduction="none"), total)
-    else:
-        voxelwise = F.binary_cross_entropy_with_logits(logits, inside, reduction="none") * kept[:, None]
-        cross_entropy = total(voxelwise.sum()) / (total(kept.sum()) * logits.shape[1]).clamp_min(1)
-    dice = soft_dice_loss(logits.sigmoid(), target, members, batch_dice=batch_dice, kept=kept, total=total)
-    return dice + cross_entropy
+    labels: Labels
+    terms: tuple[LossTerm, ...] = DEFAULT_LOSS
+    batch_dice: bool = False
+    """Where a term does not say: sum overlaps over the batch before dividing."""
+    spacing: tuple[float, ...] = ()
+    """Of a voxel, for terms of distances; all edges alike unless given."""
+    total: Total = alone
+    """Sum over the processes that share a batch: the loss is that of the whole batch."""
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (N, K, ...) against label indices (N, ...), in float32 or better."""
+        return self._sum(self.terms, logits, target)
+
+    def over_heads(self, heads: list[Tensor], target: Tensor, weights: list[float]) -> Tensor:
+        """Weighted sum over a network's heads; the target is brought to each by nearest neighbour.
+
+        Parameters
+        ----------
+        heads : list of Tensor
+            (N, K, ...), full resolution first.
+        target : Tensor of int64
+            (N, ...) at full resolution.
+        weights : list of float
+            One a head.
+        """
+        everywhere = tuple(term for term in self.terms if not isinstance(term, _OF_SHAPES))
+        of_shapes = tuple(term for term in self.terms if isinstance(term, _OF_SHAPES))
+        summed = heads[0].new_zeros((), dtype=_exact(heads[0]).dtype)
+        for weight, head in zip(weights, heads, strict=True):
+            if everywhere:
+                summed = summed + weight * self._sum(everywhere, head, shrink_labels(target, tuple(head.shape[2:])))
+        return summed + self._sum(of_shapes, heads[0], target) if of_shapes else summed
+
+    def _sum(self, terms: tuple[LossTerm, ...], logits: Tensor, target: Tensor) -> Tensor:
+        logits, reference = _exact(logits), Reference.of(target, self.labels)
+        values = [term.weight * self._value(term, logits, reference) for term in terms]
+        return torch.stack(values).sum()
+
+    def _value(self, term: LossTerm, logits: Tensor, reference: Reference) -> Tensor:
+        total, spacing = self.total, self.spacing or (1.0,) * (logits.ndim - 2)
+        match term:
+            case CrossEntropyTerm():
+                return cross_entropy(logits, reference, weights=self._weights(term.class_weights), total=total)
+            case FocalTerm(gamma=gamma):
+                weights = self._weights(term.class_weights)
+                return cross_entropy(logits, reference, weights=weights, gamma=gamma, total=total)
+            case TopKTerm(share=share):
+                return top_k_cross_entropy(logits, reference, share=share, total=total)
+            case GeneralisedDiceTerm():
+                return generalised_dice_loss(logits, reference, total=total)
+        probabilities = reference.probabilities(logits)
+        match term:
+            case DiceTerm():
+                return soft_dice_loss(
+                    probabilities,
+                    reference.target,
+                    reference.members,
+                    batch_dice=self.batch_dice if term.batch is None else term.batch,
+                    kept=reference.kept,
+                    total=total,
+                )
+            case TverskyTerm():
+                return tversky_loss(
+                    probabilities,
+                    reference,
+                    false_positives=term.false_positives,
+                    false_negatives=term.false_negatives,
+                    exponent=term.exponent,
+                    batch=self.batch_dice if term.batch is None else term.batch,
+                    total=total,
+                )
+            case BoundaryTerm():
+                return boundary_loss(probabilities, reference, spacing=spacing, total=total)
+            case HausdorffTerm():
+                return hausdorff_loss(probabilities, reference, spacing=spacing, alpha=term.alpha, total=total)
+            case ClDiceTerm():
+                return cldice_loss(probabilities, reference, iterations=term.iterations, total=total)
+
+    def _weights(self, given: object) -> Tensor | None:
+        """(K,) of the network's outputs."""
+        if given is None:
+            return None
+        assert isinstance(given, dict), f"class weights {given!r}: a plan holds numbers"
+        names = self.labels.names if self.labels.regions else (BACKGROUND, *self.labels.names)
+        return torch.tensor([float(given.get(name, 1.0)) for name in names])
 
 
-def supervision_weights(n_resolutions: int) -> list[float]:
-    """Weights of the resolutions, highest first: halved at each step, summing to 1.
-
-    nnU-Net gives its lowest resolution weight 0; the networks here leave that one out, so the weights are the same.
-    """
-    weights = [0.5**i for i in range(n_resolutions)]
-    return [w / sum(weights) for w in weights]
-
-
-def deep_supervision(logits: list[Tensor], target: Tensor, loss: Loss) -> Tensor:
-    """Weighted sum of a loss over resolutions; the target is brought to each by nearest neighbour.
-
-    Parameters
-    ----------
-    logits : list of Tensor
-        (N, K, ...), highest resolution first.
-    target : Tensor of int64
-        (N, ...) at the highest resolution.
-    loss : callable
-        Of logits and target.
-    """
-    total = logits[0].new_zeros((), dtype=logits[0].float().dtype)
-    for weight, level in zip(supervision_weights(len(logits)), logits, strict=True):
-        total = total + weight * loss(level, shrink_labels(target, tuple(level.shape[2:])))
-    return total
+BACKGROUND = "background"
 
 
 def shrink_labels(target: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -130,3 +129,8 @@ def shrink_labels(target: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(target.shape[1:]) == shape:
         return target
     return F.interpolate(target[:, None].float(), size=shape, mode="nearest-exact")[:, 0].to(target.dtype)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 as they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()

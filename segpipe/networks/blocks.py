@@ -1,10 +1,13 @@
-"""Building blocks of the U-Nets. Parameter names follow nnU-Net's, so that its weights load."""
+"""Building blocks. Parameter names follow nnU-Net's, so that its weights load."""
 
+from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from segpipe.networks.spec import Norm
 
 Stride = tuple[int, ...]
 
@@ -14,9 +17,36 @@ def conv_class(dims: int) -> Any:
     return {2: nn.Conv2d, 3: nn.Conv3d}[dims]
 
 
+class ExactConv3d(nn.Conv3d):
+    """Convolution in float32 where torch's in bfloat16 on a CPU is wrong.
+
+    There the weight's gradient holds memory that was never written, if the first axis is shorter than the kernel (seen with torch 2.13
+    and oneDNN; docs/experiments.md). Such maps are small: computing them in float32 costs next to nothing.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, Z, Y, X) to (N, C', ...)."""
+        if x.device.type != "cpu" or not 1 < x.shape[2] <= self.kernel_size[0]:
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def with_exact_convolutions(network: nn.Module) -> None:
+    """Make every 3D convolution of a network an :class:`ExactConv3d`; names, weights and results stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = ExactConv3d
+
+
 def pool_class(dims: int) -> Any:
     """Average pooling of 2 or 3 axes."""
     return {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
+
+
+def max_pool_class(dims: int) -> Any:
+    """Maximum pooling of 2 or 3 axes."""
+    return {2: nn.MaxPool2d, 3: nn.MaxPool3d}[dims]
 
 
 def transposed_class(dims: int) -> Any:
@@ -27,6 +57,10 @@ def transposed_class(dims: int) -> Any:
 def activation() -> nn.Module:
     """Leaky ReLU of slope 0.01."""
     return nn.LeakyReLU(0.01, inplace=True)
+
+
+_FEW_VOXELS = 4096
+"""Maps of this size are normalised backward in float32: it costs next to nothing there."""
 
 
 class ChannelsLastNorm(torch.autograd.Function):
@@ -53,6 +87,10 @@ class ChannelsLastNorm(torch.autograd.Function):
         n, c, first = x.shape[:3]
         rows, upstream = (t.movedim(1, -1).reshape(n, first, -1, c) for t in (x, gradients[0]))
         voxels = rows.shape[1] * rows.shape[2]
+        if voxels <= _FEW_VOXELS:
+            # Differences of nearly equal numbers: where they are few, bfloat16 has too few digits for their sums.
+            rows, upstream = rows.float() - mean[:, None, None], upstream.float()
+            mean = torch.zeros_like(mean)
 
         def total(values: Tensor) -> Tensor:
             # Planes in the maps' own type, then the planes in float32: no copy of the whole, no loss that counts.
@@ -63,8 +101,8 @@ class ChannelsLastNorm(torch.autograd.Function):
         scale = inverse_std * weight
         slope = -scale * inverse_std * weight_sum / voxels
         shift = -scale * bias_sum / voxels - slope * mean
-        scale, slope, shift = (t.to(x.dtype)[:, None, None] for t in (scale, slope, shift))
-        down = torch.addcmul(torch.addcmul(shift, upstream, scale), rows, slope)
+        scale, slope, shift = (t.to(rows.dtype)[:, None, None] for t in (scale, slope, shift))
+        down = torch.addcmul(torch.addcmul(shift, upstream, scale), rows, slope).to(x.dtype)
         return down.reshape(n, *x.shape[2:], c).movedim(-1, 1), weight_sum.sum(0), bias_sum.sum(0), None
 
 
@@ -88,18 +126,42 @@ class InstanceNorm(nn.Module):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
+def make_norm(kind: Norm, channels: int, dims: int) -> nn.Module:
+    """Return a normalisation with scale and shift. Groups are 8 where the channels divide (Wu and He 2018), else as many as do."""
+    if kind == "instance":
+        return InstanceNorm(channels)
+    if kind == "group":
+        return nn.GroupNorm(gcd(8, channels), channels)
+    return {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims](channels)
+
+
+def upsampled(x: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
+    """(N, C, ...) brought to a size by linear interpolation."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode={2: "bilinear", 3: "trilinear"}[len(size)], align_corners=align_corners)
+
+
 class ConvNorm(nn.Module):
-    """Convolution, instance normalisation, and (unless told otherwise) leaky ReLU."""
+    """Convolution, normalisation, and (unless told otherwise) leaky ReLU."""
 
     def __init__(
-        self, c_in: int, c_out: int, kernel: Stride, stride: Stride, *, bias: bool = True, activate: bool = True
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: Stride,
+        stride: Stride,
+        norm: Norm,
+        *,
+        bias: bool = True,
+        activate: bool = True,
     ) -> None:
         super().__init__()
         dims = len(kernel)
         self.conv = conv_class(dims)(
             c_in, c_out, kernel, stride, padding=tuple((k - 1) // 2 for k in kernel), bias=bias
         )
-        self.norm = InstanceNorm(c_out)
+        self.norm = make_norm(norm, c_out, dims)
         self.nonlin = activation() if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,11 +173,11 @@ class ConvNorm(nn.Module):
 class ConvStack(nn.Module):
     """Several ConvNorm in a row; the first one strides."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, n: int) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, n: int, norm: Norm) -> None:
         super().__init__()
         ones = (1,) * len(kernel)
         self.convs = nn.Sequential(
-            *(ConvNorm(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones) for i in range(n))
+            *(ConvNorm(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones, norm) for i in range(n))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,17 +192,17 @@ class ResidualBlock(nn.Module):
     Source: He et al. 2016 with the "D" shortcut of He et al. 2019 (arXiv 1812.01187), as in nnU-Net's BasicBlockD.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, norm: Norm) -> None:
         super().__init__()
         ones = (1,) * len(kernel)
-        self.conv1 = ConvNorm(c_in, c_out, kernel, stride)
-        self.conv2 = ConvNorm(c_out, c_out, kernel, ones, activate=False)
+        self.conv1 = ConvNorm(c_in, c_out, kernel, stride, norm)
+        self.conv2 = ConvNorm(c_out, c_out, kernel, ones, norm, activate=False)
         self.nonlin2 = activation()
         shortcut: list[nn.Module] = []
         if max(stride) > 1:
             shortcut.append(pool_class(len(kernel))(stride, stride))
         if c_in != c_out:
-            shortcut.append(ConvNorm(c_in, c_out, ones, ones, bias=False, activate=False))
+            shortcut.append(ConvNorm(c_in, c_out, ones, ones, norm, bias=False, activate=False))
         self.skip = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,11 +214,14 @@ class ResidualBlock(nn.Module):
 class ResidualStack(nn.Module):
     """Several ResidualBlock in a row; the first one strides."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, n: int) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: Stride, stride: Stride, n: int, norm: Norm) -> None:
         super().__init__()
         ones = (1,) * len(kernel)
         self.blocks = nn.Sequential(
-            *(ResidualBlock(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones) for i in range(n))
+            *(
+                ResidualBlock(c_in if i == 0 else c_out, c_out, kernel, stride if i == 0 else ones, norm)
+                for i in range(n)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,14 +231,14 @@ class ResidualStack(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """He-normal convolutions for leaky ReLU, zero biases, zero last norm of a residual block (nnU-Net's rule)."""
+def initialise(module: nn.Module, *, slope: float = 0.01) -> None:
+    """He-normal convolutions for (leaky) ReLU, zero biases, zero last norm of a residual block (nnU-Net's rule)."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-            nn.init.kaiming_normal_(layer.weight, a=0.01)
+            nn.init.kaiming_normal_(layer.weight, a=slope)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     for block in module.modules():
         if isinstance(block, ResidualBlock):
-            nn.init.zeros_(block.conv2.norm.weight)
-            nn.init.zeros_(block.conv2.norm.bias)
+            for p in block.conv2.norm.parameters():
+                nn.init.zeros_(p)

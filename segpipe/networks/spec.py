@@ -1,25 +1,92 @@
 """What a network is, as data. No torch."""
 
+import json
+import re
 from typing import Literal
 
-from segpipe.artefact import Record
+from pydantic import JsonValue
 
-Architecture = Literal["plain_unet", "resenc_unet"]
+from segpipe.artefact import Record
+from segpipe.errors import NetworkError
+
+Norm = Literal["instance", "batch", "group"]
+
+
+class NetworkChoice(Record):
+    """A network by name, with the options it is given; what a plan makes of it is a :class:`NetworkSpec`."""
+
+    name: str = "plain_unet"
+    """A name of `segpipe networks`, ``monai:CLASS``, or that of an installed package's entry point."""
+    options: dict[str, JsonValue] = {}
+
+    @property
+    def slug(self) -> str:
+        """Name and options as part of a folder's name."""
+        shown = "".join(f"_{key}={json.dumps(value)}" for key, value in sorted(self.options.items()))
+        return re.sub(r"[^\w.=-]+", "-", (self.name + shown).replace(":", "-").replace('"', ""))
 
 
 class NetworkSpec(Record):
-    """A planned U-Net. Tuples run from the highest resolution to the bottleneck; kernels and strides are (z, y, x) or (y, x)."""
+    """A planned network. Tuples run from the highest resolution to the lowest; kernels and strides are (z, y, x) or (y, x)."""
 
-    architecture: Architecture
-    features: tuple[int, ...]
-    kernel_sizes: tuple[tuple[int, ...], ...]
+    architecture: str
+    features: tuple[int, ...] = ()
+    """Feature maps of each resolution, where the plan chooses them (U-Nets)."""
+    kernel_sizes: tuple[tuple[int, ...], ...] = ()
     strides: tuple[tuple[int, ...], ...]
-    encoder_blocks: tuple[int, ...]
-    """Convolutions (plain) or residual blocks (resenc) of each encoder stage."""
-    decoder_convs: tuple[int, ...]
+    """Pooling before each resolution, the first one 1; of a network that the plan does not lay out, 1 only."""
+    encoder_blocks: tuple[int, ...] = ()
+    """Convolutions (plain_unet) or residual blocks (resenc_unet) of each encoder stage."""
+    decoder_convs: tuple[int, ...] = ()
     """Convolutions of each decoder stage, highest resolution last as in nnU-Net."""
+    divisors: tuple[int, ...] = ()
+    """What input edges are padded to multiples of; empty for the product of the strides."""
+    patch_size: tuple[int, ...] = ()
+    """Patch that it was planned for, where a network is built for one size."""
+    options: dict[str, JsonValue] = {}
+    """What the network was asked for beyond its name, the defaults included."""
+    package: str | None = None
+    """Distribution and version that the network comes from, where that is not segpipe."""
 
     @property
     def dims(self) -> int:
         """2 or 3."""
         return len(self.strides[0])
+
+    @property
+    def norm(self) -> Norm:
+        """Normalisation of its feature maps."""
+        return self.options.get("norm", "instance")  # type: ignore[return-value]
+
+
+def parse_choice(text: str) -> NetworkChoice:
+    """Read ``NAME`` or ``NAME:key=value,...``; values are JSON, or plain words.
+
+    Raises
+    ------
+    NetworkError
+        If it is written in another way.
+    """
+    match = re.fullmatch(r"(?P<name>(?:monai:)?[\w.-]+)(?::(?P<options>.+))?", text)
+    if match is None:
+        raise NetworkError(
+            f"network {text!r}: expected NAME or NAME:key=value,... such as u2net or monai:SegResNet:init_filters=16"
+        )
+    options: dict[str, JsonValue] = {}
+    # Commas between brackets belong to a value.
+    for part in re.split(r",(?![^\[]*\])", match["options"] or ""):
+        key, equals, value = part.partition("=")
+        if not part:
+            continue
+        if not equals or not key.strip().isidentifier():
+            raise NetworkError(f"network {text!r}: {part!r} is no option; expected key=value")
+        options[key.strip()] = _value(value.strip())
+    return NetworkChoice(name=match["name"], options=options)
+
+
+def _value(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value

@@ -4,10 +4,13 @@ Source: Isensee et al., Nature Methods 18:203-211, 2021; residual encoder: Isens
 State-dict names are nnU-Net's without its aliases.
 """
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
 from segpipe.networks.blocks import ConvStack, ResidualStack, conv_class, initialise, transposed_class
+from segpipe.networks.segmenter import Segmenter
 from segpipe.networks.spec import NetworkSpec
 
 
@@ -19,7 +22,7 @@ class PlainEncoder(nn.Module):
         widths = (c_in, *spec.features)
         # Each stage sits in a Sequential of its own because nnU-Net's names have that extra index.
         self.stages = nn.ModuleList(
-            nn.Sequential(ConvStack(widths[i], widths[i + 1], spec.kernel_sizes[i], spec.strides[i], n))
+            nn.Sequential(ConvStack(widths[i], widths[i + 1], spec.kernel_sizes[i], spec.strides[i], n, spec.norm))
             for i, n in enumerate(spec.encoder_blocks)
         )
 
@@ -38,10 +41,10 @@ class ResidualEncoder(nn.Module):
     def __init__(self, c_in: int, spec: NetworkSpec) -> None:
         super().__init__()
         first = spec.features[0]
-        self.stem = ConvStack(c_in, first, spec.kernel_sizes[0], (1,) * spec.dims, 1)
+        self.stem = ConvStack(c_in, first, spec.kernel_sizes[0], (1,) * spec.dims, 1, spec.norm)
         widths = (first, *spec.features)
         self.stages = nn.ModuleList(
-            ResidualStack(widths[i], widths[i + 1], spec.kernel_sizes[i], spec.strides[i], n)
+            ResidualStack(widths[i], widths[i + 1], spec.kernel_sizes[i], spec.strides[i], n, spec.norm)
             for i, n in enumerate(spec.encoder_blocks)
         )
 
@@ -70,7 +73,8 @@ class Decoder(nn.Module):
             below, here = spec.features[level + 1], spec.features[level]
             stride = spec.strides[level + 1]
             ups.append(transposed(below, here, stride, stride, bias=True))
-            stages.append(ConvStack(2 * here, here, spec.kernel_sizes[level], (1,) * spec.dims, spec.decoder_convs[i]))
+            ones = (1,) * spec.dims
+            stages.append(ConvStack(2 * here, here, spec.kernel_sizes[level], ones, spec.decoder_convs[i], spec.norm))
             heads.append(conv(here, c_out, 1, bias=True))
         self.transpconvs, self.stages, self.seg_layers = nn.ModuleList(ups), nn.ModuleList(stages), nn.ModuleList(heads)
 
@@ -85,15 +89,15 @@ class Decoder(nn.Module):
         return logits[::-1]
 
 
-class UNet(nn.Module):
+class UNet(Segmenter):
     """A planned U-Net."""
 
     def __init__(self, c_in: int, c_out: int, spec: NetworkSpec) -> None:
-        super().__init__()
+        divisors = tuple(prod(stride[axis] for stride in spec.strides) for axis in range(spec.dims))
+        super().__init__(spec.dims, divisors)
         self.encoder: nn.Module = (
             PlainEncoder(c_in, spec) if spec.architecture == "plain_unet" else ResidualEncoder(c_in, spec)
         )
-        self.dims = spec.dims
         self.decoder = Decoder(c_out, spec)
         # The lowest resolution carries no loss when there is more than one (nnU-Net's deep supervision).
         self.n_supervised = max(len(spec.features) - 2, 1)
@@ -101,12 +105,12 @@ class UNet(nn.Module):
         for head in self.decoder.seg_layers[: len(spec.features) - 1 - self.n_supervised]:
             head.requires_grad_(requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits at full resolution: (N, c_in, ...) to (N, c_out, ...)."""
-        logits: list[Tensor] = self.decoder(self.encoder(x), 1)
-        return logits[0]
+    def logits(self, x: Tensor, *, every: bool) -> list[Tensor]:
+        """See :meth:`Segmenter.logits`."""
+        found: list[Tensor] = self.decoder(self.encoder(x), self.n_supervised if every else 1)
+        return found
 
-    def supervised(self, x: Tensor) -> list[Tensor]:
-        """Logits of every resolution that enters the loss, highest first."""
-        logits: list[Tensor] = self.decoder(self.encoder(x), self.n_supervised)
-        return logits
+
+def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> UNet:
+    """Build the planned U-Net."""
+    return UNet(n_channels, n_outputs, spec)

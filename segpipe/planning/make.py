@@ -1,6 +1,5 @@
 """From a fingerprint and a recipe to a plan. Pure: the same input gives the same bytes."""
 
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,10 @@ from numpy.typing import NDArray
 
 from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import Fingerprint
-from segpipe.planning.configuration import Channels, Sized, size_configuration
+from segpipe.planning.class_weights import with_class_weights
+from segpipe.planning.configuration import Sized, size_configuration
+from segpipe.planning.design import Channels, Design, Probe
+from segpipe.planning.explain import in_mm, sizing_decisions
 from segpipe.planning.guard import make_guard
 from segpipe.planning.recipe import Recipe, load_recipe
 from segpipe.planning.rules import (
@@ -38,6 +40,7 @@ def make_plan(
     recipe: str | Path | Recipe = "default",
     *,
     spacing_mm: tuple[float, float, float] | None = None,
+    probe: Probe | None = None,
 ) -> Plan:
     """Plan all configurations that follow from a fingerprint.
 
@@ -49,11 +52,15 @@ def make_plan(
         A shipped recipe's name, a TOML file, or the recipe itself.
     spacing_mm : tuple of float, optional
         Target spacing (z, y, x) instead of the planned one.
+    probe : Probe, optional
+        Measures the networks that are no planned U-Net.
 
     Raises
     ------
     RecipeError
         If the recipe is missing or wrong.
+    NetworkError
+        If its network is not known or an option is wrong.
     PlanError
         If the fingerprint has no case, or the wished spacing is not positive.
     """
@@ -61,7 +68,7 @@ def make_plan(
     if not fingerprint.cases:
         raise PlanError("the fingerprint holds no case; nothing can be planned")
     _require_labels(chosen, fingerprint.labels.names)
-    return _Planner(fingerprint, chosen, _target(fingerprint, spacing_mm)).plan()
+    return _Planner(fingerprint, chosen, _target(fingerprint, spacing_mm), probe).plan()
 
 
 def _require_labels(recipe: Recipe, names: tuple[str, ...]) -> None:
@@ -85,30 +92,36 @@ def _target(
         if min(wished) <= 0:
             raise PlanError(f"--spacing {wished}: expected three positive numbers in mm (z, y, x)")
         return np.array(wished, dtype=np.float64), Decision(
-            rule="target spacing", chosen=_mm(wished), because="it was asked for"
+            rule="target spacing", chosen=in_mm(wished), because="it was asked for"
         )
     target, refined = target_spacing(fingerprint.cases)
-    because = f"median spacing {_mm(observed)}"
+    because = f"median spacing {in_mm(tuple(observed))}"
     if refined:
         because += "; its coarse axis is over 3 times coarser with under a third of the voxels: 10th percentile there"
     shape = np.median([c.shape_after_crop for c in fingerprint.cases], axis=0)
     coarse = int(np.argmax(observed))
     others = [a for a in range(3) if a != coarse]
     steps = (
-        f"median spacing {_mm(observed)}, median shape after cropping {'x'.join(f'{n:g}' for n in shape)} (z, y, x)",
+        f"median spacing {in_mm(tuple(observed))}, median shape after cropping {'x'.join(f'{n:g}' for n in shape)} (z, y, x)",
         f"coarsest axis: {'zyx'[coarse]}, {observed[coarse] / max(observed[others]):.2f} times coarser than the next (over 3 counts)",
         f"its voxels: {shape[coarse]:g}, the fewest of the others {min(shape[others]):g} (over 3 times as many counts)",
         "both count: the 10th percentile of that axis is taken" if refined else "not both count: the median is taken",
     )
-    return target, Decision(rule="target spacing", chosen=_mm(target), because=because, steps=steps)
+    return target, Decision(rule="target spacing", chosen=in_mm(tuple(target)), because=because, steps=steps)
 
 
 class _Planner:
     """The values that every rule shares, computed once."""
 
-    def __init__(self, fingerprint: Fingerprint, recipe: Recipe, target: tuple[NDArray[np.float64], Decision]) -> None:
-        self.fingerprint = fingerprint
-        self.recipe = recipe
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        recipe: Recipe,
+        target: tuple[NDArray[np.float64], Decision],
+        probe: Probe | None,
+    ) -> None:
+        self.fingerprint, self.recipe, self.probe = fingerprint, recipe, probe
+        self.training, weights_decisions = with_class_weights(recipe.training, fingerprint)
         spacing, spacing_decision = target
         self.forward, self.backward = axis_order(spacing)
         order = list(self.forward)
@@ -124,6 +137,7 @@ class _Planner:
             self._normalisation_decision(),
             self._guard_decision(),
             self._memory_decision(),
+            *weights_decisions,
         ]
         self.mirror_axes = self._mirror_axes()
 
@@ -152,7 +166,8 @@ class _Planner:
             guard=self.guard,
             configurations=configurations,
             mirror_axes=self.mirror_axes,
-            training=self.recipe.training,
+            planner=self.recipe.planner,
+            training=self.training,
             decisions=tuple(self.decisions),
         )
 
@@ -194,7 +209,7 @@ class _Planner:
             return None
         self._decide(
             "low-resolution stage",
-            _mm(spacing),
+            in_mm(tuple(spacing)),
             f"the patch sees only {seen:.0%} of the median image, less than {LOWRES_THRESHOLD:.0%}",
         )
         return self._as_configuration("3d_lowres", spacing, shape, sized, batch_dice=False)
@@ -205,65 +220,16 @@ class _Planner:
         return self._as_configuration(name, spacing, median, self._size(spacing, median, voxels), batch_dice=batch_dice)
 
     def _size(self, spacing: NDArray[np.float64], median: NDArray[np.float64], voxels: float) -> Sized:
-        return size_configuration(
-            tuple(spacing.tolist()),
-            tuple(median.tolist()),
-            voxels,
-            Channels(
-                inputs=len(self.fingerprint.channel_names),
-                outputs=self.fingerprint.labels.n_outputs,
-                label_entries=self.fingerprint.labels.n_entries,
-            ),
-            self.recipe.planner,
-        )
+        return size_configuration(tuple(median.tolist()), voxels, self._design(spacing))
+
+    def _design(self, spacing: NDArray[np.float64]) -> Design:
+        channels, settings = Channels.of(self.fingerprint), self.recipe.planner
+        return Design(self.recipe.network, settings, channels, tuple(spacing.tolist()), self.probe)
 
     def _as_configuration(
         self, name: str, spacing: NDArray[np.float64], median: NDArray[np.float64], sized: Sized, *, batch_dice: bool
     ) -> Configuration:
-        settings = self.recipe.planner
-        patch = "x".join(map(str, sized.topology.patch_size))
-        cuts = len(sized.patches_tried) - 1
-        cut = (
-            f"cut {cuts} time(s) to fit {settings.budget_gb:g} GB"
-            if cuts
-            else f"fits {settings.budget_gb:g} GB as it is"
-        )
-        counted = "bytes of a training step" if settings.memory == "bytes" else "nnU-Net's count of convolution outputs"
-        self._decide(
-            f"{name}: patch",
-            patch,
-            f"median image {'x'.join(f'{m:g}' for m in median)} at {_mm(spacing)}, {cut}",
-            (
-                f"start: a box of equal edges in mm with {'256^3' if len(patch.split('x')) == 3 else '2048^2'} voxels, cut to the median "
-                "image, padded to what the poolings divide",
-                f"need against budget, in {counted}; while it does not fit, the axis that is longest against the image is cut:",
-                *sized.patches_tried,
-            ),
-        )
-        self._decide(
-            f"{name}: network",
-            f"{len(sized.network.features)} stages, {sized.network.features[0]} to {sized.network.features[-1]} features",
-            "an axis is pooled while it has 8 voxels and is under 2 times coarser than the finest",
-            tuple(
-                f"stage {i}: stride {'x'.join(map(str, stride))}, kernel {'x'.join(map(str, kernel))}, {f} features"
-                for i, (stride, kernel, f) in enumerate(
-                    zip(sized.network.strides, sized.network.kernel_sizes, sized.network.features, strict=True)
-                )
-            ),
-        )
-        limit = f", at most {settings.max_batch}" if settings.max_batch else ""
-        self._decide(
-            f"{name}: batch",
-            str(sized.batch_size),
-            f"memory allows {sized.batch_by_memory}, {settings.dataset_cover:.0%} of the dataset's voxels "
-            f"{sized.batch_by_dataset}, at least {settings.min_batch}{limit}",
-            (
-                f"by memory: {sized.batch_by_memory}",
-                f"by dataset: {settings.dataset_cover:.0%} of the dataset's voxels at this spacing, in patches of "
-                f"{prod(sized.topology.patch_size)} voxels: {sized.batch_by_dataset}",
-                f"the smaller of both, at least {settings.min_batch}{limit or ', no upper limit in this recipe'}: {sized.batch_size}",
-            ),
-        )
+        self.decisions += sizing_decisions(name, tuple(float(m) for m in median), sized, self._design(spacing))
         return Configuration(
             name=name,
             spacing_mm=tuple(spacing.tolist()),
@@ -348,7 +314,3 @@ def medians(fingerprint: Fingerprint, order: tuple[int, int, int]) -> tuple[tupl
     shapes = np.array([c.shape_after_crop for c in fingerprint.cases])
     spacing, shape = (np.median(a, axis=0)[list(order)] for a in (observed, shapes))
     return tuple(float(v) for v in spacing), tuple(float(v) for v in shape)
-
-
-def _mm(spacing: NDArray[np.float64] | tuple[float, ...]) -> str:
-    return " x ".join(f"{float(s):.4g}" for s in spacing) + " mm"

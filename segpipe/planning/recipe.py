@@ -9,15 +9,15 @@ from pydantic import Field, NonNegativeFloat, ValidationError
 from segpipe.artefact import Record
 from segpipe.augment.spec import AugmentationSettings
 from segpipe.errors import RecipeError
-from segpipe.networks.spec import Architecture
+from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
+from segpipe.networks.spec import NetworkChoice
 
 
 class PlannerSettings(Record):
     """How patch, batch and network follow from the fingerprint. Defaults are nnU-Net's ExperimentPlanner."""
 
-    architecture: Architecture = "plain_unet"
     base_features: int = Field(32, ge=1)
-    """Feature maps of the first stage; each stage doubles them."""
+    """Feature maps of the first stage of a planned U-Net; each stage doubles them."""
     max_features_2d: int = Field(512, ge=1)
     max_features_3d: int = Field(320, ge=1)
     budget_gb: float = Field(8.0, gt=0)
@@ -39,6 +39,8 @@ class PlannerSettings(Record):
     channels, parameters and number type."""
     activation_bytes: Literal[2, 4] = 2
     """Bytes of an activation where memory is counted in bytes: 2 under bfloat16, 4 in float32."""
+    measured_budget_gb: float | None = Field(None, gt=0)
+    """Budget of networks other than the planned U-Nets, whose memory is measured, parameters included; None for budget_gb."""
     patch_fits_reference_batch: bool = False
     """Shrink the patch until the reference batch fits (residual-encoder planners), not until a batch of 2 fits."""
 
@@ -64,6 +66,10 @@ class TrainingSettings(Record):
     """Share of each batch, its last patches, that is centred on a foreground voxel."""
     foreground_weights: dict[str, NonNegativeFloat] = {}
     """How often such a patch is centred on a label, by name, against 1 for each label that is not named."""
+    foreground_by: Literal["case", "label"] = "case"
+    """What is drawn first for such a patch: the case, among all of them, or the label, and then a case that has it."""
+    loss: tuple[LossTerm, ...] = Field(DEFAULT_LOSS, min_length=1)
+    """Terms that are added up, each with its weight (docs/stages/training.md)."""
     parts: int = Field(1, ge=1)
     """Parts that a batch goes through the network in, so that it needs less memory; gradients are summed."""
     average_decay: float | None = Field(None, gt=0, lt=1)
@@ -81,6 +87,7 @@ class Recipe(Record):
     name: str = Field(pattern=r"^\w[\w.-]*$")
     """Names the folder of what is trained with it."""
     description: str
+    network: NetworkChoice = NetworkChoice()
     planner: PlannerSettings = PlannerSettings()
     training: TrainingSettings = TrainingSettings()
 

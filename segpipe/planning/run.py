@@ -4,10 +4,13 @@ from pathlib import Path
 
 from segpipe.errors import ArtefactError
 from segpipe.fingerprint.schema import Fingerprint
+from segpipe.networks.spec import NetworkChoice
 from segpipe.planning.adopt import adopt_plan
+from segpipe.planning.design import Probe
 from segpipe.planning.make import make_plan
 from segpipe.planning.recipe import Recipe, load_recipe
 from segpipe.planning.schema import Plan
+from segpipe.planning.variant import variant_name, with_network
 from segpipe.workspace import Workspace
 
 
@@ -18,6 +21,7 @@ def write_plan(
     recipe: str | Path | Recipe = "default",
     budget_gb: float | None = None,
     spacing_mm: tuple[float, float, float] | None = None,
+    probe: Probe | None = None,
 ) -> Plan:
     """Plan and write plan.json.
 
@@ -33,13 +37,32 @@ def write_plan(
         Device memory to plan for, instead of the recipe's.
     spacing_mm : tuple of float, optional
         Target spacing (z, y, x) instead of the planned one.
+    probe : Probe, optional
+        Measures the recipe's network, where it is no planned U-Net.
     """
     chosen = load_recipe(recipe)
     if budget_gb is not None:
-        settings = chosen.planner.model_copy(update={"budget_gb": budget_gb})
+        budgets = {"budget_gb": budget_gb}
+        if chosen.planner.measured_budget_gb is not None:
+            budgets["measured_budget_gb"] = budget_gb
+        settings = chosen.planner.model_copy(update=budgets)
         chosen = Recipe.model_validate(chosen.model_dump() | {"planner": settings.model_dump()})
-    plan = make_plan(fingerprint, chosen, spacing_mm=spacing_mm)
+    plan = make_plan(fingerprint, chosen, spacing_mm=spacing_mm, probe=probe)
     plan.write(workspace.plan)
+    return plan
+
+
+def variant_plan(
+    base: Plan, fingerprint: Fingerprint, choice: NetworkChoice, workspace: Workspace, probe: Probe | None
+) -> Plan:
+    """Return the plan for another network, written to plans/ the first time and whenever the workspace's plan has changed since."""
+    path = workspace.other_plan(variant_name(base, choice))
+    if path.is_file():
+        known = Plan.read(path)
+        if known.derived_from == base.digest():
+            return known
+    plan = with_network(base, fingerprint, choice, probe)
+    plan.write(path)
     return plan
 
 

@@ -8,7 +8,7 @@ from segpipe.fingerprint.schema import IntensityStatistics
 from segpipe.labels import Labels
 from segpipe.networks.spec import NetworkSpec
 from segpipe.planning.guard import IntensityGuard
-from segpipe.planning.recipe import TrainingSettings
+from segpipe.planning.recipe import PlannerSettings, TrainingSettings
 
 Normalisation = Literal["ct", "zscore", "none", "rescale_0_1", "rgb_0_1"]
 
@@ -74,6 +74,10 @@ class Plan(Artefact):
     """What images of the training kind look like."""
     mirror_axes: tuple[int, ...]
     """Axes (z, y, x after the transpose) along which mirror images are alike: mirrored in training and at inference."""
+    planner: PlannerSettings | None = None
+    """How patches and batches were sized; a plan for another network is sized the same way."""
+    derived_from: str | None = None
+    """sha256 of the workspace's plan, where this is that plan with another network."""
     training: TrainingSettings
     decisions: tuple[Decision, ...]
 

@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from segpipe.networks.measure import step_seconds
+from segpipe.networks.segmenter import Segmenter
 from segpipe.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -17,11 +19,10 @@ WORTH_TRYING_S = 1200.0
 """The trial takes a minute or two, and gains up to a third (docs/experiments.md): less training than this hardly wins that back."""
 GAIN = 0.95
 """Share of the eager time from which the compiled step is kept; less of a gain may be noise."""
-_REPEATS = 3
 
 
 def faster_forward(
-    network: nn.Module, eager: Forward, images: Tensor, runtime: Runtime, remaining_s: Callable[[float], float]
+    network: Segmenter, eager: Forward, images: Tensor, runtime: Runtime, remaining_s: Callable[[float], float]
 ) -> tuple[Forward, str]:
     """Return the eager or the compiled forward pass, whichever trains faster here, and why.
 
@@ -41,16 +42,16 @@ def faster_forward(
         # Asked for in minutes: known without measuring.
         return eager, _too_short(remaining_s(float("inf")))
     try:
-        plain = _step_s(network, eager, images, runtime)
+        plain = step_seconds(network, images, runtime, forward=eager)
         left = remaining_s(plain)
         if left < WORTH_TRYING_S:
             return eager, _too_short(left)
         # For patches of one size; a graph that cannot be compiled whole raises here rather than later.
         compiled: Forward = torch.compile(eager, dynamic=False)
         start = time.perf_counter()
-        _step_s(network, compiled, images, runtime, repeats=1)
+        step_seconds(network, images, runtime, forward=compiled, repeats=1)
         took = time.perf_counter() - start
-        fast = _step_s(network, compiled, images, runtime)
+        fast = step_seconds(network, images, runtime, forward=compiled)
     except Exception as error:  # noqa: BLE001 - the compiler fails in many ways on machines without a toolchain
         first = str(error).strip().splitlines()
         return eager, f"eager: compiling failed ({type(error).__name__}: {first[0] if first else 'no message'})"
@@ -64,20 +65,3 @@ def faster_forward(
 
 def _too_short(left_s: float) -> str:
     return f"eager: about {left_s / 60:.0f} min of training are too short to win back a compilation"
-
-
-def _step_s(
-    network: nn.Module, forward: Forward, images: Tensor, runtime: Runtime, *, repeats: int = _REPEATS
-) -> float:
-    """Fastest of some forward and backward passes."""
-    fastest = float("inf")
-    for _ in range(repeats):
-        network.zero_grad(set_to_none=True)
-        runtime.wait()
-        start = time.perf_counter()
-        with runtime.precision():
-            logits = forward(images)
-        torch.stack([level.float().mean() for level in logits]).sum().backward()  # type: ignore[no-untyped-call]
-        runtime.wait()
-        fastest = min(fastest, time.perf_counter() - start)
-    return fastest

@@ -184,7 +184,9 @@ def _pinned(batch: Batch) -> Batch:
     return replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
 
 
-def sampling(patch_size: tuple[int, ...], batch_size: int, share: float, weights: tuple[float, ...]) -> Sampling:
+def sampling(
+    patch_size: tuple[int, ...], batch_size: int, share: float, weights: tuple[float, ...], *, by_label: bool
+) -> Sampling:
     """Return how patches of a configuration are drawn; a 2D patch is one slice."""
     patch: Any = (1, *patch_size) if len(patch_size) == 2 else patch_size
-    return Sampling(patch, batch_size, share, weights)
+    return Sampling(patch, batch_size, share, weights, by_label)

@@ -16,7 +16,7 @@ from segpipe.dataset.splits import Fold
 from segpipe.errors import TrainingError
 from segpipe.modelfile import file_sha256
 from segpipe.networks.build import build_network
-from segpipe.networks.unet import UNet
+from segpipe.networks.segmenter import Segmenter
 from segpipe.runtime import Runtime
 from segpipe.training.data import BatchSource, sampling
 from segpipe.training.initial import take_over
@@ -80,7 +80,9 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
     )
     cases, n_readers = _cases_in_place(job, usable, runtime, listener, ranks)
     weights = tuple(settings.foreground_weights.get(name, 1.0) for name in plan.labels.names)
-    how = sampling(configuration.patch_size, batch, settings.foreground_share, weights)
+    how = sampling(
+        configuration.patch_size, batch, settings.foreground_share, weights, by_label=settings.foreground_by == "label"
+    )
 
     def source(name: str, ids: tuple[str, ...], augmentation: AugmentationSpec | None) -> BatchSource:
         return BatchSource(
@@ -106,6 +108,7 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
         runtime=runtime,
         folder=job.folder,
         identity=job.identity,
+        spacing=configuration.spacing_mm,
         n_readers=n_readers,
         end_is_asked_for=job.epochs is not None or job.minutes is not None,
         begun_with=begun_with,
@@ -126,7 +129,7 @@ def _cases_in_place(
     augmentation = plan.training.augmentation
     spoilt = augmentation.enabled and bool(augmentation.artefacts)
     arrays = job.workspace.preprocessed(plan.arrays_of(configuration.name))
-    previous = job.workspace.preprocessed(configuration.name) if configuration.previous_stage else None
+    previous = job.workspace.first_stage(configuration.name, plan.recipe) if configuration.previous_stage else None
     cases = open_cases(arrays, tuple(dict.fromkeys(usable.train + usable.validation)), previous)
     place = choose_place(
         cases,
@@ -142,7 +145,7 @@ def _cases_in_place(
     return {c.id: c for c in placed(cases, place, runtime.device)}, n_readers
 
 
-def _network(job: Job, n_previous: int, listener: Listener) -> tuple[UNet, str | None]:
+def _network(job: Job, n_previous: int, listener: Listener) -> tuple[Segmenter, str | None]:
     """The planned network with fresh weights, or with what fits of another model's, and whose these are."""
     plan = job.plan
     torch.manual_seed(int(seeds.stream(job.seed, "weights").integers(2**62)))

@@ -4,38 +4,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segpipe.errors import ModelError
-from segpipe.modelfile import ModelFile, file_sha256, model_in
+from segpipe.modelfile import ModelFile, Weights, file_sha256, is_weights_file, model_in, read_weights
+from segpipe.networks.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A fold of a trained model."""
+    """A fold of a trained model, or a file of bare weights."""
 
     path: Path
-    fold: str
+    fold: str | None
+    """None of bare weights."""
 
     @classmethod
     def of(cls, path: Path) -> "InitialWeights":
-        """Choose the fold of a model file, or of the folder that holds one: the one of all cases, or the first.
+        """Choose the fold of a model file, or of the folder that holds one: the one of all cases, or the first; or bare weights.
 
         Raises
         ------
         ModelError
             If the file is no model.
         """
+        if is_weights_file(path):
+            return cls(path.resolve(), None)
         file = model_in(path).resolve()
         folds = ModelFile.read(file).folds
         return cls(file, "all" if "all" in folds else min(folds))
 
     def describe(self) -> str:
         """File, fold and content."""
-        return f"{self.path} fold {self.fold}, sha256 {file_sha256(self.path)[:12]}"
+        fold = "" if self.fold is None else f" fold {self.fold}"
+        return f"{self.path}{fold}, sha256 {file_sha256(self.path)[:12]}"
+
+    def read(self) -> Weights:
+        """Weights by name."""
+        return read_weights(self.path) if self.fold is None else ModelFile.read(self.path).folds[self.fold]
 
 
-def take_over(network: nn.Module, initial: InitialWeights) -> list[str]:
+def take_over(network: Segmenter, initial: InitialWeights) -> list[str]:
     """Load what fits by name and shape; return what was not loaded, with the reason.
 
     Raises
@@ -43,13 +52,13 @@ def take_over(network: nn.Module, initial: InitialWeights) -> list[str]:
     ModelError
         If no convolution fits.
     """
-    given, own = ModelFile.read(initial.path).folds[initial.fold], network.state_dict()
+    given, own = network.fit_pretrained(initial.read()), network.state_dict()
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in fitting.values()):
-        raise ModelError(
-            f"{initial.path}: none of its convolutions fits the planned network; give --init-from without a plan in the "
-            "workspace (a new --work) to take over the model's own plan"
-        )
+        instead = "" if initial.fold is None else (
+            "; give --init-from without a plan in the workspace (a new --work) to take over the model's own plan"
+        )  # fmt: skip
+        raise ModelError(f"{initial.path}: none of its convolutions fits the planned network{instead}")
     network.load_state_dict(fitting, strict=False)
     left = [f"{name}: {_reason(given.get(name), value)}" for name, value in own.items() if name not in fitting]
     return left + [f"{name}: the planned network has none" for name in given if name not in own]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from segpipe.artefact import write_atomically
 from segpipe.errors import TrainingError, TrainingInterrupted
 from segpipe.labels import Labels
-from segpipe.losses.compound import deep_supervision, loss_for
+from segpipe.losses.compound import Loss
 from segpipe.networks.build import fast_memory_format, to_device
-from segpipe.networks.unet import UNet
+from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.runtime import Runtime
 from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 
 
 class Supervised(nn.Module):
-    """The network as it is trained: forward gives the logits of every resolution that enters the loss."""
+    """The network as it is trained: forward gives the logits of every head that enters the loss."""
 
-    def __init__(self, network: UNet) -> None:
+    def __init__(self, network: Segmenter) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Logits, highest resolution first."""
+        """Logits, full resolution first."""
         return self.network.supervised(x)
 
 
@@ -51,7 +51,7 @@ class Supervised(nn.Module):
 class Trainer:
     """Everything one fold's training needs. :meth:`run` trains to the end of the schedule."""
 
-    network: UNet
+    network: Segmenter
     training: BatchSource
     validation: BatchSource
     labels: Labels
@@ -61,6 +61,8 @@ class Trainer:
     runtime: Runtime
     folder: FoldFolder
     identity: dict[str, str]
+    spacing: tuple[float, ...] = ()
+    """Of a voxel of a patch, for losses of distances."""
     n_readers: int = 1
     end_is_asked_for: bool = True
     """Whether the schedule's end is the user's; a resumed training keeps its own otherwise."""
@@ -144,7 +146,7 @@ class Trainer:
                 self.schedule = replace(self.schedule, epochs=kept.epochs, minutes=kept.minutes)
         self.progress = self.state.progress
         self.progress.epochs, self.progress.minutes = self.schedule.epochs, self.schedule.minutes
-        self.loss = loss_for(self.labels, batch_dice=self.batch_dice, total=self.ranks.total)
+        self.loss = Loss(self.labels, self.settings.loss, self.batch_dice, self.spacing, self.ranks.total)
         self.forward: Any = Supervised(self.network)
         if self.ranks.first:
             self.folder.root.mkdir(parents=True, exist_ok=True)
@@ -222,7 +224,7 @@ class Trainer:
             with self._gradients_together(last=number == parts - 1):
                 with self.runtime.precision():
                     logits = self.forward(some)
-                loss = deep_supervision(logits, answers, self.loss) * shares[number]
+                loss = self.loss.over_heads(logits, answers, self.network.head_weights(len(logits))) * shares[number]
                 state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             finest = logits[0].detach()

@@ -127,7 +127,7 @@ def require_first_stage(job: Job) -> None:
 
 
 def _require_network(configuration: Configuration) -> None:
-    if len(configuration.network.features) < 2:
+    if len(configuration.network.features) == 1:
         raise TrainingError(
             f"configuration {configuration.name!r}: the median image {configuration.median_shape} is too small to pool even once "
             "(8 voxels along an axis are needed); plan with a finer --spacing"

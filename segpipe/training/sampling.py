@@ -1,5 +1,6 @@
 """Which patch of which case, drawn from a random stream; and the patch, read."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,6 +46,8 @@ class Sampling:
     """Share of a batch, its last patches, that is centred on a foreground voxel."""
     weights: tuple[float, ...] = ()
     """How often each target is such a centre, against the others; empty for alike."""
+    by_label: bool = False
+    """Such a centre's target is drawn before its case, so that one that few cases hold is seen as often as the others."""
 
     def weight(self, target: int) -> float:
         """Weight of a target, numbered from 1."""
@@ -54,24 +57,38 @@ class Sampling:
 def draw_patches(cases: list[CaseExtent], how: Sampling, rng: np.random.Generator) -> list[Patch]:
     """Draw a batch: cases uniformly, the last ``foreground_share`` of the patches centred on a foreground voxel.
 
-    The target is drawn by weight from those present in the case, the voxel uniformly within the target. A patch is kept inside the
+    The target is drawn by weight from those present in the case, the voxel uniformly within the target; or the target from those
+    present in any case, and then the case among those that hold it. A patch is kept inside the
     image where it fits, and centred on the image along axes where it does not. The other patches, and those of a case without
     foreground, lie anywhere; where some voxels are not labelled, they are centred on one that is.
     """
     n_forced = how.batch_size - round(how.batch_size * (1 - how.foreground_share))
+    holders: dict[int, list[int]] = {}
+    if how.by_label:
+        for number, held in enumerate(cases):
+            for target in held.voxels:
+                holders.setdefault(target, []).append(number)
     patches = []
     for position in range(how.batch_size):
         index = int(rng.integers(len(cases)))
-        case = cases[index]
-        weights = {n: w for n in case.voxels if n > 0 and (w := how.weight(n)) > 0}
+        weights = _weights(holders if how.by_label else cases[index].voxels, how)
         forced = position >= how.batch_size - n_forced and bool(weights)
-        among = case.voxels.get(_drawn(weights, rng) if forced else 0)
+        target = _drawn(weights, rng) if forced else 0
+        if forced and how.by_label:
+            index = holders[target][rng.integers(len(holders[target]))]
+        case = cases[index]
+        among = case.voxels.get(target)
         centre = None if among is None else among[rng.integers(len(among))]
         start = (
             _start_anywhere(case.shape, how.patch, rng) if centre is None else _start_at(centre, case.shape, how.patch)
         )
         patches.append(Patch(index, start))
     return patches
+
+
+def _weights(targets: Iterable[int], how: Sampling) -> dict[int, float]:
+    """Weights of the targets that a patch may be centred on."""
+    return {n: w for n in targets if n > 0 and (w := how.weight(n)) > 0}
 
 
 def _drawn(weights: dict[int, float], rng: np.random.Generator) -> int:

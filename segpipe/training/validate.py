@@ -5,9 +5,9 @@ from torch import Tensor
 
 from segpipe.errors import TrainingError
 from segpipe.labels import Labels
-from segpipe.losses.dice import is_any
+from segpipe.losses.reference import is_any
 from segpipe.networks.build import fast_memory_format
-from segpipe.networks.unet import UNet
+from segpipe.networks.segmenter import Segmenter
 from segpipe.runtime import Runtime
 from segpipe.training.data import BatchSource, read_ahead
 from segpipe.training.ranks import Ranks
@@ -15,7 +15,7 @@ from segpipe.training.ranks import Ranks
 
 @torch.no_grad()
 def patch_dice(
-    network: UNet,
+    network: Segmenter,
     source: BatchSource,
     n_batches: int,
     labels: Labels,

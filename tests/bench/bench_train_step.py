@@ -12,17 +12,16 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from segpipe.losses.compound import deep_supervision, dice_cross_entropy
+from segpipe.labels import Labels
+from segpipe.losses.compound import Loss
 from segpipe.networks.blocks import InstanceNorm
 from segpipe.networks.build import build_network, fast_memory_format, to_device
-from segpipe.planning.configuration import network_for
+from segpipe.networks.spec import NetworkChoice
+from segpipe.planning.design import Channels, Design
 from segpipe.planning.recipe import PlannerSettings
-from segpipe.planning.topology import make_topology
 from segpipe.runtime import choose_runtime
 
-
-def loss(logits, target):
-    return dice_cross_entropy(logits, target, ((1,), (2,)), batch_dice=False)
+LOSS = Loss(Labels.plain({"a": 1, "b": 2}))
 
 
 def with_torch_norm(module):
@@ -41,7 +40,7 @@ def step(network, forward, x, target, runtime):
     with runtime.precision():
         logits = forward(x)
     network.zero_grad(set_to_none=True)
-    deep_supervision(logits, target, loss).backward()
+    LOSS.over_heads(logits, target, network.head_weights(len(logits))).backward()
     runtime.wait()
     return time.perf_counter() - start
 
@@ -57,7 +56,9 @@ def main():
     gpu = runtime.device.type == "cuda"
     peer = replace(runtime, autocast=torch.float16 if gpu else None)
     patch = tuple(options.patch)
-    spec = network_for(make_topology((1.0, 1.0, 1.0), patch), PlannerSettings(base_features=options.features))
+    settings = PlannerSettings(base_features=options.features)
+    design = Design(NetworkChoice(), settings, Channels(1, 3, 3), (1.0, 1.0, 1.0))
+    spec = design.network(design.topology(patch))
     x = torch.randn(options.batch, 1, *patch, device=runtime.device)
     target = torch.randint(0, 3, (options.batch, *patch), device=runtime.device)
     ours = to_device(build_network(spec, 1, 3), runtime.device)

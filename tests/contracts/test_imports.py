@@ -45,6 +45,7 @@ def test_the_public_functions():
         "convert",
         "demo",
         "evaluate",
+        "list_networks",
         "plan",
         "predict",
         "preprocess",
@@ -82,7 +83,7 @@ def test_the_contracts_hold(copy):
         ("planning/rules.py", "import torch", "No torch where no network is needed BROKEN"),
         ("metrics/overlap.py", "from segpipe.networks import unet", "No torch where no network is needed BROKEN"),
         ("dataset/check.py", "from segpipe.planning import make", "Stages import only from earlier stages BROKEN"),
-        ("losses/dice.py", "from segpipe.training import loop", "Stages import only from earlier stages BROKEN"),
+        ("losses/overlap.py", "from segpipe.training import loop", "Stages import only from earlier stages BROKEN"),
         (
             "inference/predictor.py",
             "from segpipe.training import run",

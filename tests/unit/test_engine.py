@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch import nn
 
 from segpipe import commands, steps
@@ -19,7 +20,8 @@ from segpipe.augment.spec import AugmentationSettings, default_spec
 from segpipe.errors import LockedError, ModelError, PlanError, TrainingError
 from segpipe.labels import Labels
 from segpipe.locks import locked
-from segpipe.losses.compound import loss_for
+from segpipe.losses.compound import Loss
+from segpipe.losses.spec import LossTerm
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.planning.rules import sided_labels
 from segpipe.planning.schema import Plan
@@ -431,18 +433,18 @@ def test_compiling_is_measured_and_a_failure_is_no_crash(monkeypatch):
 
 def test_losses_over_processes_are_sums_over_processes():
     """With a stand-in for the other process: what it adds to each sum enters the loss."""
-    labels = Labels.plain({"a": 1})
     logits, target = torch.randn(4, 2, 3, 3), torch.randint(0, 2, (4, 3, 3))
+    # What is largest over all processes is the one thing that each looks for in its own part (top_k).
+    names = ("dice", "cross_entropy", "focal", "tversky", "generalised_dice", "boundary", "hausdorff", "cldice")
+    terms = tuple(TypeAdapter(LossTerm).validate_python({"name": name}) for name in names)
     for ignore in (None, 2):
         labels = Labels.plain({"a": 1}, ignore=ignore)
         for batch_dice in (False, True):
-            whole = loss_for(labels, batch_dice=batch_dice)(logits, target)
+            whole = Loss(labels, terms, batch_dice)(logits, target)
             calls: list[torch.Tensor] = []
-            loss_for(labels, batch_dice=batch_dice, total=lambda x, c=calls: c.append(x) or x)(logits[2:], target[2:])
+            Loss(labels, terms, batch_dice, total=lambda x, c=calls: c.append(x) or x)(logits[2:], target[2:])
             others = iter(list(calls))
-            shared = loss_for(labels, batch_dice=batch_dice, total=lambda x, o=others: x + next(o))(
-                logits[:2], target[:2]
-            )
+            shared = Loss(labels, terms, batch_dice, total=lambda x, o=others: x + next(o))(logits[:2], target[:2])
             assert shared == pytest.approx(float(whole), abs=1e-6)
 
 
@@ -669,7 +671,7 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     assert (
         weights(workspace, configuration="3d_cascade_fullres")["encoder.stages.0.0.convs.0.conv.weight"].shape[1] == 3
     )
-    assert not (workspace.preprocessed("3d_cascade_fullres") / "case_0" / "image.b2nd").exists()
+    assert not (workspace.first_stage("3d_cascade_fullres", "tiny") / "case_0" / "image.b2nd").exists()
     # What training saw of a held-out case is what prediction makes of it.
     from segpipe.dataset.load import load_image
     from segpipe.inference.predictor import Predictor
@@ -684,7 +686,7 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     image = load_image(case, [source], ("MR",)).volume
     tta = Predictor.load(workspace.model("3d_lowres", "tiny"), steps_runtime(), folds=("0",), tta=True)
     expected = prepare(image, tta.predict(image), predictor.plan, predictor.configuration).segmentation
-    held = read_array(PreparedFiles(workspace.preprocessed("3d_cascade_fullres") / case).previous)
+    held = read_array(PreparedFiles(workspace.first_stage("3d_cascade_fullres", "tiny") / case).previous)
     assert np.array_equal(held, expected)
     rows = commands.predict(source, tmp_path / "out", model=done.model, folds=("0",), tta=False, device="cpu")
     assert rows[0].status == "done"

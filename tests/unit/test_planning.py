@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from segpipe.errors import PlanError, RecipeError
 from segpipe.interop.nnunet import read_fingerprint
 from segpipe.labels import Labels
-from segpipe.losses.compound import deep_supervision, loss_for
+from segpipe.losses.compound import Loss
 from segpipe.networks.build import build_network
 from segpipe.planning import make_plan
-from segpipe.planning.configuration import network_for
 from segpipe.planning.memory import activation_elements, training_bytes
 from segpipe.planning.recipe import Recipe, load_recipe, recipe_names
 from segpipe.planning.rules import normalisation_of, target_spacing
 from segpipe.planning.schema import Plan
 from segpipe.planning.topology import make_topology
+from segpipe.steps import probe_for
+from tests.networks import spec_of
 
 
 def mapping(**changes):
@@ -38,6 +39,8 @@ RECIPES = [
     "residual_xl",
     "mr_artefacts",
     "cpu",
+    "u2net",
+    "danet",
 ]
 
 
@@ -46,7 +49,7 @@ def test_every_shipped_recipe_plans(name):
     assert name in recipe_names()
     recipe = load_recipe(name)
     assert recipe.name == name
-    plan = make_plan(read_fingerprint(mapping()), recipe)
+    plan = make_plan(read_fingerprint(mapping()), recipe, probe=probe_for(recipe.network))
     assert list(plan.configurations) == ["2d", "3d_fullres"]
 
 
@@ -79,7 +82,7 @@ def test_a_wrong_recipe_says_where(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_names_the_known():
-    with pytest.raises(RecipeError, match=r"'fast': not found; known are cpu, default"):
+    with pytest.raises(RecipeError, match=r"'fast': not found; known are cpu, danet, default"):
         load_recipe("fast")
 
 
@@ -218,14 +221,17 @@ def saved_bytes(network, step):
 def test_bytes_of_a_step_are_what_torch_keeps(recipe, n_channels):
     """Within a tenth, in float32."""
     patch, n_outputs = (32, 48, 48), 4
-    settings = load_recipe(recipe).planner
-    topology = make_topology((1.0, 1.0, 1.0), patch)
-    spec = network_for(topology, settings.model_copy(update={"base_features": 8}))
+    spec = spec_of(load_recipe(recipe).network.name, patch, base_features=8)
     network = build_network(spec, n_channels, n_outputs)
     x = torch.randn(1, n_channels, *patch)
     target = torch.randint(0, n_outputs, (1, *patch))
-    loss = loss_for(Labels.plain({"a": 1, "b": 2, "c": 3}), batch_dice=False)
-    kept = saved_bytes(network, lambda: deep_supervision(network.supervised(x), target, loss))
+    loss = Loss(Labels.plain({"a": 1, "b": 2, "c": 3}))
+
+    def step():
+        heads = network.supervised(x)
+        return loss.over_heads(heads, target, network.head_weights(len(heads)))
+
+    kept = saved_bytes(network, step)
     estimate = training_bytes(spec, patch, n_channels, n_outputs, 4)
     assert estimate.fixed == 12 * sum(p.numel() for p in network.parameters())
     assert estimate.kept == pytest.approx(kept, rel=0.1)

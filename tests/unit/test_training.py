@@ -194,7 +194,7 @@ def test_a_non_finite_loss_names_the_cases(planned, monkeypatch):
     folder, work = planned
     import segpipe.training.loop as loop
 
-    monkeypatch.setattr(loop, "loss_for", lambda *_, **__: lambda logits, target: logits.sum() * float("nan"))
+    monkeypatch.setattr(loop.Loss, "over_heads", lambda *args: args[1][0].sum() * float("nan"))
     with pytest.raises(TrainingError, match=r"iteration 0: the loss is nan.*case_\d from voxel \(0, 0, 0\)"):
         commands.train(folder, work=work, epochs=1, jobs=1, device="cpu")
 

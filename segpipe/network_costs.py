@@ -1,0 +1,80 @@
+"""What each network would cost on a dataset and on this machine, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segpipe.errors import NetworkError, PlanError
+
+if TYPE_CHECKING:
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.planning.schema import Plan
+    from segpipe.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """A network in one configuration of a plan."""
+
+    network: str
+    patch_size: tuple[int, ...] = ()
+    batch_size: int = 0
+    parameters: int = 0
+    macs: int = 0
+    """Multiply-adds of a forward pass over one patch."""
+    memory_gb: float = 0.0
+    """Of a training step, counted on the network itself."""
+    step_s: float | None = None
+    """Of a training step on this machine; None where it could not be run."""
+    problem: str = ""
+    """Why there are no numbers."""
+
+
+def network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration: str, runtime: Runtime) -> NetworkCost:
+    """Plan a network for one configuration of a plan, build it, and time a step of it.
+
+    Parameters
+    ----------
+    name : str
+        NAME or NAME:key=value,...
+    base : Plan
+        The workspace's.
+    fingerprint : Fingerprint
+    configuration : str
+    runtime : Runtime
+        Where steps are timed.
+    """
+    import torch
+
+    from segpipe.networks.build import build_network
+    from segpipe.networks.measure import Measured, macs, n_parameters, seconds_of
+    from segpipe.networks.spec import parse_choice
+    from segpipe.planning.design import Channels
+    from segpipe.planning.variant import with_network
+
+    measured, channels = Measured(), Channels.of(fingerprint)
+    one = base.model_copy(update={"configurations": {configuration: base.configuration(configuration)}})
+    try:
+        chosen = with_network(one, fingerprint, parse_choice(name), measured).configuration(configuration)
+    except (NetworkError, PlanError) as error:
+        return NetworkCost(name, problem=str(error))
+    spec, patch, batch = chosen.network, chosen.patch_size, chosen.batch_size
+    network = build_network(spec, channels.inputs, channels.outputs)
+    assert base.planner is not None
+    need = measured.step_bytes(spec, patch, channels, base.planner.activation_bytes)
+    step_s, problem = None, ""
+    try:
+        step_s = seconds_of(spec, channels.inputs, channels.outputs, patch, batch, runtime)
+    except torch.OutOfMemoryError:
+        problem = f"a step does not fit {runtime.describe()}"
+    return NetworkCost(
+        network=name,
+        patch_size=patch,
+        batch_size=batch,
+        parameters=n_parameters(network),
+        macs=macs(network, channels.inputs, patch),
+        memory_gb=(need.fixed + batch * need.per_sample) / 1e9,
+        step_s=step_s,
+        problem=problem,
+    )

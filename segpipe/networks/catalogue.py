@@ -1,0 +1,209 @@
+"""Which networks there are, what they may be asked for, and where they are built. No torch."""
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from segpipe.artefact import Record
+from segpipe.errors import NetworkError
+from segpipe.networks.spec import NetworkChoice, Norm
+
+ENTRY_POINTS = "segpipe.networks"
+"""Group of entry points by which another package offers networks."""
+MONAI = "monai:"
+WELL_KNOWN = ("monai:SegResNet", "monai:SwinUNETR", "monai:MedNeXt")
+"""Of MONAI's networks, those that are listed without being asked for."""
+
+Layout = Literal["unet", "fixed", "free"]
+
+
+class NoOptions(Record):
+    """There is nothing to choose."""
+
+
+class UNetOptions(Record):
+    """Of the planned U-Nets."""
+
+    width: float = Field(1.0, gt=0)
+    """Factor of all feature maps."""
+    norm: Norm = "instance"
+
+
+class ScaledOptions(Record):
+    """Of a published network with batch normalisation."""
+
+    width: float = Field(1.0, gt=0)
+    """Factor of all feature maps."""
+    norm: Norm = "batch"
+
+
+class DANetOptions(ScaledOptions):
+    """Of DANet."""
+
+    backbone: Literal["resnet50", "resnet101"] = "resnet50"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network by name."""
+
+    name: str
+    about: str
+    builder: str
+    """``module:function``, which takes a NetworkSpec, input channels and outputs."""
+    options: type[Record] | None
+    """None where the network itself checks them."""
+    layout: Layout
+    """Who decides on poolings: the plan alone, the plan along each axis with their number fixed, or the network."""
+    depth: int = 0
+    """Poolings of a fixed layout."""
+    smallest: int = 4
+    """No axis is pooled below this many voxels."""
+    largest_divisor: int = 2**30
+    """Patches are made multiples of what the poolings divide, up to this."""
+    package: str | None = None
+    """Distribution and version, where that is not segpipe."""
+
+    def describe_options(self) -> str:
+        """Options with their defaults, in words."""
+        if self.options is None:
+            return "its own arguments"
+        return ", ".join(f"{key}={field.default}" for key, field in self.options.model_fields.items()) or "none"
+
+
+_OWN = {
+    a.name: a
+    for a in (
+        Architecture(
+            "plain_unet",
+            "nnU-Net's U-Net (Isensee et al. 2021)",
+            "segpipe.networks.unet:build",
+            UNetOptions,
+            "unet",
+        ),
+        Architecture(
+            "resenc_unet",
+            "nnU-Net's U-Net with a residual encoder (Isensee et al. 2024)",
+            "segpipe.networks.unet:build",
+            UNetOptions,
+            "unet",
+        ),
+        Architecture(
+            "u2net",
+            "U²-Net (Qin et al. 2020): a U-Net of residual U-blocks",
+            "segpipe.networks.u2net:build",
+            ScaledOptions,
+            "fixed",
+            depth=5,
+            # It pools with the ceiling and interpolates back: nothing has to divide.
+            largest_divisor=8,
+        ),
+        Architecture(
+            "u2netp",
+            "U²-Netp: the small U²-Net",
+            "segpipe.networks.u2net:build",
+            ScaledOptions,
+            "fixed",
+            depth=5,
+            largest_divisor=8,
+        ),
+        Architecture(
+            "danet",
+            "DANet (Fu et al. 2019): dual attention over a dilated ResNet",
+            "segpipe.networks.danet:build",
+            DANetOptions,
+            "fixed",
+            depth=3,
+            # Its heads are as coarse as its bottleneck: pooled less, small images keep their structures.
+            smallest=8,
+        ),
+        Architecture(
+            "ternausnet",
+            "TernausNet (Iglovikov and Shvets 2018): a U-Net over VGG-11",
+            "segpipe.networks.ternausnet:build",
+            NoOptions,
+            "fixed",
+            depth=5,
+        ),
+        Architecture(
+            "unet3d_2016",
+            "3D U-Net (Çiçek et al. 2016)",
+            "segpipe.networks.unet3d_2016:build",
+            ScaledOptions,
+            "fixed",
+            depth=3,
+        ),
+    )
+}
+
+
+def network_names() -> list[str]:
+    """Names of the networks that need no further package than segpipe's own, those of installed packages, and MONAI's best known."""
+    return [*_OWN, *(e.name for e in _offered()), *WELL_KNOWN]
+
+
+def architecture_of(name: str) -> Architecture:
+    """Return the network of a name.
+
+    Raises
+    ------
+    NetworkError
+        If there is none.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    if name.startswith(MONAI):
+        from importlib.metadata import version
+
+        return Architecture(
+            name,
+            f"MONAI's {name.removeprefix(MONAI)}",
+            "segpipe.networks.foreign:build_monai",
+            None,
+            "free",
+            package=f"monai {version('monai')}",
+        )
+    for entry in _offered():
+        if entry.name == name:
+            package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+            return Architecture(
+                name, f"from {package}", "segpipe.networks.foreign:build_offered", None, "free", package=package
+            )
+    raise NetworkError(
+        f"network {name!r}: not known; there are {', '.join(network_names())}, any of MONAI's as monai:CLASS, and those of "
+        f"installed packages (entry points of the group {ENTRY_POINTS})"
+    )
+
+
+def complete_options(choice: NetworkChoice) -> dict[str, JsonValue]:
+    """Return the options of a choice with the defaults filled in.
+
+    Raises
+    ------
+    NetworkError
+        If one is unknown or wrong.
+    """
+    allowed = architecture_of(choice.name).options
+    if allowed is None:
+        return dict(choice.options)
+    try:
+        found: dict[str, JsonValue] = allowed.model_validate(choice.options).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise NetworkError(
+            f"network {choice.name}: option {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; "
+            f"its options are {architecture_of(choice.name).describe_options()}"
+        ) from error
+    return found
+
+
+def offered(name: str) -> EntryPoint:
+    """Return the entry point of a network of another package."""
+    return next(entry for entry in _offered() if entry.name == name)
+
+
+def _offered() -> list[EntryPoint]:
+    # A package cannot take the name of a network that others know.
+    return [e for e in entry_points(group=ENTRY_POINTS) if e.name not in _OWN and not e.name.startswith(MONAI)]
