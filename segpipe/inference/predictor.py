@@ -134,7 +134,9 @@ def _network(plan: Plan, configuration: Configuration, weights: dict[str, Tensor
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ModelError(f"the weights do not fit the planned network: {error}") from error
+        package = configuration.network.package
+        made_with = "" if package is None else f" (of {package} when it was trained)"
+        raise ModelError(f"the weights do not fit the planned network{made_with}: {error}") from error
     memory_format = fast_memory_format(configuration.dims)
     to_device(network, runtime.device).eval()
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import Fingerprint
+from segpipe.losses.spec import WeightedTerm
 from segpipe.planning.guard import make_guard
 from segpipe.planning.make import medians
+from segpipe.planning.recipe import TrainingSettings
 from segpipe.planning.rules import sided_labels
 from segpipe.planning.schema import Decision, Plan
 
@@ -46,7 +48,15 @@ def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
             "original_median_shape": shape,
             "guard": make_guard(fingerprint.cases),
             "mirror_axes": tuple(a for a in theirs.mirror_axes if not (pair and a == last)),
-            "training": theirs.training.model_copy(update={"foreground_weights": {}}),
+            "training": _without_names(theirs.training),
             "decisions": (decision,),
         }
     )
+
+
+def _without_names(settings: TrainingSettings) -> TrainingSettings:
+    """Return the settings without what names a label: this dataset may have others."""
+    loss = tuple(
+        t.model_copy(update={"class_weights": None}) if isinstance(t, WeightedTerm) else t for t in settings.loss
+    )
+    return settings.model_copy(update={"foreground_weights": {}, "loss": loss})

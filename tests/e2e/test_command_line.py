@@ -165,6 +165,45 @@ def test_each_stage_by_itself(tmp_path, tiny_recipe):
     assert "--resume" in result.stderr
 
 
+def test_another_network_is_listed_trained_and_used(tmp_path, tiny_recipe):
+    folder, work = write_small_dataset(tmp_path / "dataset"), tmp_path / "work"
+    assert segpipe("plan", folder, "--recipe", tiny_recipe, "--work", work, "--quiet").returncode == 0
+    listed = segpipe("networks")
+    assert listed.returncode == 0
+    assert all(name in listed.stdout for name in ("u2net", "danet", "ternausnet", "monai:SwinUNETR", "width=1.0"))
+    where = [folder, "--work", work, "--device", "cpu"]
+    result = segpipe("networks", *where, "--network", "u2netp:width=0.25", "--network", "plain_unet", "--json")
+    costs = json.loads(result.stdout)
+    assert [c["network"] for c in costs] == ["u2netp:width=0.25", "plain_unet"]
+    assert all(c["step_s"] > 0 and c["memory_gb"] > 0 and not c["problem"] for c in costs)
+    shown = segpipe("networks", *where, "--network", "plain_unet", "-c", "2d").stdout
+    assert "seconds a step" in shown
+    network = ["--network", "monai:SegResNet:init_filters=8,norm=batch"]
+    result = segpipe("train", *where, "--epochs", 1, "--no-tta", *network)
+    assert result.returncode == 0, result.stderr
+    model = work / "models" / "3d_fullres" / "tiny+monai-SegResNet_init_filters=8_norm=batch"
+    assert (model / "model.segpipe").is_file()
+    assert segpipe("train", *where, "--epochs", 1, "--no-tta", *network).returncode == 1
+    assert segpipe("train", *where, "--epochs", 1, "--no-tta", *network, "--resume").returncode == 0
+    image = next((folder / "images").iterdir())
+    assert segpipe("predict", image, tmp_path / "out", "-m", model, "--device", "cpu", "--no-tta").returncode == 0
+    for wrong, reason in (
+        ("u3net", "not known"),
+        ("u2net:size=3", "its options are width=1.0"),
+        ("u2net:", "expected"),
+    ):
+        result = segpipe("train", *where, "--network", wrong)
+        assert (result.returncode, len(result.stderr.splitlines()[-1:])) == (1, 1)
+        assert reason in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+    done = segpipe(
+        "run", *where, "--recipe", tiny_recipe, "--epochs", 1, "--no-tta", "--network", "plain_unet:width=0.5", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["training"]["variant"] == "tiny+plain_unet_width=0.5"
+    assert "tiny+plain_unet_width=0.5" in (work / "report" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

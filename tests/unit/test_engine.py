@@ -460,6 +460,27 @@ def test_patches_of_sparse_annotation_hold_annotated_voxels():
         assert any(z <= level < z + 3 for level in range(0, 40, 5))
 
 
+def test_sampling_by_label_sees_a_label_of_few_cases_as_often_as_the_others():
+    rows = {name: np.array(found, dtype=np.int32) for name, found in {
+        "common": [[1, 5, 5, 5]], "rare": [[1, 5, 5, 5], [2, 9, 9, 9]], "empty": np.zeros((0, 4)),
+    }.items()}  # fmt: skip
+    cases = [CaseExtent((16, 16, 16), rows[n]) for n in ["common"] * 18 + ["rare", "empty"]]
+
+    def share_of_rare(by_label, weights=()):
+        how, rng = Sampling((4, 4, 4), 2, 0.5, weights, by_label), np.random.default_rng(0)
+        forced = [draw_patches(cases, how, rng)[1] for _ in range(600)]
+        centred = [p for p in forced if p.start == (7, 7, 7)]
+        assert {p.case for p in centred} <= {18}
+        return len(centred) / len(forced)
+
+    assert share_of_rare(by_label=False) < 0.08
+    assert share_of_rare(by_label=True) == pytest.approx(0.5, abs=0.06)
+    assert share_of_rare(by_label=True, weights=(1.0, 3.0)) == pytest.approx(0.75, abs=0.06)
+    # The other patches of a batch are of any case, as before.
+    how, rng = Sampling((4, 4, 4), 2, 0.5, (), by_label=True), np.random.default_rng(0)
+    assert len({draw_patches(cases, how, rng)[0].case for _ in range(300)}) == len(cases)
+
+
 def test_foreground_weights_say_which_label_is_visited(workplace):
     rows = [[1, 0, 0, 0], [2, 50, 0, 0], [3, 20, 0, 0]]
     case = CaseExtent((60, 4, 4), np.array(rows, dtype=np.int32))
