@@ -337,12 +337,12 @@ def list_networks(
     watch : Watch
         Told of progress.
     """
-    from segpipe.network_costs import NetworkCost, network_cost
+    from segpipe.network_costs import named_network, network_cost
     from segpipe.networks.catalogue import network_names
 
     chosen = names or tuple(network_names())
     if dataset is None:
-        return [NetworkCost(name) for name in chosen]
+        return [named_network(name) for name in chosen]
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.runtime import choose_runtime
 

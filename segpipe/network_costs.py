@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,20 @@ if TYPE_CHECKING:
     from segpipe.runtime import Runtime
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class NetworkCost:
     """A network in one configuration of a plan."""
 
     network: str
-    patch_size: tuple[int, ...] = ()
-    batch_size: int = 0
-    parameters: int = 0
-    macs: int = 0
+    patch_size: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    parameters: int | None = None
+    macs: int | None = None
     """Multiply-adds of a forward pass over one patch."""
-    memory_gb: float = 0.0
+    memory_gb: float | None = None
     """Of a training step, counted on the network itself."""
     step_s: float | None = None
     """Of a training step on this machine; None where it could not be run."""
@@ -31,7 +35,30 @@ class NetworkCost:
     """Why there are no numbers."""
 
 
+def named_network(name: str) -> NetworkCost:
+    """A network by name and options alone, with what is wrong with them."""
+    from segpipe.networks.catalogue import complete_options
+    from segpipe.networks.spec import parse_choice
+
+    try:
+        complete_options(parse_choice(name))
+    except NetworkError as error:
+        return NetworkCost(name, problem=str(error))
+    return NetworkCost(name)
+
+
 def network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration: str, runtime: Runtime) -> NetworkCost:
+    """Plan, build and time a network; one that fails is told in its row, whatever the reason."""
+    try:
+        return _network_cost(name, base, fingerprint, configuration, runtime)
+    except (NetworkError, PlanError) as error:
+        return NetworkCost(name, problem=str(error))
+    except Exception as error:
+        logger.exception("network %s", name)
+        return NetworkCost(name, problem=f"unexpected {type(error).__name__}: {error}")
+
+
+def _network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration: str, runtime: Runtime) -> NetworkCost:
     """Plan a network for one configuration of a plan, build it, and time a step of it.
 
     Parameters
@@ -55,10 +82,7 @@ def network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration:
 
     measured, channels = Measured(), Channels.of(fingerprint)
     one = base.model_copy(update={"configurations": {configuration: base.configuration(configuration)}})
-    try:
-        chosen = with_network(one, fingerprint, parse_choice(name), measured).configuration(configuration)
-    except (NetworkError, PlanError) as error:
-        return NetworkCost(name, problem=str(error))
+    chosen = with_network(one, fingerprint, parse_choice(name), measured).configuration(configuration)
     spec, patch, batch = chosen.network, chosen.patch_size, chosen.batch_size
     network = build_network(spec, channels.inputs, channels.outputs)
     assert base.planner is not None

@@ -179,7 +179,10 @@ def plan_for_network(workspace: Workspace, base: Plan, network: str | None, watc
     if network is None:
         return base
     choice = parse_choice(network)
-    chosen = variant_plan(base, Fingerprint.read(workspace.fingerprint), choice, workspace, probe_for(choice))
+    probe = probe_for(choice)
+    if probe is not None:
+        watch.note(f"{choice.name}: planning for its memory, which is measured and can take a minute the first time")
+    chosen = variant_plan(base, Fingerprint.read(workspace.fingerprint), choice, workspace, probe)
     for name in base.configurations:
         if name not in chosen.configurations:
             because = next((d.because for d in chosen.decisions if d.rule == name), "its first stage cannot be trained")

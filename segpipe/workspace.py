@@ -126,14 +126,9 @@ class Workspace:
         """plan.json."""
         return self.root / "plan.json"
 
-    def variant_plan(self, variant: str) -> Path:
-        """Plan of a variant: that of another network, or plan.json."""
-        other = self.root / "plans" / f"{variant}.json"
-        return other if other.is_file() else self.plan
-
-    def other_plan(self, variant: str) -> Path:
-        """Where the plan for another network is kept."""
-        return self.root / "plans" / f"{variant}.json"
+    def plan_of(self, variant: str) -> Path:
+        """Plan of a variant: plan.json, or that of <recipe>+<network>."""
+        return self.root / "plans" / f"{variant}.json" if "+" in variant else self.plan
 
     @property
     def splits(self) -> Path:

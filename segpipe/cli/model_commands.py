@@ -1,7 +1,7 @@
 """Commands that run a network: run, train, predict, doctor."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from segpipe.cli.options import (
     TtaOption,
     WorkOption,
 )
+
+if TYPE_CHECKING:
+    from segpipe.network_costs import NetworkCost
 
 
 def run(
@@ -256,9 +259,12 @@ def networks(
 
     from segpipe import commands
     from segpipe.cli.display import out, show_json, table, watch
+    from segpipe.errors import NetworkError
     from segpipe.networks.catalogue import architecture_of
     from segpipe.networks.spec import parse_choice
 
+    if dataset is None and (configuration is not None or work is not None):
+        raise typer.BadParameter("costs are those of a dataset; give one", param_hint="DATASET")
     costs = commands.list_networks(
         dataset,
         names=tuple(names or ()),
@@ -272,27 +278,32 @@ def networks(
         show_json([asdict(cost) for cost in costs])
         return
     if dataset is None:
+        wrong = [cost.problem for cost in costs if cost.problem]
+        if wrong:
+            raise NetworkError(wrong[0])
         about = [architecture_of(parse_choice(cost.network).name) for cost in costs]
         rows = [[a.name, a.about, a.describe_options()] for a in about]
         out().print(table("Networks, and what they may be asked for", ["network", "", "options"], rows))
         out().print("any other network of MONAI for segmentation: monai:CLASS", markup=False)
         return
-    rows = [
-        [
-            cost.network,
-            "x".join(map(str, cost.patch_size)),
-            str(cost.batch_size),
-            f"{cost.parameters / 1e6:.2f}",
-            f"{cost.macs / 1e9:.1f}",
-            f"{cost.memory_gb:.2f}",
-            cost.problem if cost.step_s is None else f"{cost.step_s:.2f}",
-        ]
-        if cost.patch_size
-        else [cost.network, *[""] * 5, cost.problem]
-        for cost in costs
-    ]
+    rows = [_cost_row(cost) for cost in costs]
     columns = ["network", "patch", "batch", "million parameters", "10^9 MACs a patch", "GB a step", "seconds a step"]
     out().print(table(f"Networks for {dataset}", columns, rows, right=(2, 3, 4, 5)))
+
+
+def _cost_row(cost: "NetworkCost") -> list[str]:
+    def shown(value: float | None, digits: int, unit: float = 1.0) -> str:
+        return "" if value is None else f"{value / unit:.{digits}f}"
+
+    return [
+        cost.network,
+        "x".join(map(str, cost.patch_size or ())),
+        shown(cost.batch_size, 0),
+        shown(cost.parameters, 2, 1e6),
+        shown(cost.macs, 1, 1e9),
+        shown(cost.memory_gb, 2),
+        cost.problem or shown(cost.step_s, 2),
+    ]
 
 
 def doctor(as_json: JsonOption = False) -> None:

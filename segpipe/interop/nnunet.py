@@ -113,6 +113,10 @@ def _architecture(network: NetworkSpec) -> dict[str, Any]:
         raise PlanError(
             f"network {network.architecture}: nnU-Net has none like it; its plans hold {', '.join(_CLASSES)}"
         )
+    if network.norm != "instance":
+        raise PlanError(
+            f"norm {network.norm}: nnU-Net's plans hold instance normalisation; only a network with that is exported"
+        )
     dims = network.dims
     blocks_key = "n_conv_per_stage" if network.architecture == "plain_unet" else "n_blocks_per_stage"
     return {

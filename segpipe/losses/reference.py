@@ -63,3 +63,8 @@ def is_any(target: Tensor, indices: tuple[int, ...]) -> Tensor:
 def mean_of(values: Tensor, total: Total) -> Tensor:
     """Mean over all values of all processes."""
     return total(values.sum()) / total(values.new_full((), float(values.numel())))
+
+
+def at_least_something(count: Tensor) -> Tensor:
+    """Return a divisor: a batch may hold no labelled voxel at all, and its loss is then 0, not 0/0."""
+    return torch.where(count > 0, count, torch.ones_like(count))

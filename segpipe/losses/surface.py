@@ -1,5 +1,7 @@
 """Losses of distances to surfaces. Distance maps are computed on the CPU, case by case: they cost time.
 
+Ignored voxels lie in no mask, so the border of what is labelled counts as a surface where a mask reaches it.
+
 Sources: boundary: Kervadec et al. 2019 (arXiv 1812.07032); Hausdorff: Karimi and Salcudean 2019 (arXiv 1904.10030), by distance transforms.
 """
 
@@ -10,7 +12,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from segpipe.losses.reference import Reference, Total, alone, mean_of
+from segpipe.losses.reference import Reference, Total, alone, at_least_something, mean_of
 
 
 def boundary_loss(
@@ -33,7 +35,7 @@ def boundary_loss(
     Tensor
         Scalar; a target that is absent from a sample, or fills it, has no surface there and adds 0.
     """
-    return mean_of(_kept(probabilities * _maps(reference.inside, spacing, _signed), reference), total)
+    return _mean(probabilities * _maps(reference.inside, spacing, _signed), reference, total)
 
 
 def hausdorff_loss(
@@ -51,14 +53,18 @@ def hausdorff_loss(
     Tensor
         Scalar; a mask without a surface adds no distance.
     """
-    inside = reference.inside
-    distance = _maps(probabilities.detach(), spacing, _unsigned) ** alpha + _maps(inside, spacing, _unsigned) ** alpha
-    return mean_of(_kept((probabilities - inside).square() * distance, reference), total)
+    inside, kept = reference.inside, reference.kept
+    predicted = probabilities.detach() if kept is None else probabilities.detach() * kept[:, None]
+    distance = _maps(predicted, spacing, _unsigned) ** alpha + _maps(inside, spacing, _unsigned) ** alpha
+    return _mean((probabilities - inside).square() * distance, reference, total)
 
 
-def _kept(voxels: Tensor, reference: Reference) -> Tensor:
-    """(N, T, ...) with 0 where a voxel is ignored."""
-    return voxels if reference.kept is None else voxels * reference.kept[:, None]
+def _mean(voxels: Tensor, reference: Reference, total: Total) -> Tensor:
+    """Mean of (N, T, ...) over the voxels that count."""
+    if reference.kept is None:
+        return mean_of(voxels, total)
+    counts = reference.kept[:, None].to(voxels.dtype)
+    return total((voxels * counts).sum()) / at_least_something(total(counts.sum() * voxels.shape[1]))
 
 
 def _maps(soft: Tensor, spacing: tuple[float, ...], of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segpipe.losses.reference import Reference, Total, alone
+from segpipe.losses.reference import Reference, Total, alone, at_least_something
 
 
 def cross_entropy_map(logits: Tensor, reference: Reference) -> Tensor:
@@ -53,7 +53,7 @@ def cross_entropy(
     counts = _voxel_weights(losses, reference, weights)
     if counts is None:
         return total(losses.sum()) / total(losses.new_full((), float(losses.numel())))
-    return total((losses * counts).sum()) / _at_least_something(total(counts.sum()))
+    return total((losses * counts).sum()) / at_least_something(total(counts.sum()))
 
 
 def top_k_cross_entropy(logits: Tensor, reference: Reference, *, share: float, total: Total = alone) -> Tensor:
@@ -64,7 +64,7 @@ def top_k_cross_entropy(logits: Tensor, reference: Reference, *, share: float, t
     losses = losses.flatten()
     k = max(round(share * losses.numel()), 1) if losses.numel() else 0
     hardest = torch.topk(losses, k).values if k < losses.numel() else losses
-    return total(hardest.sum()) / _at_least_something(total(losses.new_full((), float(k))))
+    return total(hardest.sum()) / at_least_something(total(losses.new_full((), float(k))))
 
 
 def _voxel_weights(losses: Tensor, reference: Reference, weights: Tensor | None) -> Tensor | None:
@@ -80,8 +80,3 @@ def _voxel_weights(losses: Tensor, reference: Reference, weights: Tensor | None)
 
 def _rows(volume: Tensor) -> Tensor:
     return volume.movedim(1, -1).reshape(-1, volume.shape[1])
-
-
-def _at_least_something(count: Tensor) -> Tensor:
-    """A divisor: a batch may hold no labelled voxel at all, and its loss is then 0, not 0/0."""
-    return torch.where(count > 0, count, torch.ones_like(count))

@@ -26,7 +26,7 @@ class NoOptions(Record):
 class UNetOptions(Record):
     """Of the planned U-Nets."""
 
-    width: float = Field(1.0, gt=0)
+    width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
     """Factor of all feature maps."""
     norm: Norm = "instance"
 
@@ -34,7 +34,7 @@ class UNetOptions(Record):
 class ScaledOptions(Record):
     """Of a published network with batch normalisation."""
 
-    width: float = Field(1.0, gt=0)
+    width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
     """Factor of all feature maps."""
     norm: Norm = "batch"
 
@@ -61,6 +61,8 @@ class Architecture:
     """Poolings of a fixed layout."""
     smallest: int = 4
     """No axis is pooled below this many voxels."""
+    divides: bool = True
+    """Whether edges must be multiples of what the poolings of a fixed layout divide."""
     largest_divisor: int = 2**30
     """Patches are made multiples of what the poolings divide, up to this."""
     package: str | None = None
@@ -98,6 +100,7 @@ _OWN = {
             "fixed",
             depth=5,
             # It pools with the ceiling and interpolates back: nothing has to divide.
+            divides=False,
             largest_divisor=8,
         ),
         Architecture(
@@ -107,6 +110,7 @@ _OWN = {
             ScaledOptions,
             "fixed",
             depth=5,
+            divides=False,
             largest_divisor=8,
         ),
         Architecture(
@@ -116,6 +120,7 @@ _OWN = {
             DANetOptions,
             "fixed",
             depth=3,
+            divides=False,
             # Its heads are as coarse as its bottleneck: pooled less, small images keep their structures.
             smallest=8,
         ),

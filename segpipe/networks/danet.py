@@ -41,7 +41,9 @@ class PositionAttention(nn.Module):
         query, key, value = (
             m(x).flatten(2).transpose(1, 2).contiguous() for m in (self.query_conv, self.key_conv, self.value_conv)
         )
-        inner = query.shape[-1]
+        # Features in eights, which kernels on a GPU ask for; zeros add nothing to a product.
+        inner = -(-query.shape[-1] // 8) * 8
+        query, key = (F.pad(t, (0, inner - t.shape[-1])) for t in (query, key))
         # Attention kernels that hold no matrix of pairs want values as narrow as keys: the value is cut into heads that share
         # one query and key, which changes nothing, because softmax(Q'K) multiplies each column of V by itself.
         heads = -(-c // inner)
@@ -97,7 +99,7 @@ class DANet(Segmenter):
     """A dilated ResNet and two attention branches; their sum and each branch have a head of their own."""
 
     def __init__(self, c_in: int, c_out: int, spec: NetworkSpec) -> None:
-        super().__init__(spec.dims, (1,) * spec.dims)
+        super().__init__(spec.dims, spec.divisors)
         dims, norm, conv = spec.dims, spec.norm, conv_class(spec.dims)
         width = float(spec.options.get("width", 1.0))  # type: ignore[arg-type]
         first, second, third = spec.strides[1:]
@@ -150,7 +152,7 @@ class DANet(Segmenter):
         """Fit a ResNet's weights: its first convolution sees colours."""
         fitted = dict(weights)
         stem, own = weights.get("conv1.weight"), self.conv1.weight
-        if stem is not None and stem.ndim == own.ndim and stem.shape[1] != own.shape[1]:
+        if stem is not None and stem.ndim == own.ndim and stem.shape[1] == 3 != own.shape[1]:
             fitted["conv1.weight"] = colour_to_channels(stem, own.shape[1])
         return fitted
 

@@ -17,9 +17,9 @@ _GIVEN = {"spatial_dims", "in_channels", "out_channels", "n_channels", "n_output
 class Foreign(Segmenter):
     """A module that maps images to logits, or to a sequence of them, finest first."""
 
-    def __init__(self, network: nn.Module, spec: NetworkSpec) -> None:
+    def __init__(self, network: nn.Module, spec: NetworkSpec, n_outputs: int) -> None:
         super().__init__(spec.dims, spec.divisors)
-        self.net, self.name = network, spec.architecture
+        self.net, self.name, self.n_outputs = network, spec.architecture, n_outputs
 
     def logits(self, x: Tensor, *, every: bool) -> list[Tensor]:
         """See :meth:`Segmenter.logits`."""
@@ -33,6 +33,12 @@ class Foreign(Segmenter):
             raise NetworkError(
                 f"network {self.name}: gave {type(found).__name__}; expected logits (N, K, ...), or a list of them"
             )
+        for head in heads:
+            if head.ndim != x.ndim or tuple(head.shape[:2]) != (len(x), self.n_outputs):
+                raise NetworkError(
+                    f"network {self.name}: gave a tensor of {tuple(head.shape)}; expected logits of {len(x)} images and "
+                    f"{self.n_outputs} outputs, or a list of such"
+                )
         if heads[0].shape[2:] != x.shape[2:]:
             raise NetworkError(
                 f"network {self.name}: made {tuple(heads[0].shape[2:])} of an image of {tuple(x.shape[2:])}; expected the same shape"
@@ -54,7 +60,7 @@ def build_monai(spec: NetworkSpec, n_channels: int, n_outputs: int) -> Foreign:
     made = getattr(nets, name, None)
     if not inspect.isclass(made) or not issubclass(made, nn.Module):
         raise NetworkError(
-            f"network {spec.architecture}: MONAI has none of that name; it has {', '.join(monai_names())}"
+            f"network {spec.architecture}: MONAI has none of that name; those for images are {', '.join(monai_names())}"
         )
     takes = inspect.signature(made).parameters
     if not _segments(made):
@@ -65,7 +71,7 @@ def build_monai(spec: NetworkSpec, n_channels: int, n_outputs: int) -> Foreign:
     given: dict[str, Any] = {"spatial_dims": spec.dims, "in_channels": n_channels, "out_channels": n_outputs}
     if "img_size" in takes:
         given["img_size"] = spec.patch_size
-    return Foreign(_made(made, spec, given), spec)
+    return Foreign(_made(made, spec, given), spec, n_outputs)
 
 
 def monai_names() -> list[str]:
@@ -101,7 +107,7 @@ def build_offered(spec: NetworkSpec, n_channels: int, n_outputs: int) -> Foreign
         raise NetworkError(
             f"network {spec.architecture}: its entry point in {ENTRY_POINTS} returned {type(network).__name__}; expected a torch module"
         )
-    return Foreign(network, spec)
+    return Foreign(network, spec, n_outputs)
 
 
 def _made(made: Callable[..., Any], spec: NetworkSpec, given: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +35,11 @@ class StepBytes:
     per_sample: int
 
 
+def _mode() -> FakeTensorMode:
+    # Tensors that a module holds besides its weights and buffers have content, and may.
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def n_parameters(network: nn.Module) -> int:
     """Numbers that are trained or could be."""
     return sum(p.numel() for p in network.parameters())
@@ -42,7 +47,7 @@ def n_parameters(network: nn.Module) -> int:
 
 def macs(network: Segmenter, n_channels: int, patch: Patch) -> int:
     """Multiply-adds of convolutions and matrix products in a forward pass over one patch."""
-    mode = FakeTensorMode()
+    mode = _mode()
     with _without_content(network, mode), mode, torch.no_grad(), _eval(network):
         counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
         with counter:
@@ -61,7 +66,7 @@ def _measured(network_json: str, patch: Patch, n_channels: int, n_outputs: int, 
 
 def peak_bytes(network: Segmenter, n_channels: int, patch: Patch, batch: int, *, activation_bytes: int = 4) -> int:
     """Most bytes that are alive at once in a forward and backward pass, weights not counted."""
-    mode, live = FakeTensorMode(), _Live()
+    mode, live = _mode(), _Live()
     with _without_content(network, mode), mode, live:
         network.train()
         images = torch.empty(batch, n_channels, *patch).contiguous(memory_format=fast_memory_format(network.dims))
@@ -97,10 +102,11 @@ def _problem(network_json: str, patch: Patch, n_channels: int, n_outputs: int) -
     try:
         network = _built(spec, n_channels, n_outputs)
     except NetworkError as error:
-        if not spec.patch_size or "img_size" not in str(error):
+        # What its constructor refuses may be the size; an option that it does not have is no matter of size.
+        if error.__cause__ is None or not spec.patch_size:
             raise
         return str(error)
-    mode = FakeTensorMode()
+    mode = _mode()
     # It logs what a network raises, which is the answer here.
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.level
@@ -108,6 +114,11 @@ def _problem(network_json: str, patch: Patch, n_channels: int, n_outputs: int) -
     try:
         with _without_content(network, mode), mode, torch.no_grad():
             heads = network.train().supervised(torch.empty(2, n_channels, *patch))
+    except DataDependentOutputException as error:
+        raise NetworkError(
+            f"network {spec.architecture}: its forward pass depends on the values of an image ({error}), and its memory is measured "
+            "without any; write such a choice with torch.where, or by shapes"
+        ) from error
     except Exception as error:  # noqa: BLE001 - networks refuse sizes by errors of every kind
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
     finally:

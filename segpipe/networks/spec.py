@@ -2,12 +2,16 @@
 
 import json
 import re
+from hashlib import sha256
 from typing import Literal
 
 from pydantic import JsonValue
 
 from segpipe.artefact import Record
 from segpipe.errors import NetworkError
+
+_LONGEST = 100
+"""Characters of a folder's name; file systems take 255 with all that is added."""
 
 Norm = Literal["instance", "batch", "group"]
 
@@ -21,9 +25,17 @@ class NetworkChoice(Record):
 
     @property
     def slug(self) -> str:
-        """Name and options as part of a folder's name."""
+        """Name and options as part of a folder's name; what cannot be read from it is told apart by a digest."""
         shown = "".join(f"_{key}={json.dumps(value)}" for key, value in sorted(self.options.items()))
-        return re.sub(r"[^\w.=-]+", "-", (self.name + shown).replace(":", "-").replace('"', ""))
+        plain = (self.name + shown).replace(":", "-").replace('"', "")
+        safe = re.sub(r"[^\w.=-]+", "-", plain)[:_LONGEST]
+        return safe if safe == plain else f"{safe}_{sha256(self.text.encode()).hexdigest()[:8]}"
+
+    @property
+    def text(self) -> str:
+        """As it is written on the command line."""
+        options = ",".join(f"{key}={json.dumps(value)}" for key, value in sorted(self.options.items()))
+        return f"{self.name}:{options}" if options else self.name
 
 
 class NetworkSpec(Record):
@@ -73,15 +85,26 @@ def parse_choice(text: str) -> NetworkChoice:
             f"network {text!r}: expected NAME or NAME:key=value,... such as u2net or monai:SegResNet:init_filters=16"
         )
     options: dict[str, JsonValue] = {}
-    # Commas between brackets belong to a value.
-    for part in re.split(r",(?![^\[]*\])", match["options"] or ""):
+    for part in _parts(match["options"] or ""):
         key, equals, value = part.partition("=")
-        if not part:
-            continue
+        if key.strip() in options:
+            raise NetworkError(f"network {text!r}: {key.strip()} is given twice; expected it once")
         if not equals or not key.strip().isidentifier():
             raise NetworkError(f"network {text!r}: {part!r} is no option; expected key=value")
         options[key.strip()] = _value(value.strip())
     return NetworkChoice(name=match["name"], options=options)
+
+
+def _parts(text: str) -> list[str]:
+    """Parts between commas; those between brackets belong to a value."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part]
 
 
 def _value(text: str) -> JsonValue:

@@ -70,7 +70,12 @@ class TernausNet(Segmenter):
         """Fit VGG-11's weights: its first convolution sees colours, its classifier is left out."""
         fitted = {name: w for name, w in weights.items() if not name.startswith("classifier.")}
         first, own = weights.get("features.0.weight"), next(iter(self.features.values())).weight
-        if first is not None and isinstance(own, Tensor) and first.ndim == own.ndim and first.shape[1] != own.shape[1]:
+        if (
+            first is not None
+            and isinstance(own, Tensor)
+            and first.ndim == own.ndim
+            and first.shape[1] == 3 != own.shape[1]
+        ):
             fitted["features.0.weight"] = colour_to_channels(first, own.shape[1])
         return fitted
 

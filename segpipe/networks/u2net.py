@@ -89,7 +89,7 @@ class U2Net(Segmenter):
     """A U-Net of residual U-blocks; the outputs of all resolutions are fused, and each enters the loss."""
 
     def __init__(self, c_in: int, c_out: int, spec: NetworkSpec) -> None:
-        super().__init__(spec.dims, (1,) * spec.dims)
+        super().__init__(spec.dims, spec.divisors)
         dims, pools = spec.dims, spec.strides[1:]
         width = float(spec.options.get("width", 1.0))  # type: ignore[arg-type]
         encoder, decoder = (

@@ -53,8 +53,7 @@ def size_configuration(median_shape: tuple[float, ...], dataset_voxels: float, d
         smaller = None if max(topology.patch_size) <= MIN_EDGE else _shrink(topology, design, median_shape)
         if smaller is None:
             raise PlanError(
-                f"budget of {design.budget_gb:g} GB: not even a patch of {topology.patch_size} fits ({fit.shown}); "
-                "give a larger --budget-gb or a recipe with fewer features"
+                f"budget of {design.budget_gb:g} GB: not even a patch of {topology.patch_size} fits ({fit.shown}); {design.advice}"
             )
         # Measuring takes seconds, so patches that are far too large are passed over.
         while prod(smaller.patch_size) > _NEAR * fit.share * prod(topology.patch_size):
@@ -81,14 +80,15 @@ def initial_patch(spacing_mm: tuple[float, ...], median_shape: tuple[float, ...]
 
 
 def _shrink(topology: Topology, design: Design, median_shape: tuple[float, ...]) -> Topology | None:
-    """Take one pooling step off the axis that is longest relative to the median shape; None where nothing would be left."""
+    """Take one pooling step off the axis that is longest relative to the median shape and can spare it; None where none can."""
     relative = np.array(topology.patch_size) / np.array(median_shape)
-    axis = int(np.argsort(relative, kind="stable")[-1])
-    # The step is what the poolings divide after the patch was made smaller, which may be less than before.
-    probe = list(topology.patch_size)
-    probe[axis] -= topology.divisors[axis]
-    if probe[axis] < 1:
-        return None
-    patch = list(topology.patch_size)
-    patch[axis] -= design.topology(tuple(probe)).divisors[axis]
-    return design.topology(tuple(patch))
+    for axis in np.argsort(relative, kind="stable")[::-1].tolist():
+        # The step is what the poolings divide after the patch was made smaller, which may be less than before.
+        probe = list(topology.patch_size)
+        probe[axis] -= topology.divisors[axis]
+        if probe[axis] < 1:
+            continue
+        patch = list(topology.patch_size)
+        patch[axis] -= design.topology(tuple(probe)).divisors[axis]
+        return design.topology(tuple(patch))
+    return None

@@ -1,8 +1,8 @@
 """A network for a patch, and its memory: laid out by the plan, or asked of the network itself. Pure but for the probe it is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, field
+from math import ceil, prod
 from typing import Protocol
 
 from segpipe.errors import PlanError
@@ -84,6 +84,8 @@ class Design:
     channels: Channels
     spacing_mm: tuple[float, ...]
     probe: Probe | None = None
+    divides: dict[int, int] = field(default_factory=dict, compare=False)
+    """What edges must be multiples of, once that has been found, by number of axes."""
 
     @property
     def architecture(self) -> Architecture:
@@ -100,6 +102,16 @@ class Design:
         """Memory that a training step may take."""
         settings = self.settings
         return settings.measured_budget_gb or settings.budget_gb if self.is_measured else settings.budget_gb
+
+    @property
+    def advice(self) -> str:
+        """What to do where nothing fits."""
+        smaller = (
+            "a smaller network (most take an option for their width)"
+            if self.is_measured
+            else "a recipe with fewer features"
+        )
+        return f"plan with a larger --budget-gb, or take {smaller}"
 
     def topology(self, patch: tuple[float, ...]) -> Topology:
         """Poolings for a patch, and the patch padded to what they divide.
@@ -130,7 +142,7 @@ class Design:
             return NetworkSpec(
                 architecture=chosen.name,
                 strides=topology.strides,
-                divisors=_product(topology.strides) if fixed else topology.divisors,
+                divisors=self._divided_by(topology),
                 patch_size=() if fixed else topology.patch_size,
                 options=options,
                 package=chosen.package,
@@ -196,7 +208,7 @@ class Design:
     def _free_topology(self, patch: tuple[float, ...]) -> Topology:
         """Find the least number that edges must be multiples of: by trying."""
         dims, problem = len(patch), ""
-        for divisor in _DIVISORS:
+        for divisor in (d for d in _DIVISORS if d >= self.divides.get(dims, 1)):
             padded = tuple(max(ceil(p / divisor), 1) * divisor for p in patch)
             topology = Topology(padded, ((1,) * dims,), ((3,) * dims,), (divisor,) * dims)
             # Both odd and even multiples: a patch may divide by more than the network needs.
@@ -207,11 +219,20 @@ class Design:
                 self.channels,
             )
             if found is None:
+                self.divides[dims] = divisor
                 return topology
             problem = found
         raise PlanError(
             f"network {self.choice.name}: cannot be trained on {dims}D patches of about {'x'.join(f'{p:g}' for p in patch)}: {problem}"
         )
+
+    def _divided_by(self, topology: Topology) -> tuple[int, ...]:
+        """What the network's own poolings divide."""
+        if self.architecture.layout == "free":
+            return topology.divisors
+        if not self.architecture.divides:
+            return (1,) * len(topology.patch_size)
+        return tuple(prod(axis) for axis in zip(*topology.strides, strict=True))
 
     def _asked(self) -> Probe:
         if self.probe is None:
@@ -219,10 +240,3 @@ class Design:
                 f"network {self.choice.name}: its memory has to be measured; make the plan by segpipe.plan or `segpipe plan`"
             )
         return self.probe
-
-
-def _product(strides: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    totals = [1] * len(strides[0])
-    for stride in strides:
-        totals = [t * s for t, s in zip(totals, stride, strict=True)]
-    return tuple(totals)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from segpipe.errors import ArtefactError
 from segpipe.fingerprint.schema import Fingerprint
+from segpipe.networks.catalogue import architecture_of
 from segpipe.networks.spec import NetworkChoice
 from segpipe.planning.adopt import adopt_plan
 from segpipe.planning.design import Probe
@@ -56,10 +57,12 @@ def variant_plan(
     base: Plan, fingerprint: Fingerprint, choice: NetworkChoice, workspace: Workspace, probe: Probe | None
 ) -> Plan:
     """Return the plan for another network, written to plans/ the first time and whenever the workspace's plan has changed since."""
-    path = workspace.other_plan(variant_name(base, choice))
+    path = workspace.plan_of(variant_name(base, choice))
+    package = architecture_of(choice.name).package
     if path.is_file():
         known = Plan.read(path)
-        if known.derived_from == base.digest():
+        same = all(c.network.package == package for c in known.configurations.values())
+        if known.derived_from == base.digest() and known.asked_network == choice and same:
             return known
     plan = with_network(base, fingerprint, choice, probe)
     plan.write(path)

@@ -6,7 +6,7 @@ from segpipe.artefact import Artefact, Record
 from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import IntensityStatistics
 from segpipe.labels import Labels
-from segpipe.networks.spec import NetworkSpec
+from segpipe.networks.spec import NetworkChoice, NetworkSpec
 from segpipe.planning.guard import IntensityGuard
 from segpipe.planning.recipe import PlannerSettings, TrainingSettings
 
@@ -78,6 +78,8 @@ class Plan(Artefact):
     """How patches and batches were sized; a plan for another network is sized the same way."""
     derived_from: str | None = None
     """sha256 of the workspace's plan, where this is that plan with another network."""
+    asked_network: NetworkChoice | None = None
+    """The network that was asked for instead of the plan's."""
     training: TrainingSettings
     decisions: tuple[Decision, ...]
 

@@ -1,5 +1,6 @@
 """A plan with another network: the same data, and patches and batches that suit the network. Pure but for the probe."""
 
+from dataclasses import replace
 from math import prod
 
 from segpipe.errors import NetworkError, PlanError
@@ -65,13 +66,23 @@ def with_network(plan: Plan, fingerprint: Fingerprint, choice: NetworkChoice, pr
         raise PlanError(next(iter(problems.values())))
     for name, theirs in plan.configurations.items():
         if theirs.previous_stage in configurations and "3d_fullres" in configurations:
-            kept = {"name": name, "previous_stage": theirs.previous_stage}
-            configurations[name] = configurations["3d_fullres"].model_copy(update=kept)
+            cascade = configurations["3d_fullres"].model_copy(
+                update={"name": name, "previous_stage": theirs.previous_stage}
+            )
+            more = replace(channels, inputs=channels.inputs + len(fingerprint.labels.values) - 1)
+            problem = probe.problem(cascade.network, cascade.patch_size, more) if probe else None
+            if problem is None:
+                configurations[name] = cascade
+            else:
+                decisions.append(
+                    Decision(rule=name, chosen="none", because=f"with the first stage's labels: {problem}")
+                )
     return plan.model_copy(
         update={
             "recipe": variant_name(plan, choice),
             "planner_preset": variant_name(plan, choice),
             "derived_from": plan.digest(),
+            "asked_network": choice,
             "configurations": configurations,
             "decisions": (*plan.decisions, *decisions),
         }

@@ -34,7 +34,7 @@ def report(workspace: Workspace) -> Path:
     place = evaluations[-1].relative_to(workspace.evaluation).with_suffix("")
     evaluation = Evaluation.read(evaluations[-1])
     fold = FoldFolder(workspace.root / "models" / place)
-    plan = Plan.read(workspace.variant_plan(place.parts[1]))
+    plan = Plan.read(workspace.plan_of(place.parts[1]))
     examples = fold.examples or draw_examples(workspace, place)
     page = (
         _environment()
@@ -63,7 +63,7 @@ def draw_examples(workspace: Workspace, place: Path) -> list[Path]:
     for old in fold.examples:
         old.unlink()
     evaluation = Evaluation.read(workspace.evaluation / place.with_suffix(".json"))
-    dataset, plan = Dataset.read(workspace.dataset), Plan.read(workspace.variant_plan(place.parts[1]))
+    dataset, plan = Dataset.read(workspace.dataset), Plan.read(workspace.plan_of(place.parts[1]))
     return _overlays(evaluation, dataset, plan.labels, workspace.predictions / place, fold.root)
 
 

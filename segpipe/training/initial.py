@@ -29,6 +29,8 @@ class InitialWeights:
             If the file is no model.
         """
         if is_weights_file(path):
+            if not path.is_file():
+                raise ModelError(f"--init-from {path}: no such file")
             return cls(path.resolve(), None)
         file = model_in(path).resolve()
         folds = ModelFile.read(file).folds
@@ -52,7 +54,9 @@ def take_over(network: Segmenter, initial: InitialWeights) -> list[str]:
     ModelError
         If no convolution fits.
     """
-    given, own = network.fit_pretrained(initial.read()), network.state_dict()
+    given, own = initial.read(), network.state_dict()
+    if initial.fold is None:
+        given = network.fit_pretrained(given)
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in fitting.values()):
         instead = "" if initial.fold is None else (

@@ -50,7 +50,12 @@ def train_on_devices(job: Job, runtime: Runtime, listener: Listener) -> Training
     fabric = Fabric(
         accelerator=kind,
         devices=job.n_devices,
-        strategy=DDPStrategy(start_method="spawn", process_group_backend="nccl" if kind == "cuda" else "gloo"),
+        strategy=DDPStrategy(
+            start_method="spawn",
+            process_group_backend="nccl" if kind == "cuda" else "gloo",
+            # Some networks of others have weights that no head depends on; looking for them takes time.
+            find_unused_parameters=job.plan.configuration(job.configuration).network.package is not None,
+        ),
     )
     context = get_context("spawn")
     events = context.Queue()

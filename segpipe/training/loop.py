@@ -96,6 +96,13 @@ class Trainer:
                 f"{self.runtime.describe()}: out of memory ({str(error).splitlines()[0]}); set training.parts in the recipe to "
                 f"{2 * self.settings.parts}, or plan with a smaller --budget-gb"
             ) from error
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            raise TrainingError(
+                f"--deterministic: this network has a step without a deterministic form on {self.runtime.describe()} "
+                f"({str(error).splitlines()[0]}); leave it out, train with --device cpu, or take plain_unet"
+            ) from error
 
     def _run(self, *, resume: bool) -> Progress:
         self._prepare(resume=resume)

@@ -28,10 +28,14 @@ def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torc
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights. Source: Tarvainen and Valpola 2017 (arXiv 1703.01780)."""
+    """Exponential moving average of a network's weights, and of what its batch normalisation has seen.
+
+    Source: Tarvainen and Valpola 2017 (arXiv 1703.01780).
+    """
 
     def __init__(self, network: torch.nn.Module, decay: float) -> None:
-        self.weights = dict(network.named_parameters())
+        statistics = {name: b for name, b in network.named_buffers() if b.is_floating_point()}
+        self.weights: dict[str, Tensor] = dict(network.named_parameters()) | statistics
         self.average = {name: p.detach().clone() for name, p in self.weights.items()}
         self.decay = decay
 

@@ -119,7 +119,9 @@ def require_first_stage(job: Job) -> None:
         if not record.is_file() or TrainingRecord.read(record).plan_digest != job.plan.digest():
             missing.append(fold)
     if missing:
-        commands = " ".join(f"`segpipe train DATASET -c {first} --fold {fold}`" for fold in missing)
+        asked = job.plan.asked_network
+        network = "" if asked is None else f" --network '{asked.text}'"
+        commands = " ".join(f"`segpipe train DATASET -c {first} --fold {fold}{network}`" for fold in missing)
         raise TrainingError(
             f"configuration {job.configuration!r} learns from what every fold of {first!r} finds in the cases it held out; "
             f"train first: {commands}"

@@ -345,6 +345,14 @@ def test_the_average_follows_the_weights_and_is_what_is_kept(workplace):
     with average.in_place():
         assert network.weight.item() == pytest.approx(start + 0.5)
     assert network.weight.item() == pytest.approx(start + 1)
+    # What batch normalisation has seen belongs to the weights that saw it.
+    norm = nn.BatchNorm1d(1)
+    average = WeightAverage(norm, 0.5)
+    norm.running_mean += 1
+    average.update(1000)
+    with average.in_place():
+        assert norm.running_mean.item() == pytest.approx(0.5)
+    assert norm.running_mean.item() == 1
     kept = []
     for extra in ("", "average_decay = 0.99\n"):
         _, workspace = workplace("avg" if extra else "plain", extra)
@@ -416,6 +424,12 @@ def test_compiling_is_measured_and_a_failure_is_no_crash(monkeypatch):
     assert chosen is fast
     assert "1 min of training are too short" in why
     assert len(taken) == 1
+    # The trial leaves no trace in what batch normalisation has seen, nor in the random numbers.
+    seeing, state = nn.Sequential(network, nn.BatchNorm2d(2), nn.Dropout()), torch.get_rng_state()
+    compiling.faster_forward(seeing, lambda x: [seeing(x)], images, FLOAT32, lambda _: 1e5)
+    assert seeing[1].num_batches_tracked == 0
+    assert not seeing[1].running_mean.any()
+    assert torch.equal(torch.get_rng_state(), state)
     monkeypatch.setattr(torch, "compile", lambda *_, **__: eager)
     chosen, why = compiling.faster_forward(network, fast, images, FLOAT32, lambda _: 1e5)
     assert chosen is fast

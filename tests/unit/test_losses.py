@@ -345,6 +345,23 @@ def test_ignored_voxels_enter_no_mean():
                 torch.testing.assert_close(one(logits, target), other(logits[:, :, :2], target[:, :2]))
 
 
+def test_terms_of_distances_do_not_see_ignored_voxels():
+    """Neither what is predicted there nor how many they are."""
+    logits, target = drawn(1, 3, (8, 8, 8), 3)
+    # Nothing reaches the border of what is labelled, which would be a surface.
+    target = target.clamp_max(2)
+    target[:, 3:5] = 0
+    logits[:, 0, 3:5] += 30
+    target[:, 5:] = PLAIN.ignore_index
+    whole = PLAIN.model_copy(update={"ignore": None})
+    for name in ("boundary", "hausdorff"):
+        value = Loss(PLAIN, (term(name),))(logits, target)
+        other = logits.clone()
+        other[:, :, 5:] = torch.randn(1, 3, 3, 8, 8) * 5
+        torch.testing.assert_close(Loss(PLAIN, (term(name),))(other, target), value)
+        torch.testing.assert_close(Loss(whole, (term(name),))(logits[:, :, :5], target[:, :5]), value)
+
+
 # Joined
 
 

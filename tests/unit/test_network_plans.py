@@ -92,12 +92,26 @@ def test_a_patch_is_the_largest_that_fits_though_not_every_one_is_measured():
     for shape in ((512, 512, 512), (130, 96, 200), (20, 400, 300)):
         spacing = (5.0, 1.0, 1.0) if shape[0] == 20 else (1.0, 1.0, 1.0)
         measured = fingerprint(shape=shape, spacing=spacing)
-        plan, probe = base(measured, budget_gb=2.0), Counting(per_voxel=700)
-        skipping = with_network(plan, measured, choice("u2net"), probe)
-        one_by_one = with_network(plan, measured, choice("u2net"), OneByOne(per_voxel=700))
-        for name in skipping.configurations:
-            assert skipping.configuration(name).patch_size == one_by_one.configuration(name).patch_size
-        assert len(probe.asked) < 20
+        plan = base(measured, budget_gb=2.0)
+        for network in ("u2net", "ternausnet", "monai:SegResNet"):
+            probe = Counting(per_voxel=700)
+            skipping = with_network(plan, measured, choice(network), probe)
+            one_by_one = with_network(plan, measured, choice(network), OneByOne(per_voxel=700))
+            assert set(skipping.configurations) == set(plan.configurations)
+            for name in skipping.configurations:
+                assert skipping.configuration(name).patch_size == one_by_one.configuration(name).patch_size
+            assert len(probe.asked) < 20
+
+
+@pytest.mark.parametrize("shape", [(10, 256, 237), (40, 256, 237)])
+def test_an_axis_that_cannot_be_cut_leaves_the_others_to_be_cut(shape):
+    """Ten slices in a network that needs multiples of 32: the patch is 32 deep, and smaller in the plane."""
+    measured = fingerprint(shape=shape, spacing=(8.0, 1.4, 1.4))
+    probe = Counting(per_voxel=5000, divisor=32)
+    found = with_network(base(measured, budget_gb=8.0), measured, choice("monai:SwinUNETR"), probe)
+    patch = found.configuration("3d_fullres").patch_size
+    assert patch[0] == 32
+    assert 0.5 * 8e9 < prod(patch) * 2 * 5000 <= 8e9
 
 
 class OneByOne(Counting):
@@ -182,6 +196,35 @@ def test_a_network_too_large_for_the_budget_is_refused():
         with_network(base(measured, budget_gb=1.0), measured, choice("u2net"), Counting(fixed=2_000_000_000))
 
 
+def test_a_plan_is_never_taken_for_that_of_another_choice(tmp_path):
+    from segpipe.planning.run import variant_plan
+
+    one, other = choice("monai:SegResNet", act="a/b"), choice("monai:SegResNet", act="a-b")
+    assert one.slug != other.slug
+    assert len(choice("monai:DynUNet", kernel_size=[[3, 3, 3]] * 40).slug) < 120
+    measured = fingerprint()
+    plan, workspace, probe = base(measured), Workspace(tmp_path), Counting()
+    found = variant_plan(plan, measured, one, workspace, probe)
+    assert found.asked_network == one
+    path = workspace.plan_of(found.recipe)
+    # As if MONAI had been updated since.
+    path.write_text(path.read_text().replace('"package": "monai ', '"package": "monai 0.'))
+    asked = len(probe.asked)
+    assert variant_plan(plan, measured, one, workspace, probe) == found
+    assert len(probe.asked) > asked
+
+
+def test_a_cascade_is_planned_with_the_labels_of_its_first_stage():
+    class OneChannel(Counting):
+        def problem(self, network, patch, channels):
+            return "takes one channel" if channels.inputs != 1 else super().problem(network, patch, channels)
+
+    measured = fingerprint(shape=(300, 300, 300))
+    found = with_network(make_plan(measured), measured, choice("monai:SegResNet"), OneChannel(per_voxel=10))
+    assert "3d_cascade_fullres" not in found.configurations
+    assert any("takes one channel" in d.because for d in found.decisions)
+
+
 def test_recipes_name_networks_and_need_a_probe_for_them():
     measured = fingerprint()
     recipe = Recipe(name="mine", description="", network=choice("u2netp", width=0.25))
@@ -193,6 +236,9 @@ def test_recipes_name_networks_and_need_a_probe_for_them():
         make_plan(measured, Recipe(name="mine", description="", network=choice("u3net")), probe=Counting())
     with pytest.raises(PlanError, match="nnU-Net has none like it"):
         plan_to_nnunet(plan)
+    batch = make_plan(measured, Recipe(name="mine", description="", network=choice("plain_unet", norm="batch")))
+    with pytest.raises(PlanError, match="norm batch"):
+        plan_to_nnunet(batch)
 
 
 # What is measured
@@ -405,7 +451,7 @@ def test_a_network_is_trained_predicted_and_kept_beside_the_others(planned, netw
     assert Workspace(work).plan.read_bytes() == before
     assert done.held_out is not None
     assert not done.held_out.failed
-    plan = Plan.read(Workspace(work).variant_plan(done.record.variant))
+    plan = Plan.read(Workspace(work).plan_of(done.record.variant))
     assert done.record.plan_digest == plan.digest()
     assert plan.configuration(configuration).network.architecture == ":".join(
         network.split(":")[: 1 + network.startswith("monai")]
@@ -463,6 +509,9 @@ def test_networks_are_listed_with_what_they_cost(planned):
     plan = Plan.read(Workspace(work).plan).configuration("3d_fullres")
     assert rows["plain_unet"].patch_size == plan.patch_size
     assert rows["plain_unet"].parameters == n_parameters(build_network(plan.network, 1, 3))
+    assert rows["u9net"].parameters is None
+    named = commands.list_networks(names=("u2net:width=zero", "u2net"))
+    assert [bool(r.problem) for r in named] == [True, False]
     assert "no option filters" in rows["monai:SegResNet:filters=8"].problem
     assert "not known" in rows["u9net"].problem
     assert not (work / "plans" / "tiny+u9net.json").exists()

@@ -6,18 +6,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segpipe.errors import ModelError, NetworkError
+from segpipe.errors import ModelError, NetworkError, PlanError
 from segpipe.networks.blocks import ChannelsLastNorm, ConvNorm, ExactConv3d, InstanceNorm, ResidualBlock, make_norm
 from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.networks.catalogue import architecture_of, complete_options, network_names
 from segpipe.networks.danet import Bottleneck, ChannelAttention, PositionAttention
 from segpipe.networks.foreign import monai_names
-from segpipe.networks.measure import n_parameters
+from segpipe.networks.measure import Measured, n_parameters
 from segpipe.networks.segmenter import colour_to_channels
 from segpipe.networks.spec import NetworkChoice, parse_choice
 from segpipe.networks.ternausnet import Upward
 from segpipe.networks.u2net import ResidualU
 from segpipe.networks.unet3d_2016 import Pair
+from segpipe.planning.design import Channels, Design
+from segpipe.planning.recipe import PlannerSettings
 from segpipe.training.initial import InitialWeights, take_over
 from tests.networks import spec_of
 
@@ -139,6 +141,20 @@ class TestEveryNetwork:
             torch.testing.assert_close(exported(x), network(x), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["plain_unet", "resenc_unet", "u2net", "danet", "ternausnet", "unet3d_2016"])
+def test_anisotropic_plans_are_built(name):
+    """Slices of 5 mm: pooled in the plane first; any size is taken, and heads have the image's shape."""
+    options = {"width": 0.125} if name in ("u2net", "danet", "unet3d_2016") else {}
+    spec = spec_of(name, (12, 64, 64), spacing=(5.0, 1.0, 1.0), **options)
+    assert spec.strides[1] == (1, 2, 2)
+    network = to_device(build_network(spec, 1, 2), torch.device("cpu"))
+    x = torch.randn(2, 1, 11, 60, 64).contiguous(memory_format=torch.channels_last_3d)
+    heads = network.supervised(x)
+    assert heads[0].shape == (2, 2, 11, 60, 64)
+    sum(h.square().mean() for h in heads).backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+
+
 # Exact sizes
 
 
@@ -247,7 +263,7 @@ def test_the_dilated_residual_u_block_is_its_drawing():
     torch.testing.assert_close(block(x), cbr(torch.cat((up, one), 1), block.up[0]) + first)
 
 
-@pytest.mark.parametrize(("channels", "shape"), [(16, (5, 7)), (20, (3, 4, 2)), (4, (6, 6))])
+@pytest.mark.parametrize(("channels", "shape"), [(16, (5, 7)), (154, (3, 5)), (20, (3, 4, 2)), (4, (6, 6))])
 def test_position_attention_is_the_explicit_softmax(channels, shape):
     """Channel numbers that do and that do not divide into heads as wide as the keys."""
     torch.manual_seed(0)
@@ -372,7 +388,13 @@ def test_a_choice_is_read_as_written():
     assert "/" not in parse_choice("plain_unet:width=0.5,norm=../x").slug
 
 
-@pytest.mark.parametrize("text", ["", "u2net:", "u2net:width", "u2net:=2", "a b", "monai:"])
+def test_lists_in_lists_are_one_value():
+    read = parse_choice("monai:DynUNet:kernel_size=[[3,3,3],[1,3,3]],strides=[1,[1,2,2]],act={}")
+    assert read.options == {"kernel_size": [[3, 3, 3], [1, 3, 3]], "strides": [1, [1, 2, 2]], "act": {}}
+    assert parse_choice(read.text) == read
+
+
+@pytest.mark.parametrize("text", ["", "u2net:", "u2net:width", "u2net:=2", "a b", "monai:", "u2net:width=1,width=2"])
 def test_a_choice_that_is_written_wrong_is_refused(text):
     with pytest.raises(NetworkError, match="expected"):
         parse_choice(text)
@@ -401,6 +423,7 @@ def test_unknown_networks_and_options_are_named_with_those_that_are_known():
 # Networks of other packages
 
 PLUGIN = """
+import torch
 from torch import nn
 
 class Tiny(nn.Module):
@@ -417,6 +440,22 @@ def tiny(dims, n_channels, n_outputs, hidden=8):
 
 def no_module(n_channels, n_outputs):
     return "nothing"
+
+class Odd(nn.Module):
+    # Heads that are none.
+    def __init__(self, kind, n_outputs):
+        super().__init__()
+        self.kind, self.scale = kind, torch.ones(1)
+        self.body = nn.Conv2d(1, n_outputs, 1)
+
+    def forward(self, x):
+        y = self.body(x * self.scale)
+        if self.kind == "values" and float(x.mean()) > 0:
+            y = 2 * y
+        return {"fewer": [y, y[:, :1]], "scalar": (y, y.mean()), "values": y, "tensor": y, "smaller": y[..., ::2, ::2]}[self.kind]
+
+def odd(n_channels, n_outputs, kind="tensor"):
+    return Odd(kind, n_outputs)
 """
 
 
@@ -427,7 +466,7 @@ def plugin(tmp_path, monkeypatch):
     info = tmp_path / "tinynets-1.5.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tinynets\nVersion: 1.5\n")
-    offered = ("tiny = tinynets:tiny", "nothing = tinynets:no_module", "u2net = tinynets:tiny")
+    offered = ("tiny = tinynets:tiny", "nothing = tinynets:no_module", "odd = tinynets:odd", "u2net = tinynets:tiny")
     (info / "entry_points.txt").write_text("\n".join(("[segpipe.networks]", *offered)))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -447,6 +486,30 @@ def test_another_packages_network_is_built_by_its_entry_point(plugin):
         build_network(spec_of("tiny", (32, 32), size=4), 2, 3)
     with pytest.raises(NetworkError, match="returned str; expected a torch module"):
         build_network(spec_of("nothing", (32, 32)), 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("fewer", r"\(2, 1, \d+, \d+\); expected logits of 2 images and 3 outputs"),
+        ("scalar", r"gave a tensor of \(\)"),
+        ("smaller", "expected the same shape"),
+        ("values", "depends on the values of an image"),
+    ],
+)
+def test_a_network_that_gives_no_logits_is_refused_when_it_is_planned(plugin, kind, reason):
+    design = Design(
+        NetworkChoice(name="odd", options={"kind": kind}), PlannerSettings(), Channels(1, 3, 3), (1.0, 1.0), Measured()
+    )
+    with pytest.raises((NetworkError, PlanError), match=reason):
+        design.topology((32.0, 32.0))
+
+
+def test_a_network_may_hold_tensors_that_are_no_weights(plugin):
+    design = Design(NetworkChoice(name="odd"), PlannerSettings(), Channels(1, 3, 3), (1.0, 1.0), Measured())
+    topology = design.topology((32.0, 32.0))
+    assert topology.divisors == (1, 1)
+    assert design.weigh(topology).fits
 
 
 def test_a_missing_package_is_named(plugin, monkeypatch):
@@ -476,6 +539,11 @@ def test_imagenet_weights_of_vgg11_are_taken_over(tmp_path):
     )
     with pytest.raises(ModelError, match="none of its convolutions fits"):
         take_over(build_network(spec_of("ternausnet", (32, 32, 32)), 1, 3), InitialWeights.of(tmp_path / "vgg11.pth"))
+    with pytest.raises(ModelError, match="no such file"):
+        InitialWeights.of(tmp_path / "gone.pth")
+    # Weights of two channels are no colours.
+    given = {"features.0.weight": torch.randn(64, 2, 3, 3)}
+    assert build_network(spec_of("ternausnet", (32, 32)), 1, 3).fit_pretrained(given)["features.0.weight"].shape[1] == 2
 
 
 def test_imagenet_weights_of_a_resnet_are_taken_over(tmp_path):
