@@ -47,7 +47,8 @@ def save_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
         },
         buffer,
     )
-    write_atomically(path, buffer.getvalue())
+    # As it lies there: a copy of a large network's state is gigabytes.
+    write_atomically(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:

@@ -16,6 +16,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from segpipe.networks.build import build_network
+from segpipe.networks.measure import n_parameters
+from segpipe.networks.spec import NetworkSpec
+
 NETWORKS = ("plain_unet", "resenc_unet", "u2net", "u2netp", "danet", "monai:SegResNet", "monai:SwinUNETR")
 _FORK = threading.Lock()
 
@@ -70,35 +74,26 @@ def line_of(name: str, done: dict, peak_gb: float, work: Path, threads: int, opt
     record = done["training"]
     plan = json.loads((work / "plans" / f"{record['variant']}.json").read_text())
     planned = plan["configurations"][record["configuration"]]
-    from safetensors import safe_open
-
-    weights = Path(done["log"]).with_name("weights.safetensors")
-    trained = json.loads(json.dumps(planned["network"]))
-    with safe_open(weights, "pt") as held:
-        numbers = [held.get_slice(k).get_shape() for k in held.keys() if "running_" not in k and "num_batches" not in k]  # noqa: SIM118
-    count = 0
-    for shape in numbers:
-        size = 1
-        for n in shape:
-            size *= n
-        count += size
+    labels = done["evaluation"]["by_label"]
+    channels = len(json.loads((work / "plan.json").read_text())["channel_names"])
+    network = build_network(NetworkSpec.model_validate(planned["network"]), channels, len(labels) + 1)
     return {
         "benchmark": "networks",
         "dataset": options.dataset.name,
         "configuration": record["configuration"],
         "network": name,
-        "options": trained["options"],
+        "options": planned["network"]["options"],
         "patch": planned["patch_size"],
         "batch": planned["batch_size"],
         "minutes": options.minutes,
         "threads": threads,
         "iterations": record["iterations"],
         "step_s": round(record["elapsed_s"] / record["iterations"], 3),
-        "million_parameters": round(count / 1e6, 2),
+        "million_parameters": round(n_parameters(network) / 1e6, 2),
         "planned_gb": round(planned["estimated_memory_gb"], 2),
         "peak_gb": round(peak_gb, 2),
         "dice": round(done["evaluation"]["mean_dice"], 4),
-        "label_dice": {name: s["mean_dice"] for name, s in done["evaluation"]["by_label"].items()},
+        "label_dice": {name: s["mean_dice"] for name, s in labels.items()},
     }
 
 
