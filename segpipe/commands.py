@@ -350,6 +350,7 @@ def list_networks(
     with alone_in(workspace, watch):
         base = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime))
     where, measured = configuration or base.default_configuration(), Fingerprint.read(workspace.fingerprint)
+    base.configuration(where)
     costs = []
     with watch.counting("planning and timing networks", len(chosen)) as done:
         for name in chosen:

@@ -40,6 +40,10 @@ def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
     return theirs.model_copy(
         update={
             "dataset_name": fingerprint.dataset_name,
+            # Here it is the workspace's own plan, and no variant of one.
+            "recipe": theirs.recipe.replace("+", "-"),
+            "derived_from": None,
+            "asked_network": None,
             "fingerprint_digest": fingerprint.digest(),
             "channel_names": ours,
             "labels": fingerprint.labels,

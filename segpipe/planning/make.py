@@ -1,11 +1,12 @@
 """From a fingerprint and a recipe to a plan. Pure: the same input gives the same bytes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.errors import PlanError
+from segpipe.errors import NetworkError, PlanError
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.planning.class_weights import with_class_weights
 from segpipe.planning.configuration import Sized, size_configuration
@@ -121,6 +122,7 @@ class _Planner:
         probe: Probe | None,
     ) -> None:
         self.fingerprint, self.recipe, self.probe = fingerprint, recipe, probe
+        self.problems: list[str] = []
         self.training, weights_decisions = with_class_weights(recipe.training, fingerprint)
         spacing, spacing_decision = target
         self.forward, self.backward = axis_order(spacing)
@@ -142,13 +144,13 @@ class _Planner:
         self.mirror_axes = self._mirror_axes()
 
     def plan(self) -> Plan:
-        configurations = {
-            "2d": self._configuration("2d", self.spacing[1:], self.median[1:], self.dataset_voxels, batch_dice=True)
-        }
+        configurations = self._if_trainable("2d", self._two_dimensional)
         if self.median[0] != 1:
-            configurations |= self._three_dimensional()
+            configurations |= self._if_trainable("3D configurations", self._three_dimensional)
         else:
             self._decide("3D configurations", "none", "the median image has one slice")
+        if not configurations:
+            raise PlanError("; ".join(dict.fromkeys(self.problems)))
         spacing, shape = medians(self.fingerprint, self.forward)
         return Plan(
             dataset_name=self.fingerprint.dataset_name,
@@ -170,6 +172,21 @@ class _Planner:
             training=self.training,
             decisions=tuple(self.decisions),
         )
+
+    def _if_trainable(self, name: str, make: Callable[[], dict[str, Configuration]]) -> dict[str, Configuration]:
+        """Return configurations, or none where the recipe's network cannot be trained in them; a planned U-Net always can."""
+        try:
+            return make()
+        except (NetworkError, PlanError) as error:
+            if not self._design(self.spacing).is_measured:
+                raise
+            self.problems.append(str(error))
+            self._decide(name, "none", str(error))
+            return {}
+
+    def _two_dimensional(self) -> dict[str, Configuration]:
+        spacing, median = self.spacing[1:], self.median[1:]
+        return {"2d": self._configuration("2d", spacing, median, self.dataset_voxels, batch_dice=True)}
 
     def _three_dimensional(self) -> dict[str, Configuration]:
         full = self._configuration("3d_fullres", self.spacing, self.median, self.dataset_voxels, batch_dice=False)

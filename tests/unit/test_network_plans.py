@@ -230,10 +230,20 @@ def test_recipes_name_networks_and_need_a_probe_for_them():
     recipe = Recipe(name="mine", description="", network=choice("u2netp", width=0.25))
     plan = make_plan(measured, recipe, probe=Counting())
     assert {c.network.architecture for c in plan.configurations.values()} == {"u2netp"}
+    flat = make_plan(
+        measured, Recipe(name="mine", description="", network=choice("monai:UNETR")), probe=Counting(only_dims=2)
+    )
+    assert list(flat.configurations) == ["2d"]
+    assert flat.default_configuration() == "2d"
+    assert any("knows 2 axes only" in d.because for d in flat.decisions if d.chosen == "none")
     with pytest.raises(PlanError, match="has to be measured"):
         make_plan(measured, recipe)
     with pytest.raises(NetworkError, match="not known"):
         make_plan(measured, Recipe(name="mine", description="", network=choice("u3net")), probe=Counting())
+    with pytest.raises(PlanError, match="knows 4 axes only"):
+        make_plan(
+            measured, Recipe(name="mine", description="", network=choice("monai:UNETR")), probe=Counting(only_dims=4)
+        )
     with pytest.raises(PlanError, match="nnU-Net has none like it"):
         plan_to_nnunet(plan)
     batch = make_plan(measured, Recipe(name="mine", description="", network=choice("plain_unet", norm="batch")))
@@ -467,6 +477,18 @@ def test_a_network_is_trained_predicted_and_kept_beside_the_others(planned, netw
     assert again.record == done.record
 
 
+def test_a_model_of_another_network_is_fine_tuned_with_its_plan(planned, tmp_path):
+    folder, work = planned
+    given = {"jobs": 1, "device": "cpu", "tta": False}
+    model = commands.train(folder, work=work, network="u2netp:width=0.125", configuration="2d", **given).model
+    done = commands.train(folder, work=tmp_path / "tuned", init_from=model, **given)
+    assert done.record.configuration == "2d"
+    assert done.record.variant == "tiny-u2netp_width=0.125"
+    assert Plan.read(tmp_path / "tuned" / "plan.json").configuration("2d").network.architecture == "u2netp"
+    assert done.held_out is not None
+    assert done.held_out.pictures
+
+
 def test_a_plan_for_a_network_is_made_again_when_the_plan_changes(planned):
     from segpipe.planning.run import variant_plan
 
@@ -510,6 +532,8 @@ def test_networks_are_listed_with_what_they_cost(planned):
     assert rows["plain_unet"].patch_size == plan.patch_size
     assert rows["plain_unet"].parameters == n_parameters(build_network(plan.network, 1, 3))
     assert rows["u9net"].parameters is None
+    with pytest.raises(PlanError, match="3d_lowres"):
+        commands.list_networks(folder, names=("u2net",), work=work, configuration="3d_lowres", device="cpu", jobs=1)
     named = commands.list_networks(names=("u2net:width=zero", "u2net"))
     assert [bool(r.problem) for r in named] == [True, False]
     assert "no option filters" in rows["monai:SegResNet:filters=8"].problem
