@@ -11,6 +11,7 @@ from segpipe.losses.cldice import cldice_loss
 from segpipe.losses.overlap import generalised_dice_loss, soft_dice_loss, tversky_loss
 from segpipe.losses.reference import Reference, Total, alone
 from segpipe.losses.spec import (
+    BACKGROUND,
     DEFAULT_LOSS,
     BoundaryTerm,
     ClDiceTerm,
@@ -119,9 +120,6 @@ class Loss:
         assert isinstance(given, dict), f"class weights {given!r}: a plan holds numbers"
         names = self.labels.names if self.labels.regions else (BACKGROUND, *self.labels.names)
         return torch.tensor([float(given.get(name, 1.0)) for name in names])
-
-
-BACKGROUND = "background"
 
 
 def shrink_labels(target: Tensor, shape: tuple[int, ...]) -> Tensor:

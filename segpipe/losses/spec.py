@@ -6,6 +6,9 @@ from pydantic import Field, NonNegativeFloat
 
 from segpipe.artefact import Record
 
+BACKGROUND = "background"
+"""What the background is called among labels that are weighed."""
+
 Frequencies = Literal["balanced", "median_frequency"]
 ClassWeights = dict[str, NonNegativeFloat]
 

@@ -20,8 +20,8 @@ def conv_class(dims: int) -> Any:
 class ExactConv3d(nn.Conv3d):
     """Convolution in float32 where torch's in bfloat16 on a CPU is wrong.
 
-    There the weight's gradient holds memory that was never written, if the first axis is shorter than the kernel (seen with torch 2.13
-    and oneDNN; docs/experiments.md). Such maps are small: computing them in float32 costs next to nothing.
+    There the weight's gradient holds memory that was never written, if the first axis is no longer than the kernel (seen with torch
+    2.13 and oneDNN; docs/experiments.md lists the shapes). Such maps are small: computing them in float32 costs next to nothing.
     """
 
     def forward(self, x: Tensor) -> Tensor:

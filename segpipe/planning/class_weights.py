@@ -4,11 +4,9 @@ import numpy as np
 
 from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import Fingerprint
-from segpipe.losses.spec import LossTerm, WeightedTerm
+from segpipe.losses.spec import BACKGROUND, LossTerm, WeightedTerm
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.planning.schema import Decision
-
-BACKGROUND = "background"
 
 
 def with_class_weights(settings: TrainingSettings, fingerprint: Fingerprint) -> tuple[TrainingSettings, list[Decision]]:
@@ -22,8 +20,8 @@ def with_class_weights(settings: TrainingSettings, fingerprint: Fingerprint) -> 
     terms: list[LossTerm] = []
     decisions = []
     for term in settings.loss:
-        given = getattr(term, "class_weights", None)
-        if isinstance(term, WeightedTerm) and isinstance(given, str):
+        given = term.class_weights if isinstance(term, WeightedTerm) else None
+        if isinstance(given, str):
             weights = class_weights(fingerprint, given)
             decisions.append(
                 Decision(
