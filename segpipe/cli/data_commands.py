@@ -88,8 +88,8 @@ def plan(
         str,
         typer.Option(
             "--recipe",
-            help="Name of a recipe (default, resenc_m, resenc_l, resenc_xl, residual_m, residual_l, residual_xl, u2net, danet, mr_artefacts, cpu) "
-            "or a TOML file.",
+            help="Name of a recipe (default, resenc_m, resenc_l, resenc_xl, residual_m, residual_l, residual_xl, u2net, "
+            "danet, mr_artefacts, cpu) or a TOML file.",
         ),
     ] = "default",
     budget_gb: Annotated[
