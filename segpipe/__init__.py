@@ -10,13 +10,20 @@ from segpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from segpipe.commands import check, convert, demo, evaluate, list_networks, plan, predict, preprocess, report, train
+    from segpipe.inference.predictor import Predictor
     from segpipe.line import run
+    from segpipe.models import apply_postprocessing, choose_postprocessing, export_model, import_model
 
 __all__ = [
+    "Predictor",
+    "apply_postprocessing",
     "check",
+    "choose_postprocessing",
     "convert",
     "demo",
     "evaluate",
+    "export_model",
+    "import_model",
     "list_networks",
     "plan",
     "predict",
@@ -26,10 +33,18 @@ __all__ = [
     "train",
 ]
 
+_ELSEWHERE = {
+    "run": "segpipe.line",
+    "Predictor": "segpipe.inference.predictor",
+    **dict.fromkeys(
+        ("apply_postprocessing", "choose_postprocessing", "export_model", "import_model"), "segpipe.models"
+    ),
+}
+
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("segpipe.line" if name == "run" else "segpipe.commands"), name)
+        return getattr(import_module(_ELSEWHERE.get(name, "segpipe.commands")), name)
     raise AttributeError(f"module 'segpipe' has no attribute {name!r}")
 
 

@@ -87,6 +87,11 @@ class Grid:
             raise ValueError(f"voxel-to-world affine is singular: {np.asarray(affine).tolist()}")
         return cls(triple(shape), _triple(spacing), _triple(affine[:3, 3]), tuple(_triple(row) for row in direction))
 
+    @classmethod
+    def of_spacing(cls, shape: Shape, spacing_mm: Spacing) -> "Grid":
+        """Build a grid in canonical orientation at the world's origin."""
+        return cls(shape, spacing_mm, (0.0, 0.0, 0.0), ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)))
+
     @property
     def affine(self) -> Floats:
         """The 4x4 map from an index (z, y, x) to world (x, y, z) in RAS+ mm."""

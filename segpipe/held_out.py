@@ -60,12 +60,15 @@ def predict_held_out(
     """Predict the cases that a trained fold held out into a folder, by that fold alone; the model file may hold others that saw them."""
     from segpipe.dataset.schema import Dataset
     from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.inference.engine import network_cache
     from segpipe.inference.inputs import InputCase
-    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.predictor import Options, Predictor
     from segpipe.inference.run import predict as stage
     from segpipe.io.formats import output_ending
 
-    predictor = Predictor.load(workspace.model(configuration, plan.recipe), runtime, folds=(str(fold),), tta=tta)
+    # Without post-processing: its rules are chosen on these very predictions.
+    options = Options(folds=(str(fold),), tta=tta, postprocess=False, cache=network_cache())
+    predictor = Predictor.load(workspace.model(configuration, plan.recipe), runtime, options)
     held_out = set(splits_of(workspace, Fingerprint.read(workspace.fingerprint)).fold(fold).validation)
     cases = [c for c in Dataset.read(workspace.dataset).cases if c.id in held_out]
     inputs = [

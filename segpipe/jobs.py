@@ -132,3 +132,22 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
         killed = f"{likely}: its worker was killed ({how}), also when it ran alone; use a machine with more memory, or look at its files"
         outcome = Outcome(item, failure=killed)
     return outcome
+
+
+class PeakMemory:
+    """The most memory that this process holds while the context lasts, in GB (1e9 bytes); None where the system does not tell."""
+
+    def __init__(self) -> None:
+        self.gb: float | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        # Linux forgets the peak so far when it is told to.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError, StopIteration, ValueError):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            peak = next(line for line in lines if line.startswith("VmHWM:"))
+            self.gb = round(int(peak.split()[1]) * 1024 / 1e9, 3)

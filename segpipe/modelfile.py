@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -18,6 +19,7 @@ from segpipe.errors import ModelError
 FORMAT = 1
 Weights = dict[str, Tensor]
 _PREVIOUS = "previous.segpipe"
+_POSTPROCESSING = "postprocessing.json"
 
 # A fixed date: the same content gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -34,6 +36,8 @@ class ModelFile:
     folds: dict[str, Weights]
     previous: "ModelFile | None" = None
     """The model whose segmentation is a further input (cascade)."""
+    postprocessing_json: str = ""
+    """Rules by which its segmentations are cleaned; empty for none."""
 
     def write(self, path: Path) -> None:
         """Write atomically."""
@@ -52,6 +56,8 @@ class ModelFile:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("model.json", _EPOCH), json.dumps(about, indent=1))
             archive.writestr(zipfile.ZipInfo("plan.json", _EPOCH), self.plan_json)
+            if self.postprocessing_json:
+                archive.writestr(zipfile.ZipInfo(_POSTPROCESSING, _EPOCH), self.postprocessing_json)
             for fold, weights in self.folds.items():
                 archive.writestr(zipfile.ZipInfo(f"fold_{fold}.safetensors", _EPOCH), save(weights))
             if self.previous is not None:
@@ -60,9 +66,9 @@ class ModelFile:
 
     def digest(self, folds: tuple[str, ...]) -> str:
         """Return the sha256 of all that some folds' predictions follow from; further folds in the file change nothing."""
-        hashed = sha256(f"{self.configuration}\n{self.plan_json}".encode())
+        hashed = sha256(f"{self.configuration}\n{self.plan_json}\n{self.postprocessing_json}".encode())
         for fold in folds:
-            hashed.update(fold.encode() + save(self.folds[fold]))
+            hashed.update(fold.encode() + weights_digest(self.folds[fold]).encode())
         if self.previous is not None:
             hashed.update(self.previous.digest(self.previous.used(self.folds_before(folds))).encode())
         return hashed.hexdigest()
@@ -100,13 +106,15 @@ class ModelFile:
                     )
                 folds = {str(f): load(archive.read(f"fold_{f}.safetensors")) for f in about["folds"]}
                 plan_json = archive.read("plan.json").decode()
+                rules = archive.read(_POSTPROCESSING).decode() if _POSTPROCESSING in archive.namelist() else ""
                 held = io.BytesIO(archive.read(_PREVIOUS)) if _PREVIOUS in archive.namelist() else None
                 previous = None if held is None else cls._from_zip(held, path)
         except FileNotFoundError as error:
             raise ModelError(f"{path}: no such model file") from error
         except (zipfile.BadZipFile, KeyError, ValueError, SafetensorError) as error:
             raise ModelError(f"{path}: not a segpipe model, or damaged ({error})") from error
-        return cls(plan_json, about["configuration"], about["variant"], tuple(about["mirror_axes"]), folds, previous)
+        axes = tuple(about["mirror_axes"])
+        return cls(plan_json, about["configuration"], about["variant"], axes, folds, previous, rules)
 
 
 def model_in(path: Path) -> Path:
@@ -131,8 +139,6 @@ def read_weights(path: Path) -> Weights:
         if path.suffix.lower() == ".safetensors":
             found: Weights = load(path.read_bytes())
             return found
-        import torch
-
         held = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file") from error
@@ -148,6 +154,15 @@ def read_weights(path: Path) -> Weights:
 def read_model(path: Path) -> ModelFile:
     """Read a model file, or the one in a folder."""
     return ModelFile.read(model_in(path))
+
+
+def weights_digest(weights: Weights) -> str:
+    """Return the sha256 of weights, their names and shapes."""
+    hashed = sha256()
+    for name, value in sorted(weights.items()):
+        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hashed.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -89,7 +89,9 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
     if chosen.type == "cuda":
         # Streams and events are the current device's.
         torch.cuda.set_device(chosen)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        # Setting it loads torch's compiler, which takes a second and a half.
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return Runtime(chosen, _fast_precision(chosen))
 

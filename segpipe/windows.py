@@ -4,14 +4,11 @@ The rules are nnU-Net's (tile starts evenly spread, Gaussian of sigma = patch / 
 """
 
 from functools import lru_cache
-from itertools import product
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-
-Starts = tuple[int, ...]
 
 
 def axis_starts(size: int, patch: int, step: float) -> list[int]:
@@ -29,11 +26,6 @@ def axis_starts(size: int, patch: int, step: float) -> list[int]:
     n_windows = ceil((size - patch) / (patch * step)) + 1
     spread = (size - patch) / (n_windows - 1) if n_windows > 1 else 0.0
     return [int(np.round(spread * i)) for i in range(n_windows)]
-
-
-def window_starts(shape: tuple[int, ...], patch: tuple[int, ...], step: float = 0.5) -> list[Starts]:
-    """Starts of all windows, last axis fastest."""
-    return list(product(*(axis_starts(n, p, step) for n, p in zip(shape, patch, strict=True))))
 
 
 @lru_cache(maxsize=16)

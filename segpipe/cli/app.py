@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from segpipe.cli import data_commands, model_commands
+from segpipe.cli import data_commands, inference_commands, model_commands
 from segpipe.errors import SegpipeError
 from segpipe.version import __version__
 
@@ -29,7 +29,10 @@ for command in (
     data_commands.plan,
     data_commands.preprocess,
     model_commands.train,
-    model_commands.predict,
+    inference_commands.predict,
+    inference_commands.postprocess,
+    inference_commands.import_model,
+    inference_commands.export,
     data_commands.convert,
     data_commands.evaluate,
     data_commands.report,
@@ -37,7 +40,7 @@ for command in (
     model_commands.networks,
     model_commands.doctor,
 ):
-    app.command()(command)
+    app.command({"import_model": "import"}.get(command.__name__))(command)
 
 
 def _version(value: bool) -> None:

@@ -1,4 +1,4 @@
-"""Commands that run a network: run, train, predict, doctor."""
+"""Commands that train networks and tell what they cost: run, train, networks, doctor."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -184,51 +184,6 @@ def train(
         for name, path in places.items():
             out().print(f"{name:12} {path}", markup=False, soft_wrap=True)
         show_failures("Cases that were lost", failed)
-    if failed:
-        raise typer.Exit(FAILED_CASES)
-
-
-def predict(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="An image, a folder of images, or a manifest.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the segmentations.", show_default=False)],
-    model: Annotated[
-        Path, typer.Option("--model", "-m", help="model.segpipe, or the folder that holds it.", show_default=False)
-    ],
-    folds: Annotated[
-        list[str] | None,
-        typer.Option("--folds", help="Fold to use; give it again for more.  [default: all]", show_default=False),
-    ] = None,
-    tta: TtaOption = True,
-    resume: ResumeOption = False,
-    device: DeviceOption = "auto",
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Segment images, each onto its own grid; a bad file is reported and passed over (exit 3)."""
-    from segpipe import commands
-    from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
-
-    rows = commands.predict(
-        source,
-        output,
-        model=model,
-        folds=tuple(folds or ()),
-        tta=tta,
-        device=device,
-        resume=resume,
-        watch=watch(quiet=quiet or as_json),
-    )
-    failed = {row.case: row.reason or "" for row in rows if row.status == "failed"}
-    if as_json:
-        show_json([as_plain(row) for row in rows])
-    else:
-        out().print(
-            f"{len(rows) - len(failed)} of {len(rows)} case(s) predicted, in {output}", markup=False, soft_wrap=True
-        )
-        show_failures("Cases that failed", failed)
-        show_failures("Cases to look at", {row.case: "; ".join(row.doubts) for row in rows if row.doubts})
     if failed:
         raise typer.Exit(FAILED_CASES)
 

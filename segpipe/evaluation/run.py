@@ -111,6 +111,11 @@ def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[s
     }
 
 
+def labels_found(pairs: list[Pair], jobs_limit: int | None = None) -> Labels:
+    """Every value but 0 of predictions and references, named by its number; pairs that cannot be read are passed over."""
+    return _labels_found(pairs, jobs_limit, _pair_bytes(pairs), {})
+
+
 def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Files by name without ending, and the names that several files have."""
     files: dict[str, Path] = {}

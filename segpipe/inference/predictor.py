@@ -1,98 +1,131 @@
-"""A model loaded once, ready to predict any number of volumes."""
+"""A model loaded once, ready to predict any number of volumes. No processes, no files."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segpipe.augment.previous import one_hot
-from segpipe.errors import ModelError
-from segpipe.inference.restore import largest_at, painted_at, uncrop
-from segpipe.inference.sliding import Forward, mirrored, sliding_logits
+from segpipe.dataset.check import image_problems
+from segpipe.errors import CaseError, ModelError
+from segpipe.geometry import Grid, triple
+from segpipe.inference.engine import EngineName, Precision, inference_runtime, make_engine
+from segpipe.inference.restore import uncrop
+from segpipe.inference.sliding import Ensemble
+from segpipe.inference.stage import Measured, Stage, painted_plane, timed
+from segpipe.interop.nnunet.folder import is_model_folder, read_model_folder
 from segpipe.modelfile import ModelFile, model_in
-from segpipe.networks.build import build_network, fast_memory_format, to_device
-from segpipe.planning.schema import Configuration, Plan
-from segpipe.preprocessing.prepare import prepare
-from segpipe.runtime import Runtime
+from segpipe.planning.schema import Plan
+from segpipe.postprocessing.apply import apply_rules, require_known
+from segpipe.postprocessing.schema import PostprocessingRules, Rule
+from segpipe.preprocessing.prepare import Placement, Prepared
+from segpipe.runtime import Runtime, choose_runtime
+from segpipe.version import __version__
 from segpipe.volume import Volume
+
+Labels = NDArray[np.unsignedinteger]
+Sink = Callable[[Placement, int, Tensor], None]
+"""Given the probabilities (K, Y, X) of one plane of the crop, by its number."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is applied."""
+
+    folds: tuple[str, ...] = ()
+    """Folds to ensemble; empty for all the numbered ones, or "all" where there is no other."""
+    tta: bool = True
+    """Average over mirrored images, along the axes that were mirrored in training."""
+    step: float = 0.5
+    """Largest step of the sliding window, as a share of the patch."""
+    engine: EngineName = "auto"
+    precision: Precision = "auto"
+    postprocess: bool = True
+    """Apply the model's post-processing."""
+    cache: Path | None = None
+    """Folder for compiled networks."""
+
+
+@dataclass
+class Prediction:
+    """What was made of an image."""
+
+    labels: Labels
+    """(Z, Y, X) stored label values."""
+    measured: Measured = field(default_factory=Measured)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Networks of one model, on their device."""
+    """One model, or several whose probabilities are averaged, on their device."""
 
-    plan: Plan
-    configuration: Configuration
-    networks: tuple[Forward, ...]
-    """One a fold; their logits are averaged."""
-    runtime: Runtime
+    stages: tuple[Stage, ...]
+    rules: tuple[Rule, ...]
     digest: str
-    """sha256 of plan and weights, with the folds and the mirroring that are used."""
-    step: float = 0.5
-    previous: "Predictor | None" = None
-    """Whose segmentation is a further input (cascade)."""
+    """sha256 of plans and weights, and of all that was chosen for applying them."""
+    describe: str = ""
+    """Engine and precision in words."""
+
+    @property
+    def plan(self) -> Plan:
+        """The (first) model's plan: what images it expects, and what its labels mean."""
+        return self.stages[0].plan
 
     @classmethod
     def load(
-        cls, path: Path, runtime: Runtime, *, folds: tuple[str, ...] = (), tta: bool = True, step: float = 0.5
+        cls, path: Path | str | tuple[Path, ...], runtime: Runtime | None = None, options: Options | None = None
     ) -> "Predictor":
-        """Load a model.
+        """Load a model, or several.
 
         Parameters
         ----------
-        path : Path
-            A .segpipe file, or a folder that holds model.segpipe.
-        runtime : Runtime
-        folds : tuple of str
-            Folds to ensemble; empty for all the numbered ones, or "all" where there is no other.
-        tta : bool
-            Average over mirrored images, along the axes that were mirrored in training.
-        step : float
-            Largest step of the sliding window, as a share of the patch.
+        path : path, or tuple of path
+            A .segpipe file, a folder that holds model.segpipe, or nnU-Net's folder of a trained model. The probabilities of several
+            are averaged on the image's own grid, as nnU-Net ensembles configurations.
+        runtime : Runtime, optional
+            A GPU where there is one, unless given.
+        options : Options, optional
 
         Raises
         ------
         ModelError
-            If the file is no model or lacks a fold.
+            If one is no model, lacks a fold, or they do not go together.
+        DeviceError
+            If the engine or the precision is not to be had here.
         """
-        path = model_in(path)
-        model = ModelFile.read(path)
-        return cls._of(model, path, runtime, folds=folds, tta=tta, step=step)
+        options = options or Options()
+        paths = path if isinstance(path, tuple) else (Path(path),)
+        runtime = inference_runtime(runtime or choose_runtime(), options.precision)
+        models = [read_any_model(p, options.folds) for p in paths]
+        stages = tuple(
+            _stage(model, where, runtime, options, options.folds) for model, where in zip(models, paths, strict=True)
+        )
+        _require_alike(stages, paths)
+        rules = _rules(models[0], paths[0]) if options.postprocess and len(models) == 1 else ()
+        require_known(rules, stages[0].plan.labels)
+        engines = {(type(e).__name__, e.precision) for s in stages for e in s.ensemble.engines}
+        chosen = [sorted(engines), options.tta, options.step, [r.model_dump() for r in rules], __version__]
+        used = [m.digest(m.used(options.folds)) for m in models]
+        digest = sha256(json.dumps([used, [m.used(options.folds) for m in models], chosen]).encode()).hexdigest()
+        words = ", ".join(f"{name.removesuffix('Engine')} in {precision}" for name, precision in sorted(engines))
+        return cls(stages, rules, digest, words)
 
-    @classmethod
-    def _of(
-        cls, model: ModelFile, path: Path, runtime: Runtime, *, folds: tuple[str, ...], tta: bool, step: float
-    ) -> "Predictor":
-        missing = [f for f in folds if f not in model.folds]
-        if missing:
-            raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
-        try:
-            plan = Plan.model_validate_json(model.plan_json)
-        except ValueError as error:
-            raise ModelError(
-                f"{path}: its plan is from another version of segpipe ({error}); export it again"
-            ) from error
-        configuration = plan.configuration(model.configuration)
-        axes = model.mirror_axes if tta else ()
-        used = model.used(folds)
-        networks = tuple(mirrored(_network(plan, configuration, model.folds[f], runtime), axes) for f in used)
-        digest = f"{model.digest(used)}:folds={','.join(used)}:mirror={axes}:step={step}"
-        previous = model.previous
-        before = model.folds_before(folds)
-        first = None if previous is None else cls._of(previous, path, runtime, folds=before, tta=tta, step=step)
-        return cls(plan, configuration, networks, runtime, digest, step, first)
-
-    @torch.inference_mode()
-    def predict(self, image: Volume) -> NDArray[np.unsignedinteger]:
-        """Segment an image.
+    def predict(self, array: NDArray[Any], spacing_mm: tuple[float, float, float]) -> Labels:
+        """Segment an array.
 
         Parameters
         ----------
-        image : Volume
-            (C, Z, Y, X) in the plan's orientation.
+        array : ndarray of any real type
+            (Z, Y, X), or (C, Z, Y, X) with the model's channels; axes run as in training: for a model of segpipe's own from inferior to
+            superior, posterior to anterior, left to right.
+        spacing_mm : tuple of float
+            (z, y, x).
 
         Returns
         -------
@@ -102,48 +135,134 @@ class Predictor:
         Raises
         ------
         CaseError
+            If the array has other channels, or cannot be prepared.
+        """
+        voxels = array[None] if array.ndim == 3 else array
+        n_channels = len(self.plan.channel_names)
+        if voxels.ndim != 4 or voxels.shape[0] != n_channels:
+            raise CaseError(
+                f"array of shape {array.shape}; expected ({n_channels}, Z, Y, X), the channels being {', '.join(self.plan.channel_names)}"
+            )
+        problems = image_problems(voxels)
+        if problems:
+            raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
+        grid = Grid.of_spacing(triple(voxels.shape[1:]), spacing_mm)
+        return self.segment(Volume(voxels, grid)).labels
+
+    def prepare(self, image: Volume) -> tuple[Prepared | None, ...]:
+        """Do what can be done before the networks: crop, normalise, resample, for each model."""
+        return tuple(stage.prepare(image) for stage in self.stages)
+
+    @torch.inference_mode()
+    def segment(
+        self, image: Volume, prepared: tuple[Prepared | None, ...] | None = None, sink: Sink | None = None
+    ) -> Prediction:
+        """Segment a volume (C, Z, Y, X) in the plan's orientation.
+
+        Parameters
+        ----------
+        image : Volume
+        prepared : tuple, optional
+            What :meth:`prepare` gave.
+        sink : callable, optional
+            Given the probabilities, plane by plane.
+
+        Raises
+        ------
+        CaseError
             If the image cannot be prepared.
         """
-        found = None if self.previous is None else self.previous.predict(image)
-        prepared = prepare(image, found, self.plan, self.configuration)
-        voxels = torch.from_numpy(prepared.image)
-        if prepared.segmentation is not None:
-            indices = torch.from_numpy(prepared.segmentation)[None]
-            voxels = torch.cat((voxels, one_hot(indices, len(self.plan.labels.values) - 1)[0]))
-        total: Tensor | None = None
-        for forward in self.networks:
-            logits = sliding_logits(
-                forward,
-                voxels,
-                self.configuration.patch_size,
-                device=self.runtime.device,
-                step=self.step,
-            )
-            total = logits if total is None else total.add_(logits)
-        assert total is not None
-        placement = prepared.placement
-        targets_at = painted_at if self.plan.labels.regions else largest_at
-        targets = targets_at(total, placement.shape_after_crop, placement.apart)
-        labels = self.plan.labels.written(uncrop(targets, placement))
-        return labels.transpose(self.plan.transpose_backward)
+        measured = Measured()
+        if prepared is None:
+            with measured.timing("prepare"):
+                prepared = self.prepare(image)
+        if len(self.stages) == 1 and sink is None:
+            labels = self.stages[0].segment(image, prepared[0], measured)
+        else:
+            labels = self._by_probabilities(image, prepared, measured, sink)
+        oriented = labels.transpose(self.plan.transpose_backward)
+        if self.rules:
+            with measured.timing("postprocess"):
+                cleaned = apply_rules(oriented, image.grid.spacing_mm, self.plan.labels, self.rules)
+                oriented = cleaned.astype(oriented.dtype, copy=False)
+        return Prediction(oriented, measured)
+
+    def _by_probabilities(
+        self, image: Volume, prepared: tuple[Prepared | None, ...], measured: Measured, sink: Sink | None
+    ) -> Labels:
+        """Labels of the mean of all models' probabilities, in the plan's axis order."""
+        regions = self.plan.labels.regions
+        sources = [s.probabilities(image, p, measured) for s, p in zip(self.stages, prepared, strict=True)]
+        placement = sources[0].prepared.placement
+        painted = np.empty(placement.shape_after_crop, dtype=np.int16)
+        streams = [timed(source.planes, "restore", measured) for source in sources]
+        for number, planes in enumerate(zip(*streams, strict=True)):
+            mean = planes[0] if len(planes) == 1 else torch.stack([p.to(planes[0].device) for p in planes]).mean(0)
+            painted[number] = painted_plane(mean, regions=regions)
+            if sink is not None:
+                with measured.timing("write"):
+                    sink(placement, number, mean)
+        return self.plan.labels.written(uncrop(painted, placement))
 
 
-def _network(plan: Plan, configuration: Configuration, weights: dict[str, Tensor], runtime: Runtime) -> Forward:
-    n_previous = 0 if configuration.previous_stage is None else len(plan.labels.values) - 1
-    network = build_network(configuration.network, len(plan.channel_names) + n_previous, plan.labels.n_outputs)
+def read_any_model(path: Path, folds: tuple[str, ...] = ()) -> ModelFile:
+    """Read a model file, the one in a folder, or nnU-Net's folder of a trained model.
+
+    Raises
+    ------
+    ModelError
+        If it is none of these.
+    """
+    if not path.exists():
+        raise ModelError(f"{path}: no such file or folder; expected a model.segpipe, or a folder with a trained model")
+    if path.is_dir() and not model_in(path).is_file() and is_model_folder(path):
+        return read_model_folder(path, folds=folds)
+    return ModelFile.read(model_in(path))
+
+
+def _stage(model: ModelFile, path: Path, runtime: Runtime, options: Options, folds: tuple[str, ...]) -> Stage:
+    missing = [f for f in folds if f not in model.folds]
+    if missing:
+        raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        package = configuration.network.package
-        made_with = "" if package is None else f" (of {package} when it was trained)"
-        raise ModelError(f"the weights do not fit the planned network{made_with}: {error}") from error
-    memory_format = fast_memory_format(configuration.dims)
-    to_device(network, runtime.device).eval()
+        plan = Plan.model_validate_json(model.plan_json)
+    except ValueError as error:
+        raise ModelError(f"{path}: its plan is from another version of segpipe ({error}); export it again") from error
+    configuration = plan.configuration(model.configuration)
+    engines = tuple(
+        make_engine(plan, configuration, model.folds[f], runtime, name=options.engine, cache=options.cache)
+        for f in model.used(folds)
+    )
+    first = None
+    if model.previous is not None:
+        first = _stage(model.previous, path, runtime, options, model.folds_before(folds))
+    ensemble = Ensemble(engines, model.mirror_axes if options.tta else ())
+    return Stage(plan, configuration, ensemble, runtime.device, options.step, first)
 
-    def forward(x: Tensor) -> Tensor:
-        with runtime.precision():
-            logits: Tensor = network(x.contiguous(memory_format=memory_format))
-        # Windows and mirror images are summed: in full precision.
-        return logits.float()
 
-    return forward
+def _require_alike(stages: tuple[Stage, ...], paths: tuple[Path, ...]) -> None:
+    """Raise unless the models take the same images and tell the same labels, plane by plane."""
+    first = stages[0].plan
+    for stage, path in zip(stages[1:], paths[1:], strict=True):
+        for what in ("labels", "channel_names", "orientation", "transpose_forward", "resample_channels"):
+            ours, theirs = getattr(first, what), getattr(stage.plan, what)
+            same = (
+                ours.targets == theirs.targets and ours.regions == theirs.regions
+                if what == "labels"
+                else ours == theirs
+            )
+            if not same:
+                raise ModelError(
+                    f"{path}: has other {what.replace('_', ' ')} than {paths[0]}; their probabilities cannot be averaged"
+                )
+
+
+def _rules(model: ModelFile, path: Path) -> tuple[Rule, ...]:
+    if not model.postprocessing_json:
+        return ()
+    try:
+        return PostprocessingRules.model_validate_json(model.postprocessing_json).rules
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: its post-processing is from another version of segpipe ({error}); choose it again, or give --no-postprocess"
+        ) from error

@@ -1,4 +1,13 @@
-"""From logits at the network's spacing back to labels on the image's own grid."""
+"""From logits at the network's spacing to labels and probabilities on the image's own grid, a few planes at a time.
+
+Interpolating linearly is taking a mean of the eight logits around a voxel. Where one label is the largest at all eight, it is the
+largest of their mean, whatever the weights: such voxels, nearly all of an image, need no interpolation. For the rest all labels are
+interpolated, exactly. (With regions, each with a probability of its own, the same holds for the set of regions that are more
+likely than not.) So the work hardly grows with the labels, and memory is that of the planes in hand.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,69 +18,204 @@ from torch.nn import functional as F
 from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices
 
+Shape = tuple[int, ...]
 
-def largest_at(logits: Tensor, shape: tuple[int, int, int], apart: int | None) -> NDArray[np.int16]:
-    """Resample logits linearly and take the largest, one by one, so that memory does not grow with the labels.
+MOST_REGIONS = 62
+"""That fit into the bits of a number; more are restored without it."""
+_VOXELS_AT_ONCE = 2**22
+"""Native voxels that are restored together."""
+_ROWS_AT_ONCE = 2**19
+"""Of these, voxels that are interpolated together."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """For each position of one axis of the native grid: the two of the network's grid that it lies between."""
+
+    low: Tensor
+    high: Tensor
+    share: Tensor
+    """Weight of the higher one."""
+
+
+def axis_between(n_in: int, n_out: int, *, nearest: bool) -> Axis:
+    """Positions of linear interpolation with voxel boundaries aligned and edges extended, or of the nearest neighbour."""
+    if nearest or n_in == n_out:
+        index = torch.from_numpy(nearest_indices(n_in, n_out)) if nearest else torch.arange(n_in)
+        return Axis(index, index, torch.zeros(n_out))
+    centres = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
+    low = np.minimum(np.floor(centres), n_in - 1).astype(np.int64)
+    high = np.minimum(low + 1, n_in - 1)
+    return Axis(torch.from_numpy(low), torch.from_numpy(high), torch.from_numpy((centres - low).astype(np.float32)))
+
+
+class Restoring:
+    """Collects planes of logits and tells which native planes follow from those that are there."""
+
+    def __init__(self, shape_in: Shape, shape_out: Shape, apart: int | None) -> None:
+        self.shape_in, self.shape_out = shape_in, shape_out
+        self.axes = [
+            axis_between(n, m, nearest=axis == apart)
+            for axis, (n, m) in enumerate(zip(shape_in, shape_out, strict=True))
+        ]
+        self.same = tuple(shape_in) == tuple(shape_out)
+        self.arrived = 0
+        self.next = 0
+        """First native plane that is not restored yet."""
+
+    def ready(self, n: int) -> slice:
+        """Take note of ``n`` further planes; returns the native planes that they complete."""
+        self.arrived += n
+        end = int(torch.searchsorted(self.axes[0].high, self.arrived))
+        planes = slice(self.next, end)
+        self.next = end
+        return planes
+
+    @property
+    def first_needed(self) -> int:
+        """First plane of logits that a native plane still needs."""
+        low = self.axes[0].low
+        return int(low[self.next]) if self.next < len(low) else self.arrived
+
+
+def restored_labels(
+    planes: Iterator[Tensor], shape_in: Shape, shape_out: Shape, apart: int | None, *, regions: bool
+) -> NDArray[np.int16]:
+    """Interpolate logits to the native grid and take the largest, or with regions paint each that is more likely than not.
 
     Parameters
     ----------
-    logits : Tensor of float32
-        (K, Z, Y, X).
-    shape : tuple of int
-        Native (Z, Y, X).
+    planes : iterator of Tensor
+        Logits (K, n, Y, X), in the order of their planes.
+    shape_in, shape_out : tuple of int
+        (Z, Y, X) of the network's and of the native grid.
     apart : int or None
         Axis taken by nearest neighbour.
-    """
-    if tuple(logits.shape[1:]) == shape:
-        return logits.argmax(0).to(torch.int16).cpu().numpy()
-    best = resample_linear(logits[0], shape, apart)
-    classes = torch.zeros(shape, dtype=torch.int16, device=logits.device)
-    for k in range(1, logits.shape[0]):
-        value = resample_linear(logits[k], shape, apart)
-        larger = value > best
-        classes[larger] = k
-        best = torch.where(larger, value, best)
-    return classes.cpu().numpy()
-
-
-def painted_at(logits: Tensor, shape: tuple[int, int, int], apart: int | None) -> NDArray[np.int16]:
-    """Resample the logits of regions linearly and paint each where it is more likely than not, later ones over earlier ones.
-
-    Parameters
-    ----------
-    logits : Tensor of float32
-        (R, Z, Y, X).
-    shape : tuple of int
-        Native (Z, Y, X).
-    apart : int or None
-        Axis taken by nearest neighbour.
+    regions : bool
+        Outputs are regions, painted in their order, later ones over earlier ones; else the first output is the background.
 
     Returns
     -------
     ndarray
-        Number of the region, from 1; 0 where there is none.
+        (Z, Y, X); number of the label or region, 0 for the background.
     """
-    painted = torch.zeros(shape, dtype=torch.int16, device=logits.device)
-    for number, region in enumerate(logits, start=1):
-        painted[resample_linear(region, shape, apart) > 0] = number
-    return painted.cpu().numpy()
+    restoring = Restoring(shape_in, shape_out, apart)
+    labels = np.empty(shape_out, dtype=np.int16)
+    table = calls = None
+    for logits in planes:
+        here, called = logits.permute(1, 2, 3, 0).contiguous(), _calls(logits, regions=regions)
+        table, calls = (
+            (here, called) if table is None or calls is None else (torch.cat((table, here)), torch.cat((calls, called)))
+        )
+        first = restoring.arrived + here.shape[0] - table.shape[0]
+        done = restoring.ready(here.shape[0])
+        at_once = max(_VOXELS_AT_ONCE // (shape_out[1] * shape_out[2]), 1)
+        for z in range(done.start, done.stop, at_once):
+            part = slice(z, min(z + at_once, done.stop))
+            labels[part] = _restore(table, calls, first, part, restoring, regions=regions).cpu().numpy()
+        kept = restoring.first_needed - first
+        table, calls = table[kept:], calls[kept:]
+    return labels
 
 
-def resample_linear(array: Tensor, shape: tuple[int, int, int], apart: int | None) -> Tensor:
-    """Resample (Z, Y, X) linearly, one axis by nearest neighbour where it is interpolated apart."""
-    if tuple(array.shape) == shape:
-        return array
-    if apart is None:
-        return F.interpolate(array[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
-    slices = array.movedim(apart, 0)
-    in_plane = [n for axis, n in enumerate(shape) if axis != apart]
-    resized = F.interpolate(slices[None], size=in_plane, mode="bilinear", align_corners=False)[0]
-    index = torch.from_numpy(nearest_indices(array.shape[apart], shape[apart])).to(array.device)
-    return resized[index].movedim(0, apart)
+def _calls(logits: Tensor, *, regions: bool) -> Tensor:
+    """What is called at each voxel of (K, ...): the largest output, or the set of regions as the bits of a number."""
+    n_outputs = logits.shape[0]
+    if not regions:
+        return logits.argmax(0).to(torch.uint8 if n_outputs <= 256 else torch.int16)
+    called = torch.zeros(logits.shape[1:], dtype=torch.int64, device=logits.device)
+    for bit, region in enumerate(logits):
+        called |= (region > 0).to(torch.int64) << bit
+    return called
 
 
-def uncrop(classes: NDArray[np.int16], placement: Placement) -> NDArray[np.int16]:
+def _restore(table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, *, regions: bool) -> Tensor:
+    """Labels of some native planes; ``table`` holds logits (n, Y, X, K) from plane ``first`` on."""
+    if restoring.same:
+        return _painted(calls[part.start - first : part.stop - first], regions=regions)
+    device = table.device
+    z, y, x = (Axis(a.low.to(device), a.high.to(device), a.share.to(device)) for a in restoring.axes)
+    z = Axis(z.low[part] - first, z.high[part] - first, z.share[part])
+    least, most = calls, calls
+    for number, axis in enumerate((z, y, x)):
+        least, most = (
+            combine(values.index_select(number, axis.low), values.index_select(number, axis.high))
+            for combine, values in ((torch.minimum, least), (torch.maximum, most))
+        )
+    labels = _painted(least, regions=regions)
+    mixed = (least != most).nonzero()
+    rows = table.reshape(-1, table.shape[-1])
+    for some in torch.split(mixed, _ROWS_AT_ONCE):
+        logits = _interpolated(rows, calls.shape, some, (z, y, x))
+        labels[some.unbind(1)] = _painted(_calls(logits.T, regions=regions), regions=regions)
+    return labels
+
+
+def _interpolated(rows: Tensor, shape: torch.Size, voxels: Tensor, axes: tuple[Axis, Axis, Axis]) -> Tensor:
+    """Logits (N, K) at native voxels (N, 3): means of the eight rows around each."""
+    index = torch.zeros((len(voxels), 1), dtype=torch.int64, device=rows.device)
+    weight = torch.ones((len(voxels), 1), device=rows.device)
+    for number, axis in enumerate(axes):
+        at = voxels[:, number]
+        ends = torch.stack((axis.low[at], axis.high[at]), dim=1)
+        shares = torch.stack((1 - axis.share[at], axis.share[at]), dim=1)
+        index = (index[:, :, None] * shape[number] + ends[:, None]).flatten(1)
+        weight = (weight[:, :, None] * shares[:, None]).flatten(1)
+    return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
+
+
+def _painted(calls: Tensor, *, regions: bool) -> Tensor:
+    """Labels of what is called: as it is, or the number of the last region in each set."""
+    if not regions:
+        return calls.to(torch.int16)
+    painted = torch.zeros(calls.shape, dtype=torch.int16, device=calls.device)
+    bit, left = 0, calls.clone()
+    while bool(left.any()):
+        painted[(left & 1) != 0] = bit + 1
+        left >>= 1
+        bit += 1
+    return painted
+
+
+def restored_probabilities(
+    planes: Iterator[Tensor], shape_in: Shape, shape_out: Shape, apart: int | None, *, regions: bool
+) -> Iterator[Tensor]:
+    """Yield probabilities (K, Y, X) of each native plane in order: interpolated logits through softmax, or sigmoid with regions.
+
+    Parameters
+    ----------
+    planes, shape_in, shape_out, apart, regions
+        As for :func:`restored_labels`.
+    """
+    restoring = Restoring(shape_in, shape_out, apart)
+    held: Tensor | None = None
+    for arrived in planes:
+        logits = arrived.float()
+        held = (
+            _in_plane(logits, shape_out, apart)
+            if held is None
+            else torch.cat((held, _in_plane(logits, shape_out, apart)), 1)
+        )
+        first = restoring.arrived + logits.shape[1] - held.shape[1]
+        done, axis = restoring.ready(logits.shape[1]), restoring.axes[0]
+        for z in range(done.start, done.stop):
+            mixed = torch.lerp(held[:, axis.low[z] - first], held[:, axis.high[z] - first], float(axis.share[z]))
+            yield mixed.sigmoid() if regions else mixed.softmax(0)
+        held = held[:, restoring.first_needed - first :]
+
+
+def _in_plane(logits: Tensor, shape_out: Shape, apart: int | None) -> Tensor:
+    """Interpolate (K, n, Y, X) along its last two axes."""
+    if apart in (1, 2):
+        index = torch.from_numpy(nearest_indices(logits.shape[1 + apart], shape_out[apart])).to(logits.device)
+        logits = logits.index_select(1 + apart, index)
+    if tuple(logits.shape[2:]) == tuple(shape_out[1:]):
+        return logits
+    return F.interpolate(logits.movedim(1, 0), size=shape_out[1:], mode="bilinear", align_corners=False).movedim(0, 1)
+
+
+def uncrop(labels: NDArray[np.int16], placement: Placement) -> NDArray[np.int16]:
     """Put the crop back; background (0) outside it."""
-    whole = np.zeros(placement.shape_before_crop, dtype=classes.dtype)
-    whole[tuple(slice(s, s + n) for s, n in zip(placement.start, placement.shape_after_crop, strict=True))] = classes
+    whole = np.zeros(placement.shape_before_crop, dtype=labels.dtype)
+    whole[placement.box] = labels
     return whole

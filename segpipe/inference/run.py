@@ -1,12 +1,18 @@
-"""The stage: images in, segmentations on their own grids out. One bad case never stops the rest."""
+"""The stage: images in, segmentations on their own grids out. One bad case never stops the rest.
+
+Reading, computing and writing overlap, each in a thread of its own: nothing is handed between processes, and none can die unnoticed.
+"""
 
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from filelock import FileLock
 
 from segpipe.dataset.check import image_problems
 from segpipe.dataset.load import LoadedImage, load_image
@@ -14,12 +20,66 @@ from segpipe.dataset.schema import FileStamp
 from segpipe.errors import CaseError, SegpipeError
 from segpipe.fingerprint.measure import image_percentiles
 from segpipe.inference.inputs import InputCase
-from segpipe.inference.predictor import Predictor
+from segpipe.inference.manifest import Manifest, content_of, still_holds
+from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_file
+from segpipe.inference.predictor import Prediction, Predictor
+from segpipe.inference.quality import quality_of, volumes_ml
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import write_labels_like
+from segpipe.jobs import PeakMemory
 from segpipe.planning.guard import doubts
+from segpipe.planning.usual import unusual
+from segpipe.preprocessing.prepare import Prepared
+from segpipe.version import __version__
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Save:
+    """What is written beside the segmentations."""
+
+    probabilities: bool = False
+    uncertainty: bool = False
+
+    def files(self, output: Path) -> tuple[Path, ...]:
+        """Files of one segmentation."""
+        wanted = ((self.probabilities, probabilities_file), (self.uncertainty, uncertainty_file))
+        return tuple(file(output) for asked, file in wanted if asked)
+
+
+@dataclass
+class _Job:
+    """A case on its way through the stage."""
+
+    case: InputCase
+    claim: FileLock
+    start: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stamps: tuple[FileStamp, ...] = ()
+    content: str = ""
+    image: LoadedImage | None = None
+    percentiles: tuple[tuple[float, ...], ...] = ()
+    prepared: tuple[Prepared | None, ...] = ()
+    prediction: Prediction | None = None
+    extras: Extras | None = None
+    peak_gb: float | None = None
+    failure: str | None = None
+
+    def attempt(self, work: Callable[["_Job"], None]) -> "_Job":
+        """Do a part of the work unless an earlier one failed; whatever it raises becomes the case's reason."""
+        if self.failure is not None:
+            return self
+        try:
+            work(self)
+        except CaseError as error:
+            self.failure = str(error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self.failure = f"out of memory ({error}); free some, or use a machine with more"
+        except Exception as error:
+            logger.exception("case %s", self.case.id)
+            self.failure = f"unexpected {type(error).__name__}: {error}"
+        return self
 
 
 def predict(
@@ -28,9 +88,10 @@ def predict(
     log: Path,
     *,
     resume: bool = False,
+    save: Save | None = None,
     on_case: Callable[[PredictionRow], None] = lambda _: None,
 ) -> list[PredictionRow]:
-    """Predict every case and write a row for each to a log.
+    """Predict every case and write a row for each to a log, and a table of the rows beside it.
 
     Parameters
     ----------
@@ -38,9 +99,11 @@ def predict(
     predictor : Predictor
         The loaded model.
     log : Path
-        JSON lines, appended to.
+        JSON lines, appended to; other processes may work with the same one, and no case is computed twice.
     resume : bool
-        Skip cases whose output is there, made by the same model from the same files.
+        Skip cases whose output is there and whole, made by the same model from the same content.
+    save : Save, optional
+        What else is written.
     on_case : callable
         Told the row of each case.
 
@@ -54,65 +117,188 @@ def predict(
     SegpipeError
         If an output is there that prediction did not write.
     """
-    written = _known(log)
-    _require_own_outputs(cases, written)
-    known = written if resume else {}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for case in cases:
-        row = known.get(case.id)
-        if row is None or not _still_holds(row, case, predictor):
-            row = _predict_case(case, predictor)
-            with log.open("a") as file:
-                file.write(row.model_dump_json() + "\n")
-        rows.append(row)
-        on_case(row)
-    return rows
+    return _Batch(predictor, Manifest(log), save or Save(), on_case).predict(cases, resume=resume)
 
 
-def _predict_case(case: InputCase, predictor: Predictor) -> PredictionRow:
-    start = time.perf_counter()
-    if case.problem:
-        return _failed(case, predictor, case.problem)
-    try:
-        image = load_image(
-            case.id,
-            list(case.images),
-            predictor.plan.channel_names,
-            predictor.plan.orientation,
-            resample_channels=predictor.plan.resample_channels,
+def shard_of(cases: list[InputCase], number: int, n_shards: int) -> list[InputCase]:
+    """Every ``n_shards``-th case from the ``number``-th on, counted from 1."""
+    return sorted(cases, key=lambda c: c.id)[number - 1 :: n_shards]
+
+
+class _Batch:
+    def __init__(
+        self, predictor: Predictor, manifest: Manifest, save: Save, on_case: Callable[[PredictionRow], None]
+    ) -> None:
+        self.predictor, self.manifest, self.save, self.on_case = predictor, manifest, save, on_case
+        self.rows: dict[str, PredictionRow] = {}
+        self.before: dict[str, PredictionRow] = {}
+        self.resume = False
+
+    def predict(self, cases: list[InputCase], *, resume: bool) -> list[PredictionRow]:
+        self.before, self.resume = self.manifest.rows(), resume
+        _require_own_outputs(cases, self.before)
+        with (
+            ThreadPoolExecutor(1, "read") as reader,
+            ThreadPoolExecutor(1, "write") as writer,
+        ):
+            try:
+                self._pass(cases, reader, writer, wait=False)
+                # What another process was computing meanwhile: it is done by now, or is done here.
+                self._pass([c for c in cases if c.id not in self.rows], reader, writer, wait=True)
+            except BaseException:
+                reader.shutdown(wait=False, cancel_futures=True)
+                raise
+        self.manifest.write_table()
+        return [self.rows[c.id] for c in cases]
+
+    def _pass(
+        self, cases: list[InputCase], reader: ThreadPoolExecutor, writer: ThreadPoolExecutor, *, wait: bool
+    ) -> None:
+        """Take cases through the stage: while one is computed, the next is read and the one before is written."""
+        upcoming = [reader.submit(self._read, case, wait=wait) for case in cases[:1]]
+        writing: Future[PredictionRow] | None = None
+        for number in range(len(cases)):
+            job = upcoming.pop().result()
+            if number + 1 < len(cases):
+                upcoming.append(reader.submit(self._read, cases[number + 1], wait=wait))
+            if isinstance(job, PredictionRow):
+                self._keep(job)
+            if not isinstance(job, _Job):
+                continue
+            job.attempt(self._compute)
+            self._written(writing)
+            writing = writer.submit(self._finish, job)
+        self._written(writing)
+
+    def _written(self, writing: "Future[PredictionRow] | None") -> None:
+        if writing is not None:
+            self._keep(writing.result())
+
+    def _keep(self, row: PredictionRow) -> None:
+        self.rows[row.case] = row
+        self.on_case(row)
+
+    def _read(self, case: InputCase, *, wait: bool) -> _Job | PredictionRow | None:
+        """Claim a case and read it; its row if it is done already, None if another process has it."""
+        claim = self.manifest.claim(case.id, wait=wait)
+        if claim is None:
+            return None
+        known = self.manifest.rows().get(case.id)
+        # A row that was not there at the start is another process's, of this same batch.
+        if (self.resume or known != self.before.get(case.id)) and self._is_done(known, case):
+            self.manifest.release(claim)
+            return known
+        job = _Job(case, claim)
+        if case.problem:
+            job.failure = case.problem
+        return job.attempt(self._load)
+
+    def _is_done(self, known: PredictionRow | None, case: InputCase) -> bool:
+        with suppress(CaseError, OSError):
+            return still_holds(known, case, self.predictor.digest, self.save.files(case.output))
+        return False
+
+    def _load(self, job: _Job) -> None:
+        start, case, plan = time.perf_counter(), job.case, self.predictor.plan
+        for partial in case.output.parent.glob(f".*.partial.{case.output.name}"):
+            # The case is ours alone: what a killed process left of it is nobody's.
+            partial.unlink(missing_ok=True)
+        job.image = load_image(
+            case.id, list(case.images), plan.channel_names, plan.orientation, resample_channels=plan.resample_channels
         )
-        problems = image_problems(image.volume.array)
+        problems = image_problems(job.image.volume.array)
         if problems:
             raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
-        percentiles = image_percentiles(image.volume.array)
-        labels = predictor.predict(image.volume)
-        write_labels_like(case.images[0], case.output, image.to_stored(labels))
-    except CaseError as error:
-        return _failed(case, predictor, str(error))
-    except Exception as error:
-        logger.exception("case %s", case.id)
-        return _failed(case, predictor, f"unexpected {type(error).__name__}: {error}")
-    return PredictionRow(
-        case=case.id,
-        status="done",
-        output=case.output,
-        images=tuple(FileStamp.of(i) for i in case.images),
-        model=predictor.digest,
-        elapsed_s=round(time.perf_counter() - start, 3),
-        volumes_ml=_volumes(labels, image, predictor),
-        doubts=doubts(percentiles, predictor.plan.guard, predictor.plan.channel_names),
-    )
+        job.stamps, job.content = tuple(FileStamp.of(i) for i in case.images), content_of(case.images)
+        job.percentiles = image_percentiles(job.image.volume.array)
+        job.seconds["read"] = time.perf_counter() - start
+        start = time.perf_counter()
+        job.prepared = self.predictor.prepare(job.image.volume)
+        job.seconds["prepare"] = time.perf_counter() - start
+
+    def _compute(self, job: _Job) -> None:
+        assert job.image is not None
+        if self.save.files(job.case.output):
+            job.extras = Extras(
+                job.image,
+                self.predictor.plan,
+                job.case.output,
+                probabilities=self.save.probabilities,
+                uncertainty=self.save.uncertainty,
+            )
+        sink = None if job.extras is None else job.extras.add
+        with PeakMemory() as memory:
+            job.prediction = self.predictor.segment(job.image.volume, job.prepared, sink)
+        job.peak_gb = memory.gb
+        job.prepared = ()
+
+    def _finish(self, job: _Job) -> PredictionRow:
+        """Write what was made of a case, and its row; then the case is free again."""
+        row: PredictionRow | None = None
+
+        def write(job: _Job) -> None:
+            nonlocal row
+            row = self._write(job)
+
+        try:
+            job.attempt(write)
+            if row is None:
+                if job.extras is not None:
+                    job.extras.discard()
+                row = self._row(job, status="failed")
+            self.manifest.append(row)
+        finally:
+            self.manifest.release(job.claim)
+        return row
+
+    def _write(self, job: _Job) -> PredictionRow:
+        assert job.image is not None
+        assert job.prediction is not None
+        start, case, plan = time.perf_counter(), job.case, self.predictor.plan
+        volume, prediction = job.image.volume, job.prediction
+        saved = () if job.extras is None else job.extras.write()
+        write_labels_like(case.images[0], case.output, job.image.to_stored(prediction.labels))
+        job.seconds["write"] = time.perf_counter() - start
+        start = time.perf_counter()
+        volumes = volumes_ml(prediction.labels, volume.grid.voxel_volume_mm3, plan.labels)
+        quality = quality_of(prediction, volume, plan.labels)
+        found = doubts(job.percentiles, plan.guard, plan.channel_names)
+        found += unusual(volume.grid.spacing_mm, volumes, plan.usual)
+        measured = prediction.measured.seconds
+        measured["quality"] = measured.get("quality", 0.0) + time.perf_counter() - start
+        return self._row(job, status="done").model_copy(
+            update={
+                "output_sha256": content_of((case.output,)),
+                "saved": saved,
+                "seconds": _summed(job.seconds, measured),
+                "n_windows": prediction.measured.n_windows,
+                "volumes_ml": volumes,
+                "quality": quality,
+                "doubts": found,
+            }
+        )
+
+    def _row(self, job: _Job, *, status: str) -> PredictionRow:
+        return PredictionRow(
+            case=job.case.id,
+            status="done" if status == "done" else "failed",
+            output=job.case.output,
+            reason=job.failure,
+            images=job.stamps,
+            content=job.content,
+            model=self.predictor.digest,
+            software=f"segpipe {__version__}",
+            engine=self.predictor.describe,
+            elapsed_s=round(time.perf_counter() - job.start, 3),
+            seconds=_summed(job.seconds, {}),
+            peak_memory_gb=job.peak_gb,
+        )
 
 
-def _failed(case: InputCase, predictor: Predictor, reason: str) -> PredictionRow:
-    return PredictionRow(case=case.id, status="failed", output=case.output, reason=reason, model=predictor.digest)
-
-
-def _volumes(labels: NDArray[np.unsignedinteger], image: LoadedImage, predictor: Predictor) -> dict[str, float]:
-    voxel_ml = image.volume.grid.voxel_volume_mm3 / 1000
-    targets = predictor.plan.labels.targets
-    return {t.name: round(float(np.isin(labels, t.values).sum() * voxel_ml), 4) for t in targets}
+def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    return {
+        stage: round(first.get(stage, 0.0) + second.get(stage, 0.0), 3) for stage in dict.fromkeys((*first, *second))
+    }
 
 
 def _require_own_outputs(cases: list[InputCase], written: dict[str, PredictionRow]) -> None:
@@ -124,21 +310,3 @@ def _require_own_outputs(cases: list[InputCase], written: dict[str, PredictionRo
             f"{foreign[0]}: is there already and was not written by segpipe predict ({len(foreign)} such file(s)); "
             "choose another output folder"
         )
-
-
-def _known(log: Path) -> dict[str, PredictionRow]:
-    """Latest row of each case; a line cut off by a crash is passed over, its case is predicted again."""
-    rows: dict[str, PredictionRow] = {}
-    for line in log.read_text().splitlines() if log.is_file() else []:
-        try:
-            row = PredictionRow.model_validate_json(line)
-        except ValueError:
-            continue
-        rows[row.case] = row
-    return rows
-
-
-def _still_holds(row: PredictionRow, case: InputCase, predictor: Predictor) -> bool:
-    if row.status != "done" or row.model != predictor.digest or row.output != case.output or not case.output.is_file():
-        return False
-    return all(i.exists() for i in case.images) and row.images == tuple(FileStamp.of(i) for i in case.images)

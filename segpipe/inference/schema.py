@@ -1,10 +1,25 @@
-"""What prediction leaves behind: one line a case in predictions.jsonl."""
+"""What prediction leaves behind: one line a case in predictions.jsonl, and the same as a table."""
 
 from pathlib import Path
 from typing import Literal
 
 from segpipe.artefact import Record
 from segpipe.dataset.schema import FileStamp
+
+
+class Quality(Record):
+    """What was measured on a segmentation that nobody has looked at yet."""
+
+    spacing_mm: tuple[float, ...] = ()
+    """Of the image, (z, y, x) in the plan's orientation."""
+    mean_entropy: float | None = None
+    """Of the foreground's voxels, between 0 (certain) and 1."""
+    disagreement: float | None = None
+    """Share of the foreground that a fold or a mirror image, on average, labels in another way than their mean."""
+    components: dict[str, int] = {}
+    """Connected components of each label or region."""
+    touches_border: tuple[str, ...] = ()
+    """Labels that reach the edge of the image: perhaps cut off."""
 
 
 class PredictionRow(Record):
@@ -15,10 +30,24 @@ class PredictionRow(Record):
     output: Path
     reason: str | None = None
     images: tuple[FileStamp, ...] = ()
+    content: str = ""
+    """sha256 of the images' files."""
+    output_sha256: str = ""
+    saved: tuple[Path, ...] = ()
+    """Further files: probabilities, uncertainty."""
     model: str
     """Digest of the model and of how it was applied."""
+    software: str = ""
+    engine: str = ""
     elapsed_s: float = 0.0
+    """From reading to writing; cases overlap, so that a batch takes less than their sum."""
+    seconds: dict[str, float] = {}
+    """By stage."""
+    peak_memory_gb: float | None = None
+    """Most memory that the process held while the case was computed."""
+    n_windows: int = 0
     volumes_ml: dict[str, float] = {}
     """Per label name."""
+    quality: Quality = Quality()
     doubts: tuple[str, ...] = ()
-    """Reasons to look at this case: its image may not be of the kind the model was trained on."""
+    """Reasons to look at this case: its image or its volumes may not be of the kind the model was trained on."""

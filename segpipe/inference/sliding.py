@@ -1,15 +1,94 @@
-"""Sliding-window prediction of one prepared image."""
+"""Sliding windows over a prepared image: logits in the order of its planes, without ever holding those of the whole image.
 
-from collections.abc import Callable
-from itertools import combinations
+Windows are computed row by row along the first axis. What no later window reaches is handed on at once, so that the sums of one
+row's height are all that is held: memory grows with the labels times a patch's depth, not with the image's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segpipe.windows import gaussian_weights, padding_to, window_starts
+from segpipe.inference.engine import Engine
+from segpipe.windows import axis_starts, gaussian_weights, padding_to
 
-Forward = Callable[[Tensor], Tensor]
+PLANES_BYTES = 2**26
+"""About what is handed on at a time."""
+
+_SMALLEST_HALF_WEIGHT = 1e-3
+_NO_DIFFERENCE = 1e-3
+"""In units of the normalised image."""
+
+Slices = tuple[slice, ...]
+Allocate = Callable[[tuple[int, ...]], Tensor]
+
+
+@dataclass
+class Agreement:
+    """How often folds and mirror images agree with their mean, in voxels of windows that any of them calls foreground."""
+
+    foreground: int = 0
+    differing: float = 0.0
+
+    @property
+    def disagreement(self) -> float | None:
+        """Share of the foreground that one of them, on average, labels in another way than their mean; None with one pass only."""
+        return self.differing / self.foreground if self.foreground else None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where windows lie on an image, padded where it is smaller than the patch."""
+
+    shape: tuple[int, int, int]
+    """Of the image."""
+    patch: tuple[int, int, int]
+    step: float
+    flat: bool
+    """The network knows two axes only; the first one's patch is a slice."""
+    padding: tuple[tuple[int, int], ...] = field(init=False)
+    starts: tuple[tuple[int, ...], ...] = field(init=False)
+    """Of the windows, along each axis."""
+
+    def __post_init__(self) -> None:
+        padding = padding_to(self.shape, self.patch)
+        padded = [n + before + after for n, (before, after) in zip(self.shape, padding, strict=True)]
+        starts = (tuple(axis_starts(n, p, self.step)) for n, p in zip(padded, self.patch, strict=True))
+        object.__setattr__(self, "padding", tuple(padding))
+        object.__setattr__(self, "starts", tuple(starts))
+
+    @property
+    def padded(self) -> tuple[int, int, int]:
+        """Shape with the padding."""
+        z, y, x = (n + before + after for n, (before, after) in zip(self.shape, self.padding, strict=True))
+        return z, y, x
+
+    @property
+    def n_tiles(self) -> int:
+        """Number of windows."""
+        return len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
+
+    def rows(self, batch: int) -> list[tuple[int, ...]]:
+        """Starts along the first axis that are computed together: one; of slices as many as fill a batch."""
+        a_row = len(self.starts[1]) * len(self.starts[2])
+        together = max(batch // a_row, 1) if self.flat else 1
+        first = self.starts[0]
+        return [first[i : i + together] for i in range(0, len(first), together)]
+
+    def height(self, batch: int) -> int:
+        """Planes that a row of windows covers."""
+        return max(row[-1] - row[0] for row in self.rows(batch)) + self.patch[0]
+
+
+def windows_of(shape: tuple[int, ...], patch: tuple[int, ...], step: float) -> Windows:
+    """Lay windows on an image; a patch of two axes is slid over every slice."""
+    z, y, x = shape
+    flat = len(patch) == 2
+    pz, py, px = (1, *patch) if flat else patch
+    return Windows((z, y, x), (pz, py, px), step, flat)
 
 
 def mirror_combinations(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -17,65 +96,156 @@ def mirror_combinations(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [chosen for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
 
 
-def mirrored(forward: Forward, axes: tuple[int, ...]) -> Forward:
-    """Average a network's logits over all flips of the given spatial axes."""
-    flips = [tuple(2 + a for a in chosen) for chosen in mirror_combinations(axes)]
+class Ensemble:
+    """Folds and mirror images of one network, whose logits are averaged."""
 
-    def averaged(x: Tensor) -> Tensor:
-        total = forward(x)
-        for dims in flips[1:]:
-            total = total + forward(x.flip(dims)).flip(dims)
-        return total / len(flips)
+    def __init__(self, engines: tuple[Engine, ...], mirror_axes: tuple[int, ...]) -> None:
+        self.engines = engines
+        self.flips = [tuple(2 + a for a in chosen) for chosen in mirror_combinations(mirror_axes)]
+        self.batch = engines[0].batch
 
-    return averaged
+    def __call__(self, tiles: Tensor, agreement: Agreement | None = None) -> Tensor:
+        """Mean logits (N, K, *patch), float32, of tiles (N, C, *patch)."""
+        total: Tensor | None = None
+        labels = []
+        passes = list(product(self.engines, self.flips))
+        together = max(self.batch // tiles.shape[0], 1)
+        for first in range(0, len(passes), together):
+            for logits in self._some(passes[first : first + together], tiles):
+                if agreement is not None and len(passes) > 1:
+                    labels.append(_called(logits))
+                # The first is copied: an engine may use its memory again.
+                total = logits.float().clone() if total is None else total.add_(logits)
+        assert total is not None
+        total /= len(passes)
+        if labels and agreement is not None:
+            _compare(labels, _called(total), agreement)
+        return total
+
+    def _some(self, passes: list[tuple[Engine, tuple[int, ...]]], tiles: Tensor) -> Iterator[Tensor]:
+        """Logits of some passes, turned back; those of one engine are computed together."""
+        for engine in dict.fromkeys(engine for engine, _ in passes):
+            flips = [dims for other, dims in passes if other is engine]
+            flipped = [tiles.flip(dims) if dims else tiles for dims in flips]
+            logits = engine(flipped[0] if len(flipped) == 1 else torch.cat(flipped))
+            for dims, part in zip(flips, torch.split(logits, tiles.shape[0]), strict=True):
+                yield part.flip(dims) if dims else part
+
+
+def _called(logits: Tensor) -> Tensor:
+    return logits.argmax(1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)
+
+
+def _compare(labels: list[Tensor], mean: Tensor, agreement: Agreement) -> None:
+    foreground = mean != 0
+    differing = 0
+    for one in labels:
+        foreground |= one != 0
+        differing += int((one != mean).sum())
+    agreement.foreground += int(foreground.sum())
+    agreement.differing += differing / len(labels)
 
 
 @torch.inference_mode()
-def sliding_logits(
-    forward: Forward,
+def logit_planes(
+    ensemble: Ensemble,
     image: Tensor,
-    patch: tuple[int, ...],
+    windows: Windows,
     *,
-    device: torch.device,
-    step: float = 0.5,
-) -> Tensor:
-    """Join a network's logits over windows, weighted by a Gaussian.
+    allocate: Allocate,
+    n_outputs: int,
+    outside: Tensor | None = None,
+    agreement: Agreement | None = None,
+    on_tile: Callable[[int], None] = lambda _: None,
+) -> Iterator[Tensor]:
+    """Yield a network's logits over windows, weighted by a Gaussian, a few planes at a time in their order.
 
     Parameters
     ----------
-    forward : callable
-        (1, C, *patch) to (1, K, *patch).
+    ensemble : Ensemble
     image : Tensor of float32
-        (C, Z, Y, X). A patch of two axes is slid over every slice.
-    patch : tuple of int
-        Window size, (z, y, x) or (y, x).
-    device : torch.device
-        Where the logits are accumulated.
-    step : float
-        Largest step as a share of the patch.
+        (C, Z, Y, X), where windows are computed.
+    windows : Windows
+        Of the image's shape.
+    allocate : callable
+        Makes the tensor of zeros of a shape that logits are added up in; its device and number type are the caller's choice.
+    n_outputs : int
+    outside : Tensor of float32, optional
+        Value (C,) of each channel that proves a voxel to lie outside the body: windows of nothing else are not computed, and what no
+        window was computed for is background.
+    agreement : Agreement, optional
+        Told how passes agree.
+    on_tile : callable
+        Told the number of windows computed, after each batch.
 
-    Returns
-    -------
+    Yields
+    ------
     Tensor of float32
-        (K, Z, Y, X) on ``device``.
+        (K, n, Y, X).
     """
-    flat = len(patch) == 2
-    window = (1, *patch) if flat else patch
-    shape = tuple(image.shape[1:])
-    padding = padding_to(shape, window)
-    padded = F.pad(image, [n for before_after in reversed(padding) for n in before_after]).to(device)
-    weights = torch.from_numpy(gaussian_weights(patch)).to(device)
-    total: Tensor | None = None
-    weight_sum = torch.zeros(padded.shape[1:], device=device)
-    for start in window_starts(tuple(padded.shape[1:]), window, step):
-        box = tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))
-        tile = padded[(slice(None), *box)][None]
-        logits = forward(tile[:, :, 0])[:, :, None] if flat else forward(tile)
-        if total is None:
-            total = torch.zeros((logits.shape[1], *padded.shape[1:]), device=device)
-        total[(slice(None), *box)] += logits[0].float() * weights
-        weight_sum[box] += weights
-    assert total is not None
-    total /= weight_sum
-    inner = tuple(slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))
-    return total[(slice(None), *inner)]
+    padded = F.pad(image, [n for before_after in reversed(windows.padding) for n in before_after])
+    total = allocate((n_outputs, windows.height(ensemble.batch), *windows.padded[1:]))
+    weight_sum = torch.zeros(total.shape[1:], device=total.device)
+    gauss = _importance(windows, total)
+    rows = windows.rows(ensemble.batch)
+    for number, row in enumerate(rows):
+        starts = list(product(row, *windows.starts[1:]))
+        if outside is not None:
+            starts = [s for s in starts if not _is_outside(padded[(slice(None), *_box(s, windows.patch))], outside)]
+        for first in range(0, len(starts), ensemble.batch):
+            some = starts[first : first + ensemble.batch]
+            tiles = torch.stack([padded[(slice(None), *_box(s, windows.patch))] for s in some])
+            logits = ensemble(tiles[:, :, 0], agreement)[:, :, None] if windows.flat else ensemble(tiles, agreement)
+            weighted = logits.to(total.device).mul_(gauss)
+            for start, added in zip(some, weighted, strict=True):
+                box = _box((start[0] - row[0], *start[1:]), windows.patch)
+                total[(slice(None), *box)] += added
+                weight_sum[box] += gauss
+            on_tile(len(some))
+        upcoming = rows[number + 1][0] if number + 1 < len(rows) else windows.padded[0]
+        yield from _finished(total, weight_sum, row[0], upcoming, windows)
+        _shift(total, weight_sum, upcoming - row[0])
+
+
+def _importance(windows: Windows, total: Tensor) -> Tensor:
+    """Weights of a window's voxels, of the patch's shape."""
+    gauss = torch.from_numpy(gaussian_weights(windows.patch[1:] if windows.flat else windows.patch))
+    if total.dtype == torch.float16:
+        # Products with the smallest weights would vanish. What only one window sees is its logit, whatever the weight.
+        gauss = gauss.clamp_min(_SMALLEST_HALF_WEIGHT)
+    return gauss.reshape(windows.patch).to(total.device)
+
+
+def _finished(total: Tensor, weight_sum: Tensor, first: int, upcoming: int, windows: Windows) -> Iterator[Tensor]:
+    """Yield the planes that no later window reaches, without the padding."""
+    (before, _), *in_plane = windows.padding
+    y, x = (slice(b, b + n) for (b, _), n in zip(in_plane, windows.shape[1:], strict=True))
+    begin, end = max(first, before) - first, min(upcoming, before + windows.shape[0]) - first
+    at_once = max(PLANES_BYTES // (4 * total[:, 0].numel()), 1)
+    for z in range(begin, end, at_once):
+        planes = slice(z, min(z + at_once, end))
+        weights = weight_sum[planes, y, x]
+        mean = total[:, planes, y, x].float() / weights.clamp_min(1e-20)
+        unseen = weights == 0
+        if bool(unseen.any()):
+            mean[0][unseen], mean[1:, unseen] = 1.0, -1.0
+        yield mean
+
+
+def _shift(total: Tensor, weight_sum: Tensor, n: int) -> None:
+    """Move sums down by some planes, in place: plane by plane, ascending, so that nothing is read after it was written."""
+    height = weight_sum.shape[0]
+    for z in range(height):
+        if z + n < height:
+            total[:, z], weight_sum[z] = total[:, z + n], weight_sum[z + n]
+        else:
+            total[:, z], weight_sum[z] = 0, 0
+
+
+def _box(start: tuple[int, ...], patch: tuple[int, ...]) -> Slices:
+    return tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
+
+
+def _is_outside(tile: Tensor, outside: Tensor) -> bool:
+    # Interpolation leaves a constant region constant up to rounding.
+    return bool(((tile - outside[:, None, None, None]).abs() < _NO_DIFFERENCE).all())

@@ -234,7 +234,10 @@ class ResidualStack(nn.Module):
 def initialise(module: nn.Module, *, slope: float = 0.01) -> None:
     """He-normal convolutions for (leaky) ReLU, zero biases, zero last norm of a residual block (nnU-Net's rule)."""
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        if (
+            isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+            and not layer.weight.is_meta
+        ):
             nn.init.kaiming_normal_(layer.weight, a=slope)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

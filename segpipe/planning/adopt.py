@@ -10,6 +10,7 @@ from segpipe.planning.make import medians
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.planning.rules import sided_labels
 from segpipe.planning.schema import Decision, Plan
+from segpipe.planning.usual import usual_cases
 
 
 def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
@@ -51,6 +52,7 @@ def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
             "original_median_spacing_mm": spacing,
             "original_median_shape": shape,
             "guard": make_guard(fingerprint.cases),
+            "usual": usual_cases(fingerprint.cases, fingerprint.labels),
             "mirror_axes": tuple(a for a in theirs.mirror_axes if not (pair and a == last)),
             "training": _without_names(theirs.training),
             "decisions": (decision,),

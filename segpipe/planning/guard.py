@@ -6,7 +6,6 @@ measured on the training cases themselves: each is held against the others.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from segpipe.artefact import Record
 from segpipe.fingerprint.schema import CaseFingerprint
@@ -112,6 +111,9 @@ def _excess(values: Floats, usual: ChannelRange) -> float:
 
 def _best_order(values: Floats, channels: tuple[ChannelRange, ...]) -> tuple[list[int], float]:
     """For each channel of an image the training channel that it is nearest to, and how many times nearer than its own."""
+    # Half a second to load, and needed only where there are several channels.
+    from scipy.optimize import linear_sum_assignment
+
     distance = np.array([[np.abs(v - np.array(c.typical)).mean() / c.span for c in channels] for v in values])
     _, columns = linear_sum_assignment(distance)
     best = float(distance[np.arange(len(values)), columns].sum())

@@ -23,6 +23,7 @@ from segpipe.planning.rules import (
     target_spacing,
 )
 from segpipe.planning.schema import Configuration, Decision, Normalisation, Plan
+from segpipe.planning.usual import usual_cases
 
 LOWRES_THRESHOLD = 0.25
 """A patch that sees less than this share of the median image calls for a low-resolution stage."""
@@ -133,6 +134,7 @@ class _Planner:
         self.schemes: tuple[Normalisation, ...] = tuple(normalisation_of(name) for name in fingerprint.channel_names)
         self.masks = masks_for_normalisation(self.schemes, fingerprint.median_relative_size_after_cropping)
         self.guard = make_guard(fingerprint.cases)
+        self.usual = usual_cases(fingerprint.cases, fingerprint.labels)
         self.decisions = [
             spacing_decision,
             self._order_decision(),
@@ -166,6 +168,8 @@ class _Planner:
             original_median_shape=shape,
             intensities=self.fingerprint.intensities,
             guard=self.guard,
+            usual=self.usual,
+            inference=self.recipe.inference,
             configurations=configurations,
             mirror_axes=self.mirror_axes,
             planner=self.recipe.planner,

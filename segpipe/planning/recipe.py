@@ -81,6 +81,14 @@ class TrainingSettings(Record):
     augmentation: AugmentationSettings = AugmentationSettings()
 
 
+class InferenceSettings(Record):
+    """How images are predicted. Defaults are nnU-Net's."""
+
+    skip_empty_windows: bool = False
+    """Pass over windows in which every voxel of every channel is air (CT) or lies outside the non-zero region (images normalised inside
+    it): they are background. Images with another normalisation have no such windows."""
+
+
 class Recipe(Record):
     """A named set of choices."""
 
@@ -90,6 +98,7 @@ class Recipe(Record):
     network: NetworkChoice = NetworkChoice()
     planner: PlannerSettings = PlannerSettings()
     training: TrainingSettings = TrainingSettings()
+    inference: InferenceSettings = InferenceSettings()
 
 
 def recipe_names() -> list[str]:

@@ -8,7 +8,8 @@ from segpipe.fingerprint.schema import IntensityStatistics
 from segpipe.labels import Labels
 from segpipe.networks.spec import NetworkChoice, NetworkSpec
 from segpipe.planning.guard import IntensityGuard
-from segpipe.planning.recipe import PlannerSettings, TrainingSettings
+from segpipe.planning.recipe import InferenceSettings, PlannerSettings, TrainingSettings
+from segpipe.planning.usual import UsualCases
 
 Normalisation = Literal["ct", "zscore", "none", "rescale_0_1", "rgb_0_1"]
 
@@ -72,6 +73,8 @@ class Plan(Artefact):
     configurations: dict[str, Configuration]
     guard: IntensityGuard = IntensityGuard()
     """What images of the training kind look like."""
+    usual: UsualCases = UsualCases()
+    """Spacings and volumes that the training cases had."""
     mirror_axes: tuple[int, ...]
     """Axes (z, y, x after the transpose) along which mirror images are alike: mirrored in training and at inference."""
     planner: PlannerSettings | None = None
@@ -81,6 +84,7 @@ class Plan(Artefact):
     asked_network: NetworkChoice | None = None
     """The network that was asked for instead of the plan's."""
     training: TrainingSettings
+    inference: InferenceSettings = InferenceSettings()
     decisions: tuple[Decision, ...]
 
     def configuration(self, name: str) -> Configuration:

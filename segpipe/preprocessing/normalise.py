@@ -89,3 +89,30 @@ def ct(array: Floats, statistics: IntensityStatistics) -> None:
     np.clip(array, np.float32(statistics.percentile_00_5), np.float32(statistics.percentile_99_5), out=array)
     array -= np.float32(statistics.mean)
     array /= np.float32(max(statistics.std, _STD_FLOOR))
+
+
+def outside_values(
+    schemes: tuple[Normalisation, ...], masked: tuple[bool, ...], statistics: tuple[IntensityStatistics, ...]
+) -> tuple[float, ...] | None:
+    """Return what each channel is where there is no body: the lower bound of CT (air), 0 outside a mask.
+
+    None where a channel has no such value.
+
+    Parameters
+    ----------
+    schemes : tuple, one a channel
+    masked : tuple of bool, one a channel
+        Normalised inside the non-zero region only.
+    statistics : tuple of IntensityStatistics
+        The dataset's, needed by ``ct``.
+    """
+    values = []
+    for channel, (scheme, inside) in enumerate(zip(schemes, masked, strict=True)):
+        if scheme == "ct":
+            known = statistics[channel]
+            values.append((known.percentile_00_5 - known.mean) / max(known.std, _STD_FLOOR))
+        elif scheme == "zscore" and inside:
+            values.append(0.0)
+        else:
+            return None
+    return tuple(values)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected
 
-from segpipe.geometry import Shape, bounding_box, resampled_shape, triple
+from segpipe.geometry import Box, Shape, bounding_box, resampled_shape, triple
 from segpipe.labels import OUTSIDE
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import normalise
@@ -24,8 +24,14 @@ class Placement:
     shape_after_crop: Shape
     spacing_mm: tuple[float, float, float]
     """Native spacing."""
-    apart: int | None
-    """Axis that was interpolated apart."""
+    apart_back: int | None
+    """Axis that is interpolated apart on the way back: nnU-Net looks at the spacing it comes from first."""
+
+    @property
+    def box(self) -> Box:
+        """Of the crop."""
+        z, y, x = (slice(s, s + n) for s, n in zip(self.start, self.shape_after_crop, strict=True))
+        return z, y, x
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ def prepare(
         if inside is not None:
             indices[(indices == 0) & ~inside] = OUTSIDE
         segmentation = resample_labels(indices, shape, apart=apart)
-    placement = Placement(triple(voxels.shape[1:]), triple([s.start for s in box]), after_crop, spacing, apart)
+    back = separate_axis(to_spacing, spacing)
+    placement = Placement(triple(voxels.shape[1:]), triple([s.start for s in box]), after_crop, spacing, back)
     return Prepared(resample_image(normalised, shape, apart=apart), segmentation, placement)
 
 

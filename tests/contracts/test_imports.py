@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     "dataset.run", "fingerprint.run", "planning.run", "preprocessing.run", "metrics.surface", "evaluation.run",
-    "reporting.run", "io.formats", "interop.nnunet", "phantoms", "jobs", "cli.app", "cli.display", "cli.plan_page",
+    "reporting.run", "io.formats", "interop.nnunet.plans", "interop.nnunet.fingerprint", "phantoms", "jobs", "cli.app",
+    "cli.display", "cli.plan_page", "cli.inference_commands", "models", "postprocessing.run", "postprocessing.choose",
     "commands", "steps", "line",
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import downscale_local_mean, resize
 
-from segpipe.inference.restore import largest_at, painted_at, resample_linear, uncrop
+from segpipe.inference.restore import restored_labels, restored_probabilities, uncrop
 from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import interpolate, nearest_indices, resample_image, resample_labels, separate_axis
 
@@ -129,15 +129,48 @@ def test_there_and_back_keeps_a_mask_within_a_voxel(seed):
     assert not back[outside].any()
 
 
-@settings(deadline=None, max_examples=40)
-@given(sizes, sizes, seeds, st.sampled_from([None, 0, 1, 2]))
-def test_class_by_class_equals_all_largest_at_once(old, new, seed, apart):
-    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(4, *old)).astype(np.float32))
-    whole = logits if old == new else torch.stack([resample_linear(k, new, apart) for k in logits])
-    np.testing.assert_array_equal(largest_at(logits, new, apart), whole.argmax(0).numpy())
-    if apart is None and old != new:
-        theirs = np.stack([resize(k.numpy(), new, order=1, mode="edge", anti_aliasing=False) for k in logits])
-        np.testing.assert_allclose(whole.numpy(), theirs, atol=1e-4)
+def by_definition(logits, new, apart):
+    """All logits on the native grid at once: one axis by nearest neighbour where it is interpolated apart."""
+    if apart is None:
+        return np.stack([resize(k, new, order=1, mode="edge", anti_aliasing=False) for k in logits])
+    chosen = logits.take(nearest_indices(logits.shape[1 + apart], new[apart]), axis=1 + apart)
+    in_plane = tuple(n for axis, n in enumerate(new) if axis != apart)
+    slices = [
+        [resize(s, in_plane, order=1, mode="edge", anti_aliasing=False) for s in np.moveaxis(k, apart, 0)]
+        for k in chosen
+    ]
+    return np.moveaxis(np.array(slices), 1, 1 + apart)
+
+
+def in_parts(logits, seed):
+    """The planes of logits, a few at a time."""
+    cuts = np.random.default_rng(seed).integers(1, 4, logits.shape[1]).cumsum()
+    return iter(torch.tensor_split(torch.from_numpy(logits), cuts[cuts < logits.shape[1]].tolist(), dim=1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, sizes, seeds, st.sampled_from([None, 0, 1, 2]), st.booleans(), st.booleans())
+def test_labels_of_planes_in_parts_equal_all_logits_interpolated_at_once(old, new, seed, apart, regions, smooth):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(4, *old)).astype(np.float32)
+    if smooth:
+        # Large areas of one label: voxels that need no interpolation.
+        logits[rng.integers(4)] += 3
+    whole = by_definition(logits, new, apart) if old != new else logits
+    expected = whole.argmax(0)
+    if regions:
+        expected = np.zeros(new, dtype=int)
+        for number, region in enumerate(whole, start=1):
+            expected[region > 0] = number
+    found = restored_labels(in_parts(logits, seed), old, new, apart, regions=regions)
+    ordered = np.sort(whole, axis=0)
+    clear = (np.abs(whole) > 1e-4).all(0) if regions else ordered[-1] - ordered[-2] > 1e-4
+    np.testing.assert_array_equal(found[clear], expected[clear])
+    planes = restored_probabilities(in_parts(logits, seed), old, new, apart, regions=regions)
+    probabilities = torch.stack(list(planes), dim=1)
+    expected_p = torch.from_numpy(whole)
+    expected_p = expected_p.sigmoid() if regions else expected_p.softmax(0)
+    torch.testing.assert_close(probabilities, expected_p.float(), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -160,10 +193,11 @@ def test_regions_are_painted_over_each_other_in_order():
     logits[0, :, :2] = 1
     logits[1, :, 1:] = 1
     logits[2, 1] = 0.5
-    painted = painted_at(logits, (2, 3, 4), None)
+    painted = restored_labels(iter([logits]), (2, 3, 4), (2, 3, 4), None, regions=True)
     assert painted[0, :, 0].tolist() == [1, 2, 2]
     assert (painted[1] == 3).all()
-    assert painted_at(logits, (4, 6, 8), None)[0, :, 0].tolist() == [1, 1, 2, 2, 2, 2]
+    larger = restored_labels(iter([logits]), (2, 3, 4), (4, 6, 8), None, regions=True)
+    assert larger[0, :, 0].tolist() == [1, 1, 2, 2, 2, 2]
 
 
 def test_uncrop_puts_the_box_back():

@@ -1,13 +1,15 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.inference.sliding import mirror_combinations, mirrored, sliding_logits
-from segpipe.windows import axis_starts, gaussian_weights, padding_to, window_starts
+from segpipe.inference.sliding import Agreement, Ensemble, logit_planes, mirror_combinations, windows_of
+from segpipe.windows import axis_starts, gaussian_weights, padding_to
+from tests.engines import FunctionEngine, stitched
 
-CPU = torch.device("cpu")
 sizes = st.tuples(*[st.integers(1, 14)] * 3)
 
 
@@ -16,19 +18,95 @@ def pointwise(x):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.tuples(*[st.integers(1, 6)] * 3), sizes, st.floats(0.3, 1.0), st.integers(0, 9))
-def test_stitching_a_pointwise_network_is_that_network(patch, shape, step, seed):
+@given(st.tuples(*[st.integers(1, 6)] * 3), sizes, st.floats(0.3, 1.0), st.integers(0, 9), st.integers(1, 5))
+def test_stitching_a_pointwise_network_is_that_network(patch, shape, step, seed, batch):
     image = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32))
-    stitched = sliding_logits(pointwise, image, patch, device=CPU, step=step)
-    torch.testing.assert_close(stitched, pointwise(image[None])[0], atol=1e-4, rtol=1e-4)
+    found = stitched(pointwise, image, patch, step, batch=batch)
+    torch.testing.assert_close(found, pointwise(image[None])[0], atol=1e-4, rtol=1e-4)
+    halved = stitched(pointwise, image, patch, step, batch=batch, dtype=torch.float16)
+    torch.testing.assert_close(halved, pointwise(image[None])[0], atol=2e-2, rtol=1e-2)
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.tuples(*[st.integers(1, 6)] * 2), sizes, st.floats(0.3, 1.0))
-def test_a_flat_patch_slides_over_every_slice(patch, shape, step):
+@given(st.tuples(*[st.integers(1, 6)] * 2), sizes, st.floats(0.3, 1.0), st.integers(1, 30))
+def test_a_flat_patch_slides_over_every_slice(patch, shape, step, batch):
     image = torch.arange(int(np.prod(shape)), dtype=torch.float32).reshape(1, *shape) / 100
-    stitched = sliding_logits(pointwise, image, patch, device=CPU, step=step)
-    torch.testing.assert_close(stitched, pointwise(image[None])[0], atol=1e-3, rtol=1e-4)
+    found = stitched(pointwise, image, patch, step, batch=batch)
+    torch.testing.assert_close(found, pointwise(image[None])[0], atol=1e-3, rtol=1e-4)
+
+
+def whole_sums(ramp, image, patch, step):
+    """What sliding is by definition: the sums over the whole image, held at once."""
+    weights = torch.from_numpy(gaussian_weights(patch))
+    windows = windows_of(tuple(image.shape[1:]), patch, step)
+    total, seen = torch.zeros(image.shape), torch.zeros(image.shape[1:])
+    for start in product(*windows.starts):
+        box = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
+        total[(slice(None), *box)] += ramp(image[(slice(None), *box)][None])[0] * weights
+        seen[box] += weights
+    return total / seen
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.tuples(*[st.integers(2, 6)] * 3), st.floats(0.3, 1.0), st.integers(0, 99))
+def test_planes_that_are_handed_on_equal_the_sums_over_the_whole_image(patch, step, seed):
+    """With a network whose answer depends on where in the window a voxel lies."""
+    rng = np.random.default_rng(seed)
+    image = torch.from_numpy(rng.normal(size=(1, *(p + rng.integers(0, 12) for p in patch))).astype(np.float32))
+    ramp = torch.from_numpy(rng.normal(size=patch).astype(np.float32))
+    found = stitched(lambda x: x * ramp, image, patch, step, n_outputs=1)
+    torch.testing.assert_close(found, whole_sums(lambda x: x * ramp, image, patch, step), atol=1e-4, rtol=1e-3)
+
+
+def test_sums_are_as_high_as_a_patch_and_not_as_the_image():
+    shapes = []
+
+    def allocate(shape):
+        shapes.append(shape)
+        return torch.zeros(shape)
+
+    windows = windows_of((50, 8, 8), (6, 8, 8), 0.5)
+    ensemble = Ensemble((FunctionEngine(pointwise),), ())
+    n = sum(
+        p.shape[1] for p in logit_planes(ensemble, torch.randn(1, 50, 8, 8), windows, allocate=allocate, n_outputs=2)
+    )
+    assert (n, shapes) == (50, [(2, 6, 8, 8)])
+
+
+def test_windows_of_nothing_but_air_are_not_computed_and_are_background():
+    image = torch.full((1, 12, 12, 12), -3.0)
+    image[0, :3, :3, :3] = 1
+    computed = []
+    found = stitched(
+        lambda x: torch.cat((-x, x), 1), image, (4, 4, 4), outside=torch.tensor([-3.0]), on_tile=computed.append
+    )
+    assert sum(computed) == 8
+    assert torch.equal(found.argmax(0).bool(), image[0] > 0)
+    everything = stitched(lambda x: torch.cat((-x, x), 1), image, (4, 4, 4))
+    assert torch.equal(everything.argmax(0), found.argmax(0))
+
+
+def test_passes_fill_a_batch():
+    """Tiles, and their mirror images, are computed as many at once as the engine asks for."""
+    engine = FunctionEngine(pointwise, batch=6)
+    ensemble = Ensemble((engine,), (0, 1, 2))
+    ensemble(torch.randn(1, 1, 4, 4, 4))
+    ensemble(torch.randn(3, 1, 4, 4, 4))
+    assert engine.sizes == [6, 2, 6, 6, 6, 6]
+
+
+def test_disagreement_is_the_share_of_the_foreground_that_passes_label_in_another_way():
+    def half(value):
+        def forward(x):
+            return torch.stack((torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], value)), 1)
+
+        return FunctionEngine(forward)
+
+    agreement = Agreement()
+    # Two folds call everything foreground, one nothing; the mean calls it foreground.
+    Ensemble((half(2.0), half(2.0), half(-1.0)), ())(torch.zeros(1, 1, 4, 4, 4), agreement)
+    assert agreement.foreground == 64
+    assert agreement.disagreement == pytest.approx(1 / 3)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.1, 1.0))
@@ -45,7 +123,7 @@ def test_windows_cover_the_axis_with_steps_no_longer_than_asked(size, patch, ste
 def test_starts_of_nnunet():
     # 100 voxels, patch 64, half steps: ceil(36 / 32) + 1 = 3 windows spread evenly.
     assert axis_starts(100, 64, 0.5) == [0, 18, 36]
-    assert window_starts((1, 5), (1, 4), 0.5) == [(0, 0), (0, 1)]
+    assert windows_of((1, 5, 4), (5, 4), 0.5).starts == ((0,), (0,), (0,))
 
 
 def test_a_patch_longer_than_the_axis_is_refused():
@@ -73,4 +151,4 @@ def test_mirroring_averages_over_every_flip(axes):
         return x * torch.arange(6.0)
 
     expected = x * (torch.full((6,), 2.5) if 2 in axes else torch.arange(6.0))
-    torch.testing.assert_close(mirrored(ramp, axes)(x), expected)
+    torch.testing.assert_close(Ensemble((FunctionEngine(ramp),), axes)(x), expected)

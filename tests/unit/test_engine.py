@@ -709,18 +709,18 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     assert not (workspace.first_stage("3d_cascade_fullres", "tiny") / "case_0" / "image.b2nd").exists()
     # What training saw of a held-out case is what prediction makes of it.
     from segpipe.dataset.load import load_image
-    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.predictor import Options, Predictor
     from segpipe.io.arrays import read_array
     from segpipe.preprocessing.prepare import prepare
     from segpipe.workspace import PreparedFiles
 
-    predictor = Predictor.load(done.model, FLOAT32, folds=("0",), tta=False)
-    assert predictor.previous is not None
+    (second,) = Predictor.load(done.model, FLOAT32, Options(folds=("0",), tta=False)).stages
+    assert second.previous is not None
     case = next(c for c in done.held_out.evaluation.cases).case
     source = next((folder / "images").glob(f"{case}.*"))
     image = load_image(case, [source], ("MR",)).volume
-    tta = Predictor.load(workspace.model("3d_lowres", "tiny"), steps_runtime(), folds=("0",), tta=True)
-    expected = prepare(image, tta.predict(image), predictor.plan, predictor.configuration).segmentation
+    first = Predictor.load(workspace.model("3d_lowres", "tiny"), steps_runtime(), Options(folds=("0",)))
+    expected = prepare(image, first.segment(image).labels, second.plan, second.configuration).segmentation
     held = read_array(PreparedFiles(workspace.first_stage("3d_cascade_fullres", "tiny") / case).previous)
     assert np.array_equal(held, expected)
     rows = commands.predict(source, tmp_path / "out", model=done.model, folds=("0",), tta=False, device="cpu")

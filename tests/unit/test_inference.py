@@ -10,9 +10,9 @@ from segpipe import commands
 from segpipe.dataset.load import load_image
 from segpipe.errors import DatasetError, ModelError, SegpipeError
 from segpipe.inference.inputs import find_inputs
-from segpipe.inference.predictor import Predictor
+from segpipe.inference.predictor import Options, Predictor
 from segpipe.inference.run import predict as predict_stage
-from segpipe.interop.nnunet import read_fingerprint
+from segpipe.interop.nnunet.fingerprint import read_fingerprint
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.labels import Labels
 from segpipe.modelfile import ModelFile
@@ -21,6 +21,7 @@ from segpipe.planning import make_plan
 from segpipe.planning.recipe import PlannerSettings, Recipe
 from segpipe.runtime import choose_runtime
 from tests.dicoms import write_series
+from tests.engines import predictor_of
 from tests.phantoms import axis_grid
 from tests.strategies import ORIENTATIONS
 
@@ -44,7 +45,7 @@ def threshold_predictor(plan) -> Predictor:
     def forward(x):
         return torch.cat([-((x[:, :1] - k) ** 2) for k in range(3)], dim=1)
 
-    return Predictor(plan, plan.configuration("3d_fullres"), (forward,), choose_runtime("cpu"), "digest")
+    return predictor_of(plan, forward)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,7 @@ def test_bad_files_are_reported_and_the_rest_done(folder, tmp_path, model):
         "a.nii.gz",
         "b.nii.gz",
         "c.nii.gz",
+        "predictions.csv",
         "predictions.jsonl",
     ]
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
@@ -145,13 +147,13 @@ def test_resume_does_only_what_is_missing_or_changed(folder, tmp_path, model):
 
 
 def test_a_bug_in_one_case_does_not_cost_the_others(folder, tmp_path, model, monkeypatch):
-    genuine = Predictor.predict
+    genuine = Predictor.segment
 
-    def fails_once(self, image):
-        monkeypatch.setattr(Predictor, "predict", genuine)
+    def fails_once(self, *given):
+        monkeypatch.setattr(Predictor, "segment", genuine)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Predictor, "predict", fails_once)
+    monkeypatch.setattr(Predictor, "segment", fails_once)
     rows = commands.predict(folder, tmp_path / "out", model=model, tta=False, device="cpu")
     done = {r.case: r for r in rows}
     assert done["a"].reason == "unexpected RuntimeError: a bug"
@@ -199,7 +201,7 @@ def test_what_is_no_model_says_so(tmp_path, model):
     with pytest.raises(ModelError, match="no such model"):
         ModelFile.read(tmp_path / "gone.segpipe")
     with pytest.raises(ModelError, match="has no fold 3; it has 0"):
-        Predictor.load(model, choose_runtime("cpu"), folds=("3",))
+        Predictor.load(model, choose_runtime("cpu"), Options(folds=("3",)))
 
 
 def test_mirroring_and_folds_are_averaged(tmp_path, model):
@@ -210,11 +212,15 @@ def test_mirroring_and_folds_are_averaged(tmp_path, model):
     grid = axis_grid((16, 20, 24))
     write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=grid.shape).astype(np.float32), grid)
     image = load_image("a", [tmp_path / "a.nii.gz"], ("MR",)).volume
-    single = Predictor.load(model, choose_runtime("cpu"), tta=False).predict(image)
-    double = Predictor.load(tmp_path / "two.segpipe", choose_runtime("cpu"), tta=False).predict(image)
-    np.testing.assert_array_equal(single, double)
-    mirrored = Predictor.load(model, choose_runtime("cpu"), tta=True).predict(image)
-    assert (mirrored != single).any()
+    runtime, plain = choose_runtime("cpu"), Options(tta=False)
+    single = Predictor.load(model, runtime, plain).segment(image)
+    double = Predictor.load(tmp_path / "two.segpipe", runtime, plain).segment(image)
+    np.testing.assert_array_equal(single.labels, double.labels)
+    assert single.measured.agreement.disagreement is None
+    assert double.measured.agreement.disagreement == 0
+    mirrored = Predictor.load(model, runtime).segment(image)
+    assert (mirrored.labels != single.labels).any()
+    assert 0 < mirrored.measured.agreement.disagreement < 1
 
 
 def test_digits_belong_to_the_case_when_the_model_has_one_channel(tmp_path):
@@ -251,7 +257,7 @@ def test_a_detached_header_gives_one_whole_file(tmp_path):
     cases = find_inputs(tmp_path / "in" / "a.mhd", tmp_path / "out", 1)
     (row,) = predict_stage(cases, threshold_predictor(small_plan()), tmp_path / "out" / "predictions.jsonl")
     assert row.status == "done", row.reason
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mha", "predictions.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mha", "predictions.csv", "predictions.jsonl"]
     assert set(np.unique(read_volume(tmp_path / "out" / "a.mha").array)) == {130}
 
 
@@ -259,7 +265,11 @@ def test_the_fold_that_saw_every_case_is_no_member_of_the_ensemble(tmp_path, mod
     one = ModelFile.read(model)
     path = tmp_path / "both.segpipe"
     ModelFile(one.plan_json, "3d_fullres", "tiny", (), {"0": one.folds["0"], "all": one.folds["0"]}).write(path)
-    assert len(Predictor.load(path, choose_runtime("cpu")).networks) == 1
-    assert len(Predictor.load(path, choose_runtime("cpu"), folds=("0", "all")).networks) == 2
+
+    def engines(*folds):
+        return Predictor.load(path, choose_runtime("cpu"), Options(folds=folds)).stages[0].ensemble.engines
+
+    assert len(engines()) == 1
+    assert len(engines("0", "all")) == 2
     ModelFile(one.plan_json, "3d_fullres", "tiny", (), {"all": one.folds["0"]}).write(path)
-    assert len(Predictor.load(path, choose_runtime("cpu")).networks) == 1
+    assert len(engines()) == 1

@@ -10,7 +10,8 @@ import torch
 from segpipe import commands
 from segpipe.errors import ArtefactError, NetworkError, PlanError
 from segpipe.fingerprint.schema import Fingerprint
-from segpipe.interop.nnunet import plan_to_nnunet, read_fingerprint
+from segpipe.interop.nnunet.fingerprint import read_fingerprint
+from segpipe.interop.nnunet.plans import plan_to_nnunet
 from segpipe.labels import Labels, Target
 from segpipe.losses.spec import CrossEntropyTerm, DiceTerm
 from segpipe.networks import measure

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe.errors import PlanError, RecipeError
-from segpipe.interop.nnunet import read_fingerprint
+from segpipe.interop.nnunet.fingerprint import read_fingerprint
 from segpipe.labels import Labels
 from segpipe.losses.compound import Loss
 from segpipe.networks.build import build_network

@@ -1,0 +1,199 @@
+"""What computes a network: tiles in, logits out. Which engine, and in which precision."""
+
+import logging
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from segpipe.errors import DeviceError, ModelError
+from segpipe.modelfile import Weights
+from segpipe.networks.build import build_network, fast_memory_format, to_device
+from segpipe.networks.segmenter import Segmenter
+from segpipe.planning.schema import Configuration, Plan
+from segpipe.runtime import Runtime, cpu_flags
+
+logger = logging.getLogger(__name__)
+
+EngineName = Literal["auto", "torch", "openvino"]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+
+_BATCH_VOXELS = {"cpu": 2**18, "cuda": 2**23}
+"""Voxels of a batch of tiles: smaller ones do not fill the device. On a CPU larger ones gain nothing (docs/experiments.md)."""
+
+
+class Engine(Protocol):
+    """A network with its weights, ready to compute."""
+
+    n_inputs: int
+    """Channels of a tile."""
+    batch: int
+    """Tiles that are best computed together; as many or fewer are given."""
+    precision: str
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Logits (N, K, *patch) of tiles (N, C, *patch)."""
+        ...
+
+
+class TorchEngine:
+    """A network computed by PyTorch."""
+
+    def __init__(self, network: Segmenter, n_inputs: int, batch: int, runtime: Runtime) -> None:
+        self.network, self.n_inputs, self.batch, self.runtime = network, n_inputs, batch, runtime
+        self.precision = "float32" if runtime.autocast is None else str(runtime.autocast).removeprefix("torch.")
+        self.memory_format = fast_memory_format(network.dims)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """See :class:`Engine`."""
+        if len(tiles) > self.batch:
+            return torch.cat([self(some) for some in torch.split(tiles, self.batch)])
+        x = tiles.to(self.runtime.device).contiguous(memory_format=self.memory_format)
+        try:
+            with self.runtime.precision():
+                logits: Tensor = self.network(x)
+        except torch.OutOfMemoryError:
+            if len(tiles) == 1:
+                raise
+            self.batch = len(tiles) // 2
+            logger.warning("the device's memory holds no batch of %d tiles; going on with %d", len(tiles), self.batch)
+            torch.cuda.empty_cache()
+            logits = torch.cat([self(some) for some in torch.split(tiles, self.batch)])
+        return logits
+
+
+def tiles_at_once(patch: tuple[int, ...], device: torch.device) -> int:
+    """Tiles of a patch that are best computed together on a device."""
+    voxels = 1
+    for n in patch:
+        voxels *= n
+    return max(_BATCH_VOXELS[device.type] // voxels, 1)
+
+
+def make_network(plan: Plan, configuration: Configuration, weights: Weights) -> tuple[Segmenter, int]:
+    """Build the planned network with trained weights; returns it with its number of input channels.
+
+    Raises
+    ------
+    ModelError
+        If the weights are of another network.
+    """
+    n_previous = 0 if configuration.previous_stage is None else len(plan.labels.values) - 1
+    n_inputs = len(plan.channel_names) + n_previous
+    # A planned U-Net needs no first weights, and takes the trained ones as they are: no copy.
+    planned = bool(configuration.network.encoder_blocks)
+    with torch.device("meta") if planned else nullcontext():
+        network = build_network(configuration.network, n_inputs, plan.labels.n_outputs)
+    try:
+        network.load_state_dict(weights, assign=planned)
+    except RuntimeError as error:
+        package = configuration.network.package
+        made_with = "" if package is None else f" (of {package} when it was trained)"
+        raise ModelError(f"the weights do not fit the planned network{made_with}: {error}") from error
+    return network.eval().requires_grad_(requires_grad=False), n_inputs
+
+
+def make_engine(
+    plan: Plan,
+    configuration: Configuration,
+    weights: Weights,
+    runtime: Runtime,
+    *,
+    name: EngineName = "auto",
+    cache: Path | None = None,
+) -> Engine:
+    """Make the engine of one fold.
+
+    Parameters
+    ----------
+    plan : Plan
+    configuration : Configuration
+    weights : dict of Tensor
+    runtime : Runtime
+        Device and precision; see :func:`inference_runtime`.
+    name : "auto", "torch" or "openvino"
+        ``auto`` is OpenVINO on a CPU where it is installed and can compute the network, else PyTorch.
+    cache : Path, optional
+        Folder for compiled networks.
+
+    Raises
+    ------
+    ModelError
+        If the weights are of another network, or OpenVINO was asked for and cannot compute it.
+    DeviceError
+        If OpenVINO was asked for and is not installed, or not for this device.
+    """
+    batch = tiles_at_once(configuration.patch_size, runtime.device)
+    if name == "openvino" and (runtime.device.type != "cpu" or not has_openvino()):
+        found = (
+            f"the device is {runtime.device}" if has_openvino() else "it is not installed: pip install 'segpipe[cpu]'"
+        )
+        raise DeviceError(
+            f"--engine openvino: computes on CPUs where it is installed, and {found}; or use --engine torch"
+        )
+    if name == "torch" or runtime.device.type != "cpu" or not has_openvino():
+        return torch_engine(plan, configuration, weights, runtime)
+    from segpipe.inference.openvino_engine import openvino_engine
+
+    try:
+        return openvino_engine(plan, configuration, weights, runtime, batch=batch, cache=cache)
+    except ModelError:
+        raise
+    except Exception as error:
+        if name == "openvino":
+            raise ModelError(
+                f"--engine openvino: cannot compute {configuration.network.architecture} ({_first_line(error)}); use --engine torch"
+            ) from error
+        logger.warning(
+            "OpenVINO cannot compute %s (%s); PyTorch does", configuration.network.architecture, _first_line(error)
+        )
+        return torch_engine(plan, configuration, weights, runtime)
+
+
+def torch_engine(plan: Plan, configuration: Configuration, weights: Weights, runtime: Runtime) -> TorchEngine:
+    """Make a fold's network, on its device, computed by PyTorch."""
+    network, n_inputs = make_network(plan, configuration, weights)
+    to_device(network, runtime.device)
+    return TorchEngine(network, n_inputs, tiles_at_once(configuration.patch_size, runtime.device), runtime)
+
+
+def inference_runtime(runtime: Runtime, precision: Precision = "auto") -> Runtime:
+    """Return the runtime with the precision for prediction.
+
+    ``auto`` is the device's fast one on a GPU, as in nnU-Net. On a CPU it is float16 where the processor multiplies it natively, else
+    float32: bfloat16 moves up to four voxels of a thousand of a label's surface (docs/experiments.md), so it has to be asked for.
+
+    Raises
+    ------
+    DeviceError
+        If the processor does not compute in the precision that was asked for.
+    """
+    device = runtime.device
+    if precision == "auto":
+        if device.type == "cuda":
+            return runtime
+        native = bool(cpu_flags() & {"amx_fp16", "avx512_fp16"})
+        return Runtime(device, torch.float16 if native and has_openvino() else None)
+    if precision == "bfloat16" and device.type == "cpu" and not cpu_flags() & {"amx_bf16", "avx512_bf16"}:
+        raise DeviceError(
+            "--precision bfloat16: this processor has no instructions for it (amx_bf16, avx512_bf16), and would take several times "
+            "longer than in float32"
+        )
+    return Runtime(device, None if precision == "float32" else getattr(torch, precision))
+
+
+def network_cache() -> Path:
+    """Folder for compiled networks: the user's own, as others might put something else there."""
+    return Path.home() / ".cache" / "segpipe" / "networks"
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed."""
+    return find_spec("openvino") is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

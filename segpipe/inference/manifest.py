@@ -1,0 +1,138 @@
+"""The log of a folder of predictions: what is done, by content, and the table made of it."""
+
+import csv
+import io
+import os
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from segpipe.artefact import write_atomically
+from segpipe.dataset.schema import FileStamp
+from segpipe.inference.inputs import InputCase
+from segpipe.inference.schema import PredictionRow
+from segpipe.io.formats import files_behind
+
+_BLOCK = 2**20
+
+
+class Manifest:
+    """predictions.jsonl in an output folder, shared by all processes that work there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.table = path.with_suffix(".csv")
+        self._locks = path.parent / ".segpipe"
+
+    def rows(self) -> dict[str, PredictionRow]:
+        """Latest row of each case; a line cut off by a crash is passed over, its case is predicted again."""
+        rows: dict[str, PredictionRow] = {}
+        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+            try:
+                row = PredictionRow.model_validate_json(line)
+            except ValueError:
+                continue
+            rows[row.case] = row
+        return rows
+
+    def append(self, row: PredictionRow) -> None:
+        """Add a row; one process at a time, each line whole."""
+        with FileLock(self._lock_file("log")), self.path.open("a+b") as file:
+            # What a crash cut off must not swallow this line.
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+            file.write(row.model_dump_json().encode() + b"\n")
+
+    def claim(self, case: str, *, wait: bool) -> FileLock | None:
+        """Claim a case; None if another process has it and there is no waiting. The system frees it when the process ends."""
+        lock = FileLock(self._lock_file(sha256(case.encode()).hexdigest()[:16]), thread_local=False)
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            return None
+        return lock
+
+    def release(self, lock: FileLock) -> None:
+        """Give a case up. Its row is written by now: who finds the file gone, or had opened it before, looks there first."""
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        self._clear()
+
+    def write_table(self) -> None:
+        """Write the latest row of every case as CSV, for people."""
+        rows = [_flat(row) for _, row in sorted(self.rows().items())]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        with FileLock(self._lock_file("log")):
+            write_atomically(self.table, text.getvalue().encode())
+        if [p.name for p in self._locks.iterdir()] == ["log.lock"]:
+            # Nobody else works here: nothing is left behind.
+            Path(self._lock_file("log")).unlink(missing_ok=True)
+            self._clear()
+
+    def _clear(self) -> None:
+        with suppress(OSError):
+            self._locks.rmdir()
+
+    def _lock_file(self, name: str) -> Path:
+        self._locks.mkdir(parents=True, exist_ok=True)
+        return self._locks / f"{name}.lock"
+
+
+def content_of(images: tuple[Path, ...]) -> str:
+    """Return the sha256 of the files that images are made of, in their order."""
+    hashed = sha256()
+    for image in images:
+        for file in files_behind(image):
+            with file.open("rb") as opened:
+                while block := opened.read(_BLOCK):
+                    hashed.update(block)
+    return hashed.hexdigest()
+
+
+def still_holds(row: PredictionRow | None, case: InputCase, model: str, wanted: tuple[Path, ...]) -> bool:
+    """Whether a row is of this case as it is now, by this model, and all that was wanted of it is there and whole.
+
+    Files of the same path, size and time are believed to be the same; of others the content is compared.
+    """
+    if row is None or row.status != "done" or row.model != model or row.output != case.output:
+        return False
+    if not all(i.exists() for i in case.images) or not case.output.is_file():
+        return False
+    if not all(path in row.saved and path.is_file() for path in wanted):
+        return False
+    if row.output_sha256 != content_of((case.output,)):
+        return False
+    return row.images == tuple(FileStamp.of(i) for i in case.images) or row.content == content_of(case.images)
+
+
+def _flat(row: PredictionRow) -> dict[str, object]:
+    """A row as the cells of a table."""
+    quality = row.quality
+    cells: dict[str, object] = {
+        "case": row.case,
+        "status": row.status,
+        "reason": row.reason or "",
+        "doubts": "; ".join(row.doubts),
+        "output": str(row.output),
+        "images": os.pathsep.join(str(i.path) for i in row.images),
+        "elapsed_s": row.elapsed_s,
+        **{f"{stage}_s": seconds for stage, seconds in row.seconds.items()},
+        "peak_memory_gb": "" if row.peak_memory_gb is None else row.peak_memory_gb,
+        "windows": row.n_windows,
+        **{f"{name}_ml": volume for name, volume in row.volumes_ml.items()},
+        "spacing_mm": " ".join(f"{s:.4g}" for s in quality.spacing_mm),
+        "mean_entropy": "" if quality.mean_entropy is None else quality.mean_entropy,
+        "disagreement": "" if quality.disagreement is None else quality.disagreement,
+        **{f"{name}_components": n for name, n in quality.components.items()},
+        "touches_border": "; ".join(quality.touches_border),
+        "engine": row.engine,
+        "model": row.model,
+        "software": row.software,
+    }
+    return cells

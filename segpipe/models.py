@@ -1,0 +1,180 @@
+"""Trained models as files: from and to other programs, and the post-processing that goes with them. Behind the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segpipe.errors import ModelError, SegpipeError
+from segpipe.steps import SILENT, PathLike
+from segpipe.watch import Watch
+
+if TYPE_CHECKING:
+    from segpipe.labels import Labels
+    from segpipe.postprocessing.schema import PostprocessingRules
+
+
+def import_model(
+    folder: PathLike, output: PathLike, *, folds: tuple[str, ...] = (), checkpoint: str = "checkpoint_final.pth"
+) -> dict[str, str]:
+    """Write nnU-Net's folder of a trained model as a segpipe model; returns what it is, in words.
+
+    Parameters
+    ----------
+    folder : path
+        ``<Trainer>__<Plans>__<configuration>``; of a cascade the first stage's folder lies beside it.
+    output : path
+        The .segpipe file.
+    folds : tuple of str
+        Folds to take; empty for all.
+    checkpoint : str
+        Name of the checkpoints.
+    """
+    from segpipe.interop.nnunet.folder import read_model_folder
+    from segpipe.planning.schema import Plan
+
+    target = Path(output)
+    if target.suffix != ".segpipe":
+        raise SegpipeError(f"{target}: a model file ends in .segpipe; give such a name")
+    model = read_model_folder(Path(folder), folds=folds, checkpoint=checkpoint)
+    model.write(target)
+    plan = Plan.model_validate_json(model.plan_json)
+    configuration = plan.configuration(model.configuration)
+    return {
+        "model": str(target),
+        "configuration": model.configuration,
+        "network": f"{configuration.network.architecture}, {len(configuration.network.features)} stages",
+        "patch": "x".join(map(str, configuration.patch_size)),
+        "spacing": " x ".join(f"{s:.4g}" for s in configuration.spacing_mm) + " mm",
+        "channels": ", ".join(plan.channel_names),
+        "labels": plan.labels.describe(),
+        "folds": ", ".join(model.folds),
+        "mirror axes": ", ".join(map(str, model.mirror_axes)) or "none",
+        "first stage": "none" if model.previous is None else model.previous.configuration,
+    }
+
+
+def export_model(model: PathLike, output: PathLike, *, form: str = "nnunet", ending: str = ".nii.gz") -> dict[str, str]:
+    """Write a model so that another program predicts with it; returns what was written, in words.
+
+    Parameters
+    ----------
+    model : path
+        A model.segpipe file, or the folder that holds one.
+    output : path
+        New folder.
+    form : "nnunet"
+    ending : str
+        Of the images that it will be given.
+    """
+    from segpipe.interop.nnunet.folder import write_model_folder
+    from segpipe.modelfile import read_model
+    from segpipe.planning.schema import Plan
+
+    if form != "nnunet":
+        raise ModelError(f"--format {form}: models are written for nnunet")
+    held = read_model(Path(model))
+    folder = write_model_folder(held, Path(output), ending)
+    labels = Plan.model_validate_json(held.plan_json).labels
+    numbers = {value: number for number, value in enumerate(labels.values)}
+    renumbered = ", ".join(f"{value} becomes {number}" for value, number in numbers.items() if value != number)
+    folds = " ".join(held.folds)
+    return {
+        "folder": str(folder),
+        "labels": renumbered or "as they are",
+        "left out": "post-processing, which nnU-Net keeps apart" if held.postprocessing_json else "nothing",
+        "predict with": f"nnUNetv2_predict_from_modelfolder -i IMAGES -o OUTPUT -m {folder} -f {folds}",
+    }
+
+
+def choose_postprocessing(
+    predictions: PathLike,
+    references: PathLike,
+    *,
+    rules: PathLike | None = None,
+    model: PathLike | None = None,
+    jobs: int | None = None,
+    watch: Watch = SILENT,
+) -> tuple[PostprocessingRules, dict[str, str]]:
+    """Choose rules on predictions of cases that the model did not see; returns them, and the cases that failed with the reasons.
+
+    Parameters
+    ----------
+    predictions, references : path
+        Folders with files of the same names.
+    rules : path, optional
+        JSON file to write them to.
+    model : path, optional
+        Model to store them in; its labels are meant. Without one, every value but 0 is a label.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.evaluation.run import labels_found, match_pairs
+    from segpipe.modelfile import model_in, read_model
+    from segpipe.postprocessing.choose import choose_rules
+
+    if rules is None and model is None:
+        raise SegpipeError("give --rules FILE to write the chosen rules to, or --model to store them in")
+    pairs, missing = match_pairs(Path(predictions), Path(references))
+    labels = labels_found(pairs, jobs) if model is None else _labels_of(Path(model))
+    with watch.counting("choosing post-processing", None) as step:
+        chosen, failed = choose_rules(pairs, labels, chosen_on=str(predictions), jobs_limit=jobs, on_trial=step)
+    if rules is not None:
+        chosen.write(Path(rules))
+    if model is not None:
+        replace(read_model(Path(model)), postprocessing_json=chosen.to_json()).write(model_in(Path(model)))
+    return chosen, missing | failed
+
+
+def apply_postprocessing(
+    predictions: PathLike,
+    output: PathLike,
+    *,
+    rules: PathLike | None = None,
+    model: PathLike | None = None,
+    jobs: int | None = None,
+    watch: Watch = SILENT,
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Apply rules to every segmentation of a folder; returns the changed voxels of each, and those that failed with the reasons.
+
+    Parameters
+    ----------
+    predictions : path
+        Folder of segmentations, of any program.
+    output : path
+        Another folder.
+    rules : path, optional
+        JSON file; the model's own rules unless given.
+    model : path, optional
+        Whose labels are meant. Without one, every value that is found is a label, named by its number as ``label_3``.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.modelfile import read_model
+    from segpipe.postprocessing.run import apply_to_folder
+    from segpipe.postprocessing.schema import PostprocessingRules
+
+    if rules is not None:
+        read = PostprocessingRules.read(Path(rules))
+    elif model is not None:
+        held = read_model(Path(model)).postprocessing_json
+        if not held:
+            raise ModelError(f"{model}: holds no post-processing; choose some with --references first, or give --rules")
+        read = PostprocessingRules.model_validate_json(held)
+    else:
+        raise SegpipeError("give --rules FILE, or --model with a model that holds rules")
+    labels = None if model is None else _labels_of(Path(model))
+    with watch.counting("post-processing", None) as step:
+        return apply_to_folder(Path(predictions), Path(output), read.rules, labels, jobs_limit=jobs, on_case=step)
+
+
+def _labels_of(model: Path) -> Labels:
+    from segpipe.modelfile import read_model
+    from segpipe.planning.schema import Plan
+
+    return Plan.model_validate_json(read_model(model).plan_json).labels

@@ -1,0 +1,62 @@
+"""Spacings and volumes of the training cases, so that a case unlike them can be told. Pure."""
+
+from math import prod
+
+from segpipe.artefact import Record
+from segpipe.fingerprint.schema import CaseFingerprint
+from segpipe.labels import Labels
+
+Range = tuple[float, float]
+
+_SPACING_MARGIN = 1.1
+"""Scanners round; a spacing this much beyond the training cases' is another protocol."""
+_VOLUME_MARGIN = 1.25
+
+
+class UsualCases(Record):
+    """Ranges over the training cases. Empty where they are not known, as of imported models: then nothing is judged."""
+
+    spacing_mm: tuple[Range, ...] = ()
+    """Of each axis (z, y, x), in the plan's orientation."""
+    volumes_ml: dict[str, Range] = {}
+    """Of each label or region; from 0 where a case had none."""
+
+
+def usual_cases(cases: tuple[CaseFingerprint, ...], labels: Labels) -> UsualCases:
+    """Measure the ranges on the training cases."""
+    if not cases:
+        return UsualCases()
+    spacings = tuple((min(s), max(s)) for s in zip(*(c.spacing_mm for c in cases), strict=True))
+    volumes = {}
+    for target in labels.targets:
+        seen = [
+            sum(c.label_voxels.get(v, 0) for v in target.values) * prod(c.spacing_mm) / 1000
+            for c in cases
+            # Where nobody labelled some voxels the volume is not known.
+            if c.label_voxels and not c.ignored_voxels
+        ]
+        if seen:
+            volumes[target.name] = (round(min(seen), 4), round(max(seen), 4))
+    return UsualCases(spacing_mm=spacings, volumes_ml=volumes)
+
+
+def unusual(spacing_mm: tuple[float, ...], volumes_ml: dict[str, float], usual: UsualCases) -> tuple[str, ...]:
+    """Reasons to look at a case: a spacing or a volume beyond those of the training cases; empty when there are none.
+
+    Parameters
+    ----------
+    spacing_mm : tuple of float
+        (z, y, x), in the plan's orientation.
+    volumes_ml : dict
+        Of each label that was found, 0 where none was.
+    usual : UsualCases
+    """
+    found = []
+    for axis, value, (low, high) in zip("zyx", spacing_mm, usual.spacing_mm, strict=False):
+        if not low / _SPACING_MARGIN <= value <= high * _SPACING_MARGIN:
+            found.append(f"spacing along {axis} is {value:.3g} mm, that of training {low:.3g} to {high:.3g} mm")
+    for name, (low, high) in usual.volumes_ml.items():
+        volume = volumes_ml.get(name, 0.0)
+        if not low / _VOLUME_MARGIN <= volume <= high * _VOLUME_MARGIN:
+            found.append(f"{name} has {volume:.3g} ml, in training {low:.3g} to {high:.3g} ml")
+    return tuple(found)

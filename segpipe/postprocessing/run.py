@@ -1,0 +1,90 @@
+"""The stage: a folder of segmentations in, cleaned ones out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from segpipe import jobs
+from segpipe.dataset.load import read_labels
+from segpipe.dataset.match import image_files_in
+from segpipe.errors import CaseError, DatasetError, SegpipeError
+from segpipe.io.formats import output_ending, read_header, stem_of, write_labels_like
+from segpipe.labels import Labels
+from segpipe.postprocessing.apply import apply_rules
+from segpipe.postprocessing.schema import EVERYTHING, Rule
+
+
+@dataclass(frozen=True)
+class _Task:
+    source: Path
+    target: Path
+    rules: tuple[Rule, ...]
+    labels: Labels | None
+
+
+def apply_to_folder(
+    predictions: Path,
+    output: Path,
+    rules: tuple[Rule, ...],
+    labels: Labels | None,
+    *,
+    jobs_limit: int | None = None,
+    on_case: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Apply rules to every segmentation of a folder; returns the changed voxels of each, and the reasons of those that failed.
+
+    Raises
+    ------
+    DatasetError
+        If there is none.
+    SegpipeError
+        If an output would overwrite its input.
+    """
+    files = [f for f in image_files_in(predictions) if f.is_file()] if predictions.is_dir() else []
+    if not files:
+        raise DatasetError(f"{predictions}: no segmentation found; expected a folder of image files")
+    if output.resolve() == predictions.resolve():
+        raise SegpipeError(f"{output}: is the folder of the segmentations themselves; choose another one")
+    tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]
+    changed, failed = {}, {}
+    for outcome in jobs.map_cases(_clean, tasks, limit=jobs_limit, bytes_each=_peak_bytes(files)):
+        case = outcome.item.source.name
+        if outcome.value is None:
+            failed[case] = outcome.failure or ""
+        else:
+            changed[case] = outcome.value
+        on_case(case)
+    return changed, failed
+
+
+def _clean(task: _Task) -> int:
+    volume = read_labels(stem_of(task.source), task.source, task.labels)
+    before = volume.array[0]
+    if not np.issubdtype(before.dtype, np.integer):
+        if not (before == np.round(before)).all():
+            raise CaseError(f"{task.source}: holds values that are no whole numbers; expected a segmentation")
+        before = before.astype(np.uint16)
+    labels = task.labels or _named_by_number(before, task.rules)
+    after = apply_rules(before, volume.grid.spacing_mm, labels, task.rules)
+    write_labels_like(task.source, task.target, after)
+    return int((before != after).sum())
+
+
+def _named_by_number(array: np.ndarray, rules: tuple[Rule, ...]) -> Labels:
+    """Labels ``label_1``, ``label_2``, ...: those that are found, and those that rules name."""
+    values = {int(v) for v in np.unique(array) if v > 0}
+    values |= {int(r.label.removeprefix("label_")) for r in rules if r.label != EVERYTHING and r.label[6:].isdigit()}
+    return Labels.plain({f"label_{v}": v for v in sorted(values)})
+
+
+def _peak_bytes(files: list[Path]) -> int:
+    largest = 1
+    for file in files:
+        try:
+            largest = max(largest, prod(read_header(file).grid.shape))
+        except CaseError:
+            continue
+    return 40 * largest
