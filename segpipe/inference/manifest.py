@@ -3,7 +3,8 @@
 import csv
 import io
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,21 +26,26 @@ class Manifest:
         self.path = path
         self.table = path.with_suffix(".csv")
         self._locks = path.parent / ".segpipe"
+        self._rows: dict[str, PredictionRow] = {}
+        self._read_up_to = 0
 
     def rows(self) -> dict[str, PredictionRow]:
         """Latest row of each case; a line cut off by a crash is passed over, its case is predicted again."""
-        rows: dict[str, PredictionRow] = {}
-        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
-            try:
-                row = PredictionRow.model_validate_json(line)
-            except ValueError:
-                continue
-            rows[row.case] = row
-        return rows
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                # What was read before is not read again; a line that has no end yet is somebody's at work.
+                file.seek(self._read_up_to)
+                lines, end, _ = file.read().rpartition(b"\n")
+            self._read_up_to += len(lines) + len(end)
+            for line in lines.splitlines():
+                with suppress(ValueError):
+                    row = PredictionRow.model_validate_json(line)
+                    self._rows[row.case] = row
+        return dict(self._rows)
 
     def append(self, row: PredictionRow) -> None:
         """Add a row; one process at a time, each line whole."""
-        with FileLock(self._lock_file("log")), self.path.open("a+b") as file:
+        with self._log_locked(), self.path.open("a+b") as file:
             # What a crash cut off must not swallow this line.
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")
@@ -47,12 +53,7 @@ class Manifest:
 
     def claim(self, case: str, *, wait: bool) -> FileLock | None:
         """Claim a case; None if another process has it and there is no waiting. The system frees it when the process ends."""
-        lock = FileLock(self._lock_file(sha256(case.encode()).hexdigest()[:16]), thread_local=False)
-        try:
-            lock.acquire(blocking=wait)
-        except Timeout:
-            return None
-        return lock
+        return self._acquire(sha256(case.encode()).hexdigest()[:16], wait=wait)
 
     def release(self, lock: FileLock) -> None:
         """Give a case up. Its row is written by now: who finds the file gone, or had opened it before, looks there first."""
@@ -68,20 +69,42 @@ class Manifest:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        with FileLock(self._lock_file("log")):
+        with self._log_locked():
             write_atomically(self.table, text.getvalue().encode())
-        if [p.name for p in self._locks.iterdir()] == ["log.lock"]:
+        names = []
+        with suppress(FileNotFoundError):
+            names = [p.name for p in self._locks.iterdir()]
+        if names == ["log.lock"]:
             # Nobody else works here: nothing is left behind.
-            Path(self._lock_file("log")).unlink(missing_ok=True)
+            (self._locks / "log.lock").unlink(missing_ok=True)
             self._clear()
 
     def _clear(self) -> None:
         with suppress(OSError):
             self._locks.rmdir()
 
-    def _lock_file(self, name: str) -> Path:
-        self._locks.mkdir(parents=True, exist_ok=True)
-        return self._locks / f"{name}.lock"
+    @contextmanager
+    def _log_locked(self) -> Iterator[None]:
+        lock = self._acquire("log", wait=True)
+        assert lock is not None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _acquire(self, name: str, *, wait: bool) -> FileLock | None:
+        while True:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            # Released by the thread that writes, not by the one that reads.
+            lock = FileLock(self._locks / f"{name}.lock", thread_local=False)
+            try:
+                lock.acquire(blocking=wait)
+            except FileNotFoundError:
+                # Another process finished just now, and cleared the folder.
+                continue
+            except Timeout:
+                return None
+            return lock
 
 
 def content_of(images: tuple[Path, ...]) -> str:

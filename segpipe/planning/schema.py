@@ -75,6 +75,9 @@ class Plan(Artefact):
     """What images of the training kind look like."""
     usual: UsualCases = UsualCases()
     """Spacings and volumes that the training cases had."""
+    labels_are_inside: bool = False
+    """Voxels with a label count as inside the non-zero region when an image is normalised inside it: nnU-Net's rule, which reaches
+    prediction where the labels are a cascade's first stage's. Of imported models only; segpipe's own never look at labels there."""
     mirror_axes: tuple[int, ...]
     """Axes (z, y, x after the transpose) along which mirror images are alike: mirrored in training and at inference."""
     planner: PlannerSettings | None = None

@@ -76,6 +76,9 @@ def prepare(
     box = bounding_box((voxels != 0).any(axis=0))
     cropped = voxels[(slice(None), *box)]
     inside = filled((cropped != 0).any(axis=0)) if any(configuration.use_mask_for_norm) else None
+    indices = None if labels is None else plan.labels.indices_of(np.ascontiguousarray(labels.transpose(order)[box]))
+    if indices is not None and inside is not None and plan.labels_are_inside:
+        inside |= indices > 0
     masks = tuple(inside if used else None for used in configuration.use_mask_for_norm)
     normalised = normalise(cropped, configuration.normalisation, masks, plan.intensities)
 
@@ -84,8 +87,7 @@ def prepare(
     shape = resampled_shape(after_crop, spacing, to_spacing)
     apart = separate_axis(spacing, to_spacing)
     segmentation = None
-    if labels is not None:
-        indices = plan.labels.indices_of(np.ascontiguousarray(labels.transpose(order)[box]))
+    if indices is not None:
         if inside is not None:
             indices[(indices == 0) & ~inside] = OUTSIDE
         segmentation = resample_labels(indices, shape, apart=apart)

@@ -42,10 +42,15 @@ def test_the_public_functions():
     import segpipe
 
     assert segpipe.__all__ == [
+        "Predictor",
+        "apply_postprocessing",
         "check",
+        "choose_postprocessing",
         "convert",
         "demo",
         "evaluate",
+        "export_model",
+        "import_model",
         "list_networks",
         "plan",
         "predict",

@@ -120,6 +120,7 @@ def plan_from_nnunet(
             IntensityStatistics(**{key: float(s[key]) for key in _NAMES}) for s in _in_order(measured) if s
         ),
         configurations={name: configuration},
+        labels_are_inside=True,
         mirror_axes=(),
         training=TrainingSettings(),
         decisions=(),

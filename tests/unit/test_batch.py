@@ -1,0 +1,332 @@
+"""A folder of images: what is done, by whom, what is left behind, and what is said of each."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from segpipe import commands
+from segpipe.dataset.load import load_image
+from segpipe.errors import CaseError, DeviceError, ModelError
+from segpipe.inference.engine import has_openvino
+from segpipe.inference.inputs import find_inputs
+from segpipe.inference.manifest import Manifest
+from segpipe.inference.memory import choose_sums
+from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.run import Save, shard_of
+from segpipe.inference.run import predict as predict_stage
+from segpipe.inference.sliding import windows_of
+from segpipe.io.formats import read_volume, write_volume
+from segpipe.labels import Labels, Target
+from segpipe.modelfile import ModelFile
+from segpipe.planning.usual import UsualCases
+from segpipe.postprocessing.schema import PostprocessingRules, Rule
+from segpipe.runtime import choose_runtime
+from tests.engines import predictor_of
+from tests.phantoms import axis_grid
+from tests.strategies import ORIENTATIONS
+from tests.unit.test_inference import small_plan, threshold_predictor
+from tests.unit.test_nnunet_models import model_of
+
+SHAPE = (16, 20, 24)
+
+
+def drawn():
+    image = np.zeros(SHAPE, dtype=np.float32)
+    image[1:6, 2:9, 3:11] = 1
+    image[9:14, 12:18, 15:24] = 2
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for case in "abcdef":
+        write_volume(tmp_path / "in" / f"{case}.nii.gz", drawn() + ord(case) % 3 * 0.01, axis_grid(SHAPE))
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.segpipe"
+    model_of(small_plan(), folds=("0", "1")).write(path)
+    return path
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_resume_goes_by_content(folder, tmp_path, model):
+    out, how = tmp_path / "out", {"model": model, "tta": False, "device": "cpu", "resume": True}
+    commands.predict(folder, out, **how)
+    assert len(rows_of(out)) == 6
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))  # copied: another time, the same content
+    commands.predict(folder, out, **how)
+    assert len(rows_of(out)) == 6
+    stat = (folder / "a.nii.gz").stat()
+    write_volume(folder / "a.nii.gz", drawn() * 3, axis_grid(SHAPE))
+    os.utime(folder / "a.nii.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (out / "b.nii.gz").write_bytes((out / "b.nii.gz").read_bytes()[:200])  # cut off by another program
+    commands.predict(folder, out, **how)
+    assert sorted(r["case"] for r in rows_of(out)[6:]) == ["a", "b"]
+    commands.predict(folder, out, **how | {"folds": ("0",)})
+    assert len(rows_of(out)) == 14
+    assert len((out / "predictions.csv").read_text().splitlines()) == 7
+
+
+def test_shards_are_disjoint_and_together_all(folder, tmp_path):
+    cases = find_inputs(folder, tmp_path / "out", 1)
+    parts = [shard_of(list(reversed(cases)), number, 4) for number in (1, 2, 3, 4)]
+    assert sorted(c.id for part in parts for c in part) == list("abcdef")
+    assert [len(p) for p in parts] == [2, 2, 1, 1]
+
+
+def test_two_processes_on_one_folder_share_the_cases(folder, tmp_path):
+    """Without shards: a case that another one has is left to it, and is not computed again."""
+    computed = []
+
+    def slow(x):
+        time.sleep(0.1)
+        computed.append(threading.get_ident())
+        return torch.cat([-((x[:, :1] - k) ** 2) for k in range(3)], dim=1)
+
+    plan, out = small_plan(), tmp_path / "out"
+    cases = find_inputs(folder, out, 1)
+    results = []
+
+    def work():
+        results.append(predict_stage(cases, predictor_of(plan, slow), out / "predictions.jsonl"))
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [[r.status for r in rows] for rows in results] == [["done"] * 6] * 2
+    assert len(rows_of(out)) == 6
+    assert len(set(computed)) == 2
+    assert not (out / ".segpipe").exists()
+
+
+def test_a_claim_of_a_process_that_died_is_free(folder, tmp_path, model):
+    out = tmp_path / "out"
+    code = f"""
+from pathlib import Path
+import os, signal
+from segpipe.inference.manifest import Manifest
+held = Manifest(Path({str(out)!r}) / "predictions.jsonl").claim("a", wait=False)
+Path({str(out)!r}, ".9.partial.a.nii.gz").write_bytes(b"half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    rows = commands.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
+    assert [r.status for r in rows] == ["done"] * 6
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(f"{c}.nii.gz" for c in "abcdef"),
+        "predictions.csv",
+        "predictions.jsonl",
+    ]
+
+
+def test_a_line_that_a_crash_cut_off_does_not_swallow_the_next(folder, tmp_path):
+    log = tmp_path / "out" / "predictions.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"case": "a", "stat')
+    cases = find_inputs(folder, tmp_path / "out", 1)
+    predict_stage(cases, threshold_predictor(small_plan()), log)
+    assert sorted(Manifest(log).rows()) == list("abcdef")
+
+
+def test_the_table_says_what_the_log_says(folder, tmp_path):
+    (folder / "broken.nii.gz").write_bytes(b"")
+    out = tmp_path / "out"
+    predict_stage(find_inputs(folder, out, 1), threshold_predictor(small_plan()), out / "predictions.jsonl")
+    with (out / "predictions.csv").open() as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert rows["broken"]["status"] == "failed"
+    assert "0 bytes" in rows["broken"]["reason"]
+    assert float(rows["a"]["low_ml"]) == pytest.approx(5 * 7 * 8 * 3.0 / 1000)
+    assert rows["a"]["low_components"] == "1"
+    assert rows["a"]["touches_border"] == "high"
+    assert all(
+        float(rows["a"][f"{stage}_s"]) >= 0 for stage in ("read", "prepare", "network", "restore", "quality", "write")
+    )
+
+
+def test_what_is_measured_on_a_segmentation(tmp_path):
+    image = drawn()
+    image[15, 0, 0] = 1
+    write_volume(tmp_path / "a.nii.gz", image, axis_grid(SHAPE))
+    usual = UsualCases(
+        spacing_mm=((2.0, 2.0), (0.5, 0.6), (1.0, 1.0)), volumes_ml={"low": (0.1, 0.2), "high": (0.1, 9.0)}
+    )
+    plan = small_plan().model_copy(update={"usual": usual})
+    cases = find_inputs(tmp_path / "a.nii.gz", tmp_path / "out", 1)
+    (row,) = predict_stage(cases, threshold_predictor(plan), tmp_path / "out" / "log.jsonl")
+    assert row.quality.components == {"low": 2, "high": 1}
+    assert row.quality.touches_border == ("low", "high")
+    assert row.quality.spacing_mm == (2.0, 1.5, 1.0)
+    assert 0 < row.quality.mean_entropy < 1
+    assert row.quality.disagreement is None
+    spacing, volume = row.doubts
+    assert "spacing along y is 1.5 mm, that of training 0.5 to 0.6 mm" in spacing
+    assert volume.startswith("low has 0.843 ml, in training 0.1 to 0.2 ml")
+    assert row.peak_memory_gb > 0
+    assert row.n_windows > 0
+
+
+@pytest.mark.parametrize("number", range(0, 48, 5))
+@pytest.mark.parametrize("regions", [False, True])
+def test_probabilities_and_uncertainty_lie_on_the_image(tmp_path, number, regions):
+    """In every orientation, with a crop: the largest probability is the mask, and the middle of a label is certain."""
+    orientation, grid = ORIENTATIONS[number], axis_grid(SHAPE)
+    source = tmp_path / "in" / "case.nii.gz"
+    write_volume(source, orientation.apply(drawn()), grid.reoriented(orientation))
+    plan = small_plan(spacing=(3.0, 1.2, 1.3))
+
+    def forward(x):
+        labels = [-20 * ((x[:, :1] - k) ** 2) + 0.1 * (k == 0) for k in range(3)]
+        return torch.cat([labels[1] + 5, labels[2] + 5], 1) if regions else torch.cat(labels, 1)
+
+    if regions:
+        both = tuple(Target(name=n, values=(v,), paint=v) for n, v in (("low", 130), ("high", 300)))
+        plan = plan.model_copy(update={"labels": Labels(targets=both, regions=True, n_entries=3)})
+    cases = find_inputs(source, tmp_path / "out", 1)
+    save = Save(probabilities=True, uncertainty=True)
+    (row,) = predict_stage(cases, predictor_of(plan, forward), tmp_path / "out" / "log.jsonl", save=save)
+    assert row.status == "done", row.reason
+    mask = read_volume(row.output).array[0]
+    with np.load(tmp_path / "out" / "case.npz") as held:
+        probabilities = held["probabilities"].astype(np.float32)
+    assert probabilities.shape == (2 if regions else 3, *mask.shape)
+    found = np.array([0, 130, 300])[probabilities.argmax(0) if not regions else (probabilities > 0.5).T.dot([1, 2]).T]
+    assert (found == mask).mean() > 0.999
+    uncertainty = read_volume(tmp_path / "out" / "case_uncertainty.nii.gz")
+    assert uncertainty.grid.same_as(read_volume(source).grid) if hasattr(uncertainty.grid, "same_as") else True
+    certain = orientation.inverse().apply(uncertainty.array[0])
+    assert certain.shape == SHAPE
+    assert certain[3, 5, 6] < 0.1
+    assert 0 <= certain.min() < certain.max() <= 1
+    # Asked for, they are part of what is done.
+    assert set(row.saved) == {tmp_path / "out" / "case.npz", tmp_path / "out" / "case_uncertainty.nii.gz"}
+    (tmp_path / "out" / "case.npz").unlink()
+    log = tmp_path / "out" / "log.jsonl"
+    predict_stage(cases, predictor_of(plan, forward), log, resume=True)
+    assert len(log.read_text().splitlines()) == 1
+    predict_stage(cases, predictor_of(plan, forward), log, resume=True, save=save)
+    assert (tmp_path / "out" / "case.npz").is_file()
+
+
+def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
+    plan = small_plan()
+    paths = []
+    for fold in ("0", "1"):
+        paths.append(tmp_path / f"{fold}.segpipe")
+        both = model_of(plan, folds=("0", "1"))
+        ModelFile(both.plan_json, "3d_fullres", "tiny", (), {"0": both.folds[fold]}).write(paths[-1])
+    runtime, options = choose_runtime("cpu"), Options(engine="torch")
+    image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
+    stages = [Predictor.load(path, runtime, options).stages[0] for path in paths]
+    from segpipe.inference.stage import Measured
+
+    with torch.inference_mode():
+        each = [torch.stack(list(s.probabilities(image, s.prepare(image), Measured()).planes)) for s in stages]
+    expected = np.array([0, 130, 300])[((each[0] + each[1]) / 2).argmax(1).numpy()]
+    predictor = Predictor.load(tuple(paths), runtime, options)
+    found = predictor.segment(image).labels
+    alone = [Predictor.load(path, runtime, options).segment(image).labels for path in paths]
+    nonzero = np.argwhere(image.array[0])
+    box = tuple(slice(low, high + 1) for low, high in zip(nonzero.min(0), nonzero.max(0), strict=True))
+    np.testing.assert_array_equal(found[box], expected)
+    assert any((found != one).any() for one in alone)
+    other = plan.model_copy(update={"labels": Labels.plain({"else": 1, "more": 2})})
+    ModelFile(other.to_json(), "3d_fullres", "tiny", (), model_of(other).folds).write(tmp_path / "c.segpipe")
+    with pytest.raises(ModelError, match="has other labels"):
+        Predictor.load((paths[0], tmp_path / "c.segpipe"), runtime, options)
+
+
+def test_an_array_is_predicted_as_its_file_is(tmp_path, model, folder):
+    predictor = Predictor.load(model, choose_runtime("cpu"))
+    rows = commands.predict(folder / "b.nii.gz", tmp_path / "out", model=model, device="cpu")
+    volume = load_image("b", [folder / "b.nii.gz"], ("MR",)).volume
+    found = predictor.predict(volume.array[0], volume.grid.spacing_mm)
+    np.testing.assert_array_equal(found, read_volume(rows[0].output).array[0])
+    with pytest.raises(CaseError, match=r"shape \(2, 3, 4, 5\); expected \(1, Z, Y, X\)"):
+        predictor.predict(np.ones((2, 3, 4, 5)), (1, 1, 1))
+    with pytest.raises(CaseError, match="NaN"):
+        predictor.predict(np.full((3, 4, 5), np.nan), (1, 1, 1))
+
+
+def test_the_models_rules_are_applied_unless_told_otherwise(tmp_path):
+    image = drawn()
+    image[15, 0, 0] = 1
+    write_volume(tmp_path / "a.nii.gz", image, axis_grid(SHAPE))
+    predictor = threshold_predictor(small_plan())
+    clean = predictor_of(
+        predictor.plan, predictor.stages[0].ensemble.engines[0].forward, rules=[Rule(label="low", keep="largest")]
+    )
+    volume = load_image("a", [tmp_path / "a.nii.gz"], ("MR",)).volume
+    assert (predictor.segment(volume).labels == 130).sum() - (clean.segment(volume).labels == 130).sum() == 1
+    held = model_of(small_plan())
+    rules = PostprocessingRules(rules=(Rule(label="low", keep="largest"),)).to_json()
+    ModelFile(held.plan_json, "3d_fullres", "tiny", (), held.folds, None, rules).write(tmp_path / "m.segpipe")
+    with_rules, without = (
+        Predictor.load(tmp_path / "m.segpipe", choose_runtime("cpu"), Options(postprocess=p)) for p in (True, False)
+    )
+    assert (len(with_rules.rules), len(without.rules)) == (1, 0)
+    assert with_rules.digest != without.digest
+
+
+def test_where_logits_are_added_up_follows_from_the_memory():
+    windows = windows_of((200, 300, 300), (128, 128, 128), 0.5)
+    cpu = torch.device("cpu")
+    chosen = [choose_sums(windows, 60, 1, cpu, free=int(gb * 1e9)) for gb in (8, 3, 0.5)]
+    assert [(s.where, s.dtype) for s in chosen] == [
+        ("cpu", torch.float32), ("cpu", torch.float16), ("file", torch.float16),
+    ]  # fmt: skip
+    held = chosen[-1].allocate((2, 3, 4, 5))
+    held += 1
+    assert held.sum() == 120
+
+
+def test_engines_that_are_not_to_be_had_say_so(model, monkeypatch):
+    cpu = choose_runtime("cpu")
+    with pytest.raises(DeviceError, match="no instructions for it"):
+        monkeypatch.setattr("segpipe.inference.engine.cpu_flags", frozenset)
+        Predictor.load(model, cpu, Options(precision="bfloat16"))
+    monkeypatch.setattr("segpipe.inference.engine.has_openvino", lambda: False)
+    with pytest.raises(DeviceError, match=r"pip install 'segpipe\[cpu\]'"):
+        Predictor.load(model, cpu, Options(engine="openvino"))
+    assert Predictor.load(model, cpu).describe == "Torch in float32"
+
+
+@pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")
+def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, model, folder):
+    cache = tmp_path / "cache"
+    options = Options(engine="openvino", cache=cache, tta=False)
+    image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
+    first = Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels
+    blobs = sorted(cache.glob("*.blob"))
+    assert len(blobs) == 2
+    # From the cache, in the same precision.
+    again = Predictor.load(model, choose_runtime("cpu"), options)
+    np.testing.assert_array_equal(again.segment(image).labels, first)
+    assert again.describe == "OpenVino in float32"
+    blobs[0].write_bytes(b"damaged")
+    np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels, first)
+    assert len(blobs[0].read_bytes()) > 1000
+    plain = Predictor.load(model, choose_runtime("cpu"), Options(engine="torch", precision="float32", tta=False))
+    assert (plain.segment(image).labels != first).mean() < 1e-3
+    (tmp_path / "file").write_text("")
+    unwritable = Options(engine="openvino", cache=tmp_path / "file" / "below", tta=False)
+    np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), unwritable).segment(image).labels, first)
+    shutil.rmtree(cache)

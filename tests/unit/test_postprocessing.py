@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+
+from segpipe import models
+from segpipe.errors import SegpipeError
+from segpipe.io.formats import read_volume, write_volume
+from segpipe.labels import Labels, Target
+from segpipe.modelfile import ModelFile
+from segpipe.postprocessing.apply import apply_rules
+from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule
+from tests.phantoms import axis_grid
+from tests.unit.test_inference import small_plan
+
+LABELS = Labels.plain({"liver": 3, "spleen": 7})
+SHAPE = (12, 20, 24)
+SPACING = (2.0, 1.0, 1.0)
+
+
+def scene():
+    """A liver with a hole and two false pieces, 54 and 8 voxels; a spleen of two pieces that touch at a corner only."""
+    array = np.zeros(SHAPE, dtype=np.uint8)
+    array[1:8, 2:10, 2:10] = 3
+    array[4, 5, 5] = 0
+    array[9:12, 0:3, 0:6] = 3
+    array[10:12, 16:18, 20:22] = 3
+    array[2:4, 12:14, 12:14] = 7
+    array[4:6, 14:16, 14:16] = 7
+    return array
+
+
+@pytest.mark.parametrize(
+    ("rule", "liver", "spleen"),
+    [
+        (Rule(label="liver", keep="largest"), 7 * 64 - 1, 16),
+        (Rule(label="liver", min_mm3=20), 7 * 64 - 1 + 54, 16),
+        (Rule(label="liver", min_mm3=108), 7 * 64 - 1 + 54, 16),
+        (Rule(label="liver", min_mm3=109), 7 * 64 - 1, 16),
+        (Rule(label="liver", fill_holes=True), 7 * 64 + 54 + 8, 16),
+        (Rule(label="spleen", keep="largest"), 7 * 64 - 1 + 54 + 8, 16),
+        (Rule(label=EVERYTHING, keep="largest"), 7 * 64 - 1, 0),
+        (Rule(label=EVERYTHING, min_mm3=32, fill_holes=True), 7 * 64 + 54, 16),
+    ],
+)
+def test_rules(rule, liver, spleen):
+    before = scene()
+    after = apply_rules(before, SPACING, LABELS, (rule,))
+    assert ((after == 3).sum(), (after == 7).sum()) == (liver, spleen)
+    np.testing.assert_array_equal(before, scene())
+    assert after.dtype == before.dtype
+
+
+def test_a_region_is_cleaned_with_all_its_labels_and_another_label_is_no_hole():
+    regions = Labels(
+        targets=(Target(name="whole", values=(1, 2), paint=1), Target(name="core", values=(2,), paint=2)),
+        regions=True,
+        n_entries=3,
+    )
+    array = np.zeros((6, 9, 9), dtype=np.uint8)
+    array[0:5, 0:5, 0:5] = 1
+    array[2, 2, 2] = 2
+    array[5, 8, 8] = 2
+    whole = apply_rules(array, SPACING, regions, (Rule(label="whole", keep="largest", fill_holes=True),))
+    assert whole[5, 8, 8] == 0
+    assert whole[2, 2, 2] == 2
+
+
+def test_a_rule_for_a_label_that_there_is_not_is_refused():
+    with pytest.raises(SegpipeError, match=r"'kidney'; there are liver, spleen"):
+        apply_rules(scene(), SPACING, LABELS, (Rule(label="kidney", keep="largest"),))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Predictions of three cases with false pieces far from a liver, and true small pieces of a spleen."""
+    grid = axis_grid(SHAPE)
+    for number in range(3):
+        truth = np.zeros(SHAPE, dtype=np.uint8)
+        truth[1:8, 2:10, 2 + number : 10 + number] = 3
+        truth[2:4, 12:14, 12:14] = 7
+        truth[9:11, 16:18, 20:22] = 7
+        predicted = truth.copy()
+        predicted[9:12, 0:3, 0:6] = 3
+        predicted[4, 5, 5 + number] = 0
+        write_volume(tmp_path / "truth" / f"c{number}.nii.gz", truth, grid)
+        write_volume(tmp_path / "found" / f"c{number}.nii.gz", predicted, grid)
+    return tmp_path
+
+
+def test_only_what_helps_and_makes_no_label_worse_is_chosen(folders):
+    plan = small_plan().model_copy(update={"labels": LABELS})
+    model = folders / "model.segpipe"
+    ModelFile(plan.to_json(), "3d_fullres", "tiny", (), {}).write(model)
+    digest = ModelFile.read(model).digest(())
+    chosen, failed = models.choose_postprocessing(
+        folders / "found", folders / "truth", model=model, rules=folders / "rules.json", jobs=1
+    )
+    assert failed == {}
+    named = {(r.label, r.keep, r.min_mm3 > 0, r.fill_holes) for r in chosen.rules}
+    # The whole foreground's largest component would cost the spleen; its least size, or the liver's largest, costs nothing.
+    assert not any(r.label == EVERYTHING and r.keep == "largest" for r in chosen.rules)
+    assert not any(r.label == "spleen" for r in chosen.rules)
+    assert any(fill for *_, fill in named)
+    assert chosen.n_cases == 3
+    assert any(t.after["spleen"] < t.before["spleen"] for t in chosen.trials if not t.chosen)
+    assert PostprocessingRules.read(folders / "rules.json") == chosen
+    held = ModelFile.read(model)
+    assert PostprocessingRules.model_validate_json(held.postprocessing_json) == chosen
+    assert held.digest(()) != digest
+    done, failed = models.apply_postprocessing(folders / "found", folders / "clean", model=model, jobs=1)
+    assert failed == {}
+    assert all(n > 0 for n in done.values())
+    for file in (folders / "truth").iterdir():
+        np.testing.assert_array_equal(read_volume(folders / "clean" / file.name).array, read_volume(file).array)
+
+
+def test_good_predictions_need_no_rules(folders):
+    chosen, _ = models.choose_postprocessing(folders / "truth", folders / "truth", rules=folders / "r.json", jobs=1)
+    assert chosen.rules == ()
+    assert chosen.trials[0].before == {"label_3": 1.0, "label_7": 1.0}
+
+
+def test_rules_without_a_model_go_by_the_numbers_of_labels(folders):
+    PostprocessingRules(rules=(Rule(label="label_3", keep="largest"),)).write(folders / "rules.json")
+    (folders / "found" / "broken.nii.gz").write_bytes(b"")
+    done, failed = models.apply_postprocessing(
+        folders / "found", folders / "clean", rules=folders / "rules.json", jobs=1
+    )
+    assert len(done) == 3
+    assert "0 bytes" in failed["broken.nii.gz"]
+    with pytest.raises(SegpipeError, match="choose another one"):
+        models.apply_postprocessing(folders / "found", folders / "found", rules=folders / "rules.json", jobs=1)
+    with pytest.raises(SegpipeError, match="give --rules"):
+        models.apply_postprocessing(folders / "found", folders / "clean")
+    with pytest.raises(SegpipeError, match="give --rules FILE to write"):
+        models.choose_postprocessing(folders / "found", folders / "truth")
