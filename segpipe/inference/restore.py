@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from segpipe.inference.calling import largest
 from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices
 
@@ -120,9 +121,8 @@ def restored_labels(
 
 def _calls(logits: Tensor, *, regions: bool) -> Tensor:
     """What is called at each voxel of (K, ...): the largest output, or the set of regions as the bits of a number."""
-    n_outputs = logits.shape[0]
     if not regions:
-        return logits.argmax(0).to(torch.uint8 if n_outputs <= 256 else torch.int16)
+        return largest(logits)
     called = torch.zeros(logits.shape[1:], dtype=torch.int64, device=logits.device)
     for bit, region in enumerate(logits):
         called |= (region > 0).to(torch.int64) << bit
@@ -147,7 +147,8 @@ def _restore(table: Tensor, calls: Tensor, first: int, part: slice, restoring: R
     rows = table.reshape(-1, table.shape[-1])
     for some in torch.split(mixed, _ROWS_AT_ONCE):
         logits = _interpolated(rows, calls.shape, some, (z, y, x))
-        labels[some.unbind(1)] = _painted(_calls(logits.T, regions=regions), regions=regions)
+        called = _calls(logits.T, regions=True) if regions else logits.argmax(1)
+        labels[some.unbind(1)] = _painted(called, regions=regions)
     return labels
 
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segpipe.inference.calling import largest
 from segpipe.inference.engine import Engine
 from segpipe.windows import axis_starts, gaussian_weights, padding_to
 
 PLANES_BYTES = 2**26
 """About what is handed on at a time."""
 
+_BATCHES_OF_SLICES = 4
 _SMALLEST_HALF_WEIGHT = 1e-3
 _NO_DIFFERENCE = 1e-3
 """In units of the normalised image."""
@@ -72,9 +74,11 @@ class Windows:
         return len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
 
     def rows(self, batch: int) -> list[tuple[int, ...]]:
-        """Starts along the first axis that are computed together: one; of slices as many as fill a batch."""
+        """Starts along the first axis that are computed together: one; of slices as many as fill some batches, the last of which is
+        seldom full.
+        """
         a_row = len(self.starts[1]) * len(self.starts[2])
-        together = max(batch // a_row, 1) if self.flat else 1
+        together = -(-_BATCHES_OF_SLICES * batch // a_row) if self.flat else 1
         first = self.starts[0]
         return [first[i : i + together] for i in range(0, len(first), together)]
 
@@ -113,13 +117,13 @@ class Ensemble:
         for first in range(0, len(passes), together):
             for logits in self._some(passes[first : first + together], tiles):
                 if agreement is not None and len(passes) > 1:
-                    labels.append(_called(logits))
+                    labels.append(largest(logits, 1))
                 # The first is copied: an engine may use its memory again.
                 total = logits.float().clone() if total is None else total.add_(logits)
         assert total is not None
         total /= len(passes)
         if labels and agreement is not None:
-            _compare(labels, _called(total), agreement)
+            _compare(labels, largest(total, 1), agreement)
         return total
 
     def _some(self, passes: list[tuple[Engine, tuple[int, ...]]], tiles: Tensor) -> Iterator[Tensor]:
@@ -130,10 +134,6 @@ class Ensemble:
             logits = engine(flipped[0] if len(flipped) == 1 else torch.cat(flipped))
             for dims, part in zip(flips, torch.split(logits, tiles.shape[0]), strict=True):
                 yield part.flip(dims) if dims else part
-
-
-def _called(logits: Tensor) -> Tensor:
-    return logits.argmax(1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)
 
 
 def _compare(labels: list[Tensor], mean: Tensor, agreement: Agreement) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segpipe.augment.previous import one_hot
+from segpipe.inference.calling import largest
 from segpipe.inference.memory import choose_sums
 from segpipe.inference.restore import MOST_REGIONS, restored_labels, restored_probabilities, uncrop
 from segpipe.inference.sliding import Agreement, Ensemble, logit_planes, windows_of
@@ -177,7 +178,7 @@ def timed(items: Iterator[Tensor], what: str, measured: Measured) -> Iterator[Te
 def painted_plane(probabilities: Tensor, *, regions: bool) -> NDArray[np.int16]:
     """Numbers of labels (Y, X) from probabilities (K, Y, X); with regions of the last one that is more likely than not."""
     if not regions:
-        return probabilities.argmax(0).to(torch.int16).cpu().numpy()
+        return largest(probabilities).to(torch.int16).cpu().numpy()
     painted = torch.zeros(probabilities.shape[1:], dtype=torch.int16, device=probabilities.device)
     for number, region in enumerate(probabilities, start=1):
         painted[region > 0.5] = number
@@ -195,7 +196,7 @@ def entropy_of(probabilities: Tensor, *, regions: bool) -> Tensor:
 
 
 def _add_entropy(logits: Tensor, measured: Measured, *, regions: bool) -> None:
-    foreground = (logits > 0).any(0) if regions else logits.argmax(0) > 0
+    foreground = (logits > 0).any(0) if regions else largest(logits) > 0
     chosen = logits[:, foreground]
     probabilities = chosen.sigmoid() if regions else chosen.softmax(0)
     measured.entropy += float(entropy_of(probabilities, regions=regions).sum())
