@@ -74,9 +74,7 @@ class Windows:
         return len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
 
     def rows(self, batch: int) -> list[tuple[int, ...]]:
-        """Starts along the first axis that are computed together: one; of slices as many as fill some batches, the last of which is
-        seldom full.
-        """
+        """Starts along the first axis that are computed together: one; of slices as many as fill some batches."""
         a_row = len(self.starts[1]) * len(self.starts[2])
         together = -(-_BATCHES_OF_SLICES * batch // a_row) if self.flat else 1
         first = self.starts[0]

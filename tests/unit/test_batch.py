@@ -300,8 +300,8 @@ def test_where_logits_are_added_up_follows_from_the_memory():
 
 def test_engines_that_are_not_to_be_had_say_so(model, monkeypatch):
     cpu = choose_runtime("cpu")
+    monkeypatch.setattr("segpipe.inference.engine.cpu_flags", frozenset)
     with pytest.raises(DeviceError, match="no instructions for it"):
-        monkeypatch.setattr("segpipe.inference.engine.cpu_flags", frozenset)
         Predictor.load(model, cpu, Options(precision="bfloat16"))
     monkeypatch.setattr("segpipe.inference.engine.has_openvino", lambda: False)
     with pytest.raises(DeviceError, match=r"pip install 'segpipe\[cpu\]'"):

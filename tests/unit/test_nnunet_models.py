@@ -128,7 +128,7 @@ def test_a_cascades_first_stage_is_found_beside_it(tmp_path, image):
     with pytest.raises(ModelError, match="holds 2 trained models"):
         read_model_folder(tmp_path / "nnunet")
     next((tmp_path / "nnunet").glob("*__3d_lowres")).rename(tmp_path / "elsewhere")
-    with pytest.raises(ModelError, match="first stage was looked for as nnUNetTrainer__.*__3d_lowres"):
+    with pytest.raises(ModelError, match=r"first stage was looked for as nnUNetTrainer__.*__3d_lowres"):
         read_model_folder(second)
 
 
