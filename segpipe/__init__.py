@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from segpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from segpipe.commands import check, convert, demo, evaluate, list_networks, plan, predict, preprocess, report, train
+    from segpipe.commands import check, convert, demo, evaluate, list_networks, plan, preprocess, report, train
     from segpipe.inference.predictor import Predictor
     from segpipe.line import run
-    from segpipe.models import apply_postprocessing, choose_postprocessing, export_model, import_model
+    from segpipe.models import apply_postprocessing, choose_postprocessing, export_model, import_model, predict
 
 __all__ = [
     "Predictor",
@@ -37,7 +37,7 @@ _ELSEWHERE = {
     "run": "segpipe.line",
     "Predictor": "segpipe.inference.predictor",
     **dict.fromkeys(
-        ("apply_postprocessing", "choose_postprocessing", "export_model", "import_model"), "segpipe.models"
+        ("apply_postprocessing", "choose_postprocessing", "export_model", "import_model", "predict"), "segpipe.models"
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Trained models as files: from and to other programs, and the post-processing that goes with them. Behind the command line."""
+"""Trained models: applied, cleaned up after, taken from and given to other programs. Behind the command line, as `segpipe.commands` is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,86 @@ from segpipe.steps import SILENT, PathLike
 from segpipe.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from segpipe.inference.engine import EngineName, Precision
+    from segpipe.inference.schema import PredictionRow
     from segpipe.labels import Labels
     from segpipe.postprocessing.schema import PostprocessingRules
+
+
+def predict(
+    source: PathLike,
+    output: PathLike,
+    *,
+    model: PathLike | Sequence[PathLike],
+    folds: tuple[str, ...] = (),
+    tta: bool = True,
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
+    step: float = 0.5,
+    postprocess: bool = True,
+    save_probabilities: bool = False,
+    save_uncertainty: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    device: str = "auto",
+    resume: bool = False,
+    watch: Watch = SILENT,
+) -> list[PredictionRow]:
+    """Segment images; each result lies on its image's own grid, with its header. A bad case is reported and passed over.
+
+    Parameters
+    ----------
+    source : path
+        An image, a folder of images, or a manifest.
+    output : path
+        Folder for the segmentations, predictions.jsonl and predictions.csv (or one file, for one image).
+    model : path, or several
+        A model.segpipe file, the folder that holds one, or nnU-Net's folder of a trained model; the probabilities of several are
+        averaged.
+    folds : tuple of str
+        Folds to ensemble; empty for all that the model has.
+    tta : bool
+        Average over mirrored images.
+    engine : "auto", "torch" or "openvino"
+        What computes the network; ``auto`` is OpenVINO on a CPU where it is installed.
+    precision : "auto", "float32", "float16" or "bfloat16"
+    step : float
+        Largest step of the sliding window, as a share of the patch.
+    postprocess : bool
+        Apply the model's post-processing.
+    save_probabilities, save_uncertainty : bool
+        Write them beside each segmentation.
+    shard : tuple of int
+        (i, n): only the i-th of n parts of the cases, so that n processes share a folder.
+    device : str
+        auto, cpu, cuda or cuda:N.
+    resume : bool
+        Skip cases that this model has done already.
+    watch : Watch
+        Told of progress.
+    """
+    from segpipe.inference.engine import network_cache
+    from segpipe.inference.inputs import find_inputs
+    from segpipe.inference.predictor import Options, Predictor
+    from segpipe.inference.run import Save, shard_of
+    from segpipe.inference.run import predict as stage
+    from segpipe.io.formats import ending_of
+    from segpipe.runtime import choose_runtime
+
+    target = Path(output)
+    paths = (Path(model),) if isinstance(model, (str, Path)) else tuple(Path(m) for m in model)
+    options = Options(folds, tta, step, engine, precision, postprocess, cache=network_cache())
+    predictor = Predictor.load(paths, choose_runtime(device), options)
+    watch.note(f"{predictor.describe}, {'with' if tta else 'without'} mirrored images")
+    cases = find_inputs(Path(source), target, len(predictor.plan.channel_names))
+    if shard != (1, 1):
+        cases = shard_of(cases, *shard)
+        watch.note(f"part {shard[0]} of {shard[1]}: {len(cases)} case(s)")
+    log = (target.parent if ending_of(target) else target) / "predictions.jsonl"
+    save = Save(save_probabilities, save_uncertainty)
+    with watch.counting("predicting", len(cases)) as done:
+        return stage(cases, predictor, log, resume=resume, save=save, on_case=lambda row: done(row.case))
 
 
 def import_model(

@@ -83,10 +83,10 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Segment images, each onto its own grid; a bad file is reported and passed over (exit 3)."""
-    from segpipe import commands
+    from segpipe import models
     from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
 
-    rows = commands.predict(
+    rows = models.predict(
         source,
         output,
         model=tuple(model),

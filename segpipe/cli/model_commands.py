@@ -268,13 +268,18 @@ def doctor(as_json: JsonOption = False) -> None:
     import psutil
 
     from segpipe.cli.display import out, show_json, table
+    from segpipe.inference.engine import default_engine
     from segpipe.runtime import choose_runtime, cpu_flags
     from segpipe.steps import recipe_for
 
     runtime = choose_runtime()
-    fast = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"})
+    fast = sorted(
+        cpu_flags()
+        & {"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_fp16", "amx_int8"}
+    )
     facts = {
-        "runs on": runtime.describe(),
+        "trains on": runtime.describe(),
+        "predicts with": default_engine(runtime),
         "recipe unless asked for": recipe_for(runtime),
         "processor features": ", ".join(fast) or "none known",
         "memory free": f"{psutil.virtual_memory().available / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB",

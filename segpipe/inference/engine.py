@@ -44,7 +44,7 @@ class TorchEngine:
 
     def __init__(self, network: Segmenter, n_inputs: int, batch: int, runtime: Runtime) -> None:
         self.network, self.n_inputs, self.batch, self.runtime = network, n_inputs, batch, runtime
-        self.precision = "float32" if runtime.autocast is None else str(runtime.autocast).removeprefix("torch.")
+        self.precision = precision_name(runtime)
         self.memory_format = fast_memory_format(network.dims)
 
     def __call__(self, tiles: Tensor) -> Tensor:
@@ -184,6 +184,19 @@ def inference_runtime(runtime: Runtime, precision: Precision = "auto") -> Runtim
             "longer than in float32"
         )
     return Runtime(device, None if precision == "float32" else getattr(torch, precision))
+
+
+def default_engine(runtime: Runtime) -> str:
+    """Engine and precision that prediction takes on a device unless told otherwise, in words."""
+    chosen = inference_runtime(runtime)
+    name = "OpenVINO" if chosen.device.type == "cpu" and has_openvino() else "PyTorch"
+    hint = "" if chosen.device.type != "cpu" or has_openvino() else "; OpenVINO is faster: pip install 'segpipe[cpu]'"
+    return f"{name} in {precision_name(chosen)}{hint}"
+
+
+def precision_name(runtime: Runtime) -> str:
+    """Number type that a runtime computes in."""
+    return "float32" if runtime.autocast is None else str(runtime.autocast).removeprefix("torch.")
 
 
 def network_cache() -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segpipe.artefact import write_atomically
-from segpipe.inference.engine import make_network
+from segpipe.inference.engine import make_network, precision_name
 from segpipe.modelfile import Weights, weights_digest
 from segpipe.networks.blocks import ExactConv3d, InstanceNorm
 from segpipe.networks.segmenter import Segmenter
@@ -75,8 +75,7 @@ def openvino_engine(
         network, _ = make_network(plan, configuration, weights)
         compiled = core.compile_model(converted(network, shape), "CPU", options)
         _keep(compiled, kept)
-    precision = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[hint]
-    return OpenVinoEngine(compiled, n_inputs, batch, precision)
+    return OpenVinoEngine(compiled, n_inputs, batch, precision_name(runtime))
 
 
 @torch.no_grad()

@@ -227,7 +227,7 @@ def test_wrong_use_is_one_line_and_its_own_code(tmp_path, arguments, code, messa
 
 def test_doctor_and_version():
     facts = json.loads(segpipe("doctor", "--json").stdout)
-    assert {"runs on", "memory free", "torch"} <= set(facts)
+    assert {"trains on", "memory free", "torch"} <= set(facts)
     assert segpipe("--version").stdout.startswith("segpipe ")
 
 

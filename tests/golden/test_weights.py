@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segpipe import commands, models
+from segpipe import models
 from segpipe.inference.engine import has_openvino
 from segpipe.interop.nnunet.checkpoint import with_aliases
 from segpipe.interop.nnunet.folder import read_model_folder
@@ -49,7 +49,7 @@ def test_the_second_names_of_tensors_are_nnunets(golden, name):
 def differences(golden, tmp_path, name, **how):
     """Share of voxels that differ from nnU-Net's mask, and Dice of each label, of each case."""
     folder = golden / "nnunet" / name
-    rows = commands.predict(folder / "input", tmp_path / "out", model=folder / "model", device="cpu", **how)
+    rows = models.predict(folder / "input", tmp_path / "out", model=folder / "model", device="cpu", **how)
     assert [row.status for row in rows] == ["done"] * len(rows)
     shares, dices = [], []
     for row in rows:

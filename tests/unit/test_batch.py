@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import commands
+from segpipe import models
 from segpipe.dataset.load import load_image
 from segpipe.errors import CaseError, DeviceError, ModelError
 from segpipe.inference.engine import has_openvino
@@ -66,19 +66,19 @@ def rows_of(out):
 
 def test_resume_goes_by_content(folder, tmp_path, model):
     out, how = tmp_path / "out", {"model": model, "tta": False, "device": "cpu", "resume": True}
-    commands.predict(folder, out, **how)
+    models.predict(folder, out, **how)
     assert len(rows_of(out)) == 6
     for path in folder.iterdir():
         os.utime(path, (1, 1))  # copied: another time, the same content
-    commands.predict(folder, out, **how)
+    models.predict(folder, out, **how)
     assert len(rows_of(out)) == 6
     stat = (folder / "a.nii.gz").stat()
     write_volume(folder / "a.nii.gz", drawn() * 3, axis_grid(SHAPE))
     os.utime(folder / "a.nii.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     (out / "b.nii.gz").write_bytes((out / "b.nii.gz").read_bytes()[:200])  # cut off by another program
-    commands.predict(folder, out, **how)
+    models.predict(folder, out, **how)
     assert sorted(r["case"] for r in rows_of(out)[6:]) == ["a", "b"]
-    commands.predict(folder, out, **how | {"folds": ("0",)})
+    models.predict(folder, out, **how | {"folds": ("0",)})
     assert len(rows_of(out)) == 14
     assert len((out / "predictions.csv").read_text().splitlines()) == 7
 
@@ -128,7 +128,7 @@ Path({str(out)!r}, ".9.partial.a.nii.gz").write_bytes(b"half")
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    rows = commands.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
+    rows = models.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
     assert [r.status for r in rows] == ["done"] * 6
     assert sorted(p.name for p in out.iterdir()) == [
         *(f"{c}.nii.gz" for c in "abcdef"),
@@ -256,7 +256,7 @@ def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
 
 def test_an_array_is_predicted_as_its_file_is(tmp_path, model, folder):
     predictor = Predictor.load(model, choose_runtime("cpu"))
-    rows = commands.predict(folder / "b.nii.gz", tmp_path / "out", model=model, device="cpu")
+    rows = models.predict(folder / "b.nii.gz", tmp_path / "out", model=model, device="cpu")
     volume = load_image("b", [folder / "b.nii.gz"], ("MR",)).volume
     found = predictor.predict(volume.array[0], volume.grid.spacing_mm)
     np.testing.assert_array_equal(found, read_volume(rows[0].output).array[0])
@@ -330,3 +330,14 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, mo
     unwritable = Options(engine="openvino", cache=tmp_path / "file" / "below", tta=False)
     np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), unwritable).segment(image).labels, first)
     shutil.rmtree(cache)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_masks_are_the_cpus(model, folder):
+    image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
+    options = Options(engine="torch", precision="float32")
+    on_gpu, on_cpu = (Predictor.load(model, choose_runtime(d), options).segment(image).labels for d in ("cuda", "cpu"))
+    assert (on_gpu != on_cpu).mean() < 1e-3
+    halved = Predictor.load(model, choose_runtime("cuda"), Options()).segment(image).labels
+    assert (halved != on_cpu).mean() < 0.05

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import nn
 
-from segpipe import commands, steps
+from segpipe import commands, models, steps
 from segpipe.augment.mr_artefacts import draw_artefacts, spoil
 from segpipe.augment.previous import Spoiling, draw_spoiling, one_hot
 from segpipe.augment.previous import spoil as spoil_previous
@@ -723,7 +723,7 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     expected = prepare(image, first.segment(image).labels, second.plan, second.configuration).segmentation
     held = read_array(PreparedFiles(workspace.first_stage("3d_cascade_fullres", "tiny") / case).previous)
     assert np.array_equal(held, expected)
-    rows = commands.predict(source, tmp_path / "out", model=done.model, folds=("0",), tta=False, device="cpu")
+    rows = models.predict(source, tmp_path / "out", model=done.model, folds=("0",), tta=False, device="cpu")
     assert rows[0].status == "done"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import commands
+from segpipe import commands, models
 from segpipe.errors import ArtefactError, NetworkError, PlanError
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.interop.nnunet.fingerprint import read_fingerprint
@@ -471,7 +471,7 @@ def test_a_network_is_trained_predicted_and_kept_beside_the_others(planned, netw
     assert done.model.parent.parent.name == configuration
     # The model needs nothing but itself; a finished fold is kept.
     image = next((folder / "images").iterdir())
-    assert [r.status for r in commands.predict(image, tmp_path, model=done.model, device="cpu", tta=False)] == ["done"]
+    assert [r.status for r in models.predict(image, tmp_path, model=done.model, device="cpu", tta=False)] == ["done"]
     again = commands.train(
         folder, work=work, network=network, configuration=configuration, jobs=1, device="cpu", resume=True, tta=False
     )
