@@ -199,7 +199,7 @@ def choose_postprocessing(
     pairs, missing = match_pairs(Path(predictions), Path(references))
     labels = labels_found(pairs, jobs) if model is None else _labels_of(Path(model))
     with watch.counting("choosing post-processing", None) as step:
-        chosen, failed = choose_rules(pairs, labels, chosen_on=str(predictions), jobs_limit=jobs, on_trial=step)
+        chosen, failed = choose_rules(pairs, labels, chosen_on=str(predictions), jobs_limit=jobs, on_pass=step)
     if rules is not None:
         chosen.write(Path(rules))
     if model is not None:

@@ -1,7 +1,21 @@
-"""Which label is called at each voxel."""
+"""Which label, or which regions, are called at each voxel."""
 
 import torch
 from torch import Tensor
+
+MOST_REGIONS = 62
+"""That fit into the bits of a number."""
+
+
+def call(logits: Tensor, *, axis: int = 0, regions: bool) -> Tensor:
+    """What is called at each voxel: the largest output, or the set of regions as the bits of a number."""
+    if not regions:
+        return largest(logits, axis)
+    outputs = logits.unbind(axis)
+    called = torch.zeros(outputs[0].shape, dtype=torch.int64, device=logits.device)
+    for number, region in enumerate(outputs):
+        called |= (region > 0).to(torch.int64) << number % MOST_REGIONS
+    return called
 
 
 def largest(logits: Tensor, axis: int = 0) -> Tensor:

@@ -25,6 +25,13 @@ _BATCH_VOXELS = {"cpu": 2**18, "cuda": 2**23}
 """Voxels of a batch of tiles: smaller ones do not fill the device. On a CPU larger ones gain nothing (docs/experiments.md)."""
 
 
+_CPU_FLAGS = {
+    "float16": frozenset({"amx_fp16", "avx512_fp16"}),
+    "bfloat16": frozenset({"amx_bf16", "avx512_bf16"}),
+}
+"""Instructions of processors that multiply in a precision; one of them is enough."""
+
+
 class Engine(Protocol):
     """A network with its weights, ready to compute."""
 
@@ -55,14 +62,15 @@ class TorchEngine:
         try:
             with self.runtime.precision():
                 logits: Tensor = self.network(x)
+                return logits
         except torch.OutOfMemoryError:
             if len(tiles) == 1:
                 raise
-            self.batch = len(tiles) // 2
-            logger.warning("the device's memory holds no batch of %d tiles; going on with %d", len(tiles), self.batch)
-            torch.cuda.empty_cache()
-            logits = torch.cat([self(some) for some in torch.split(tiles, self.batch)])
-        return logits
+        # Outside of the handler: what the failed pass held is free only when its error is gone.
+        self.batch = len(tiles) // 2
+        logger.warning("the device's memory holds no batch of %d tiles; going on with %d", len(tiles), self.batch)
+        torch.cuda.empty_cache()
+        return self(tiles)
 
 
 def tiles_at_once(patch: tuple[int, ...], device: torch.device) -> int:
@@ -81,8 +89,7 @@ def make_network(plan: Plan, configuration: Configuration, weights: Weights) -> 
     ModelError
         If the weights are of another network.
     """
-    n_previous = 0 if configuration.previous_stage is None else len(plan.labels.values) - 1
-    n_inputs = len(plan.channel_names) + n_previous
+    n_inputs = plan.n_inputs(configuration)
     # A planned U-Net needs no first weights, and takes the trained ones as they are: no copy.
     planned = bool(configuration.network.encoder_blocks)
     with torch.device("meta") if planned else nullcontext():
@@ -151,7 +158,9 @@ def make_engine(
         logger.warning(
             "OpenVINO cannot compute %s (%s); PyTorch does", configuration.network.architecture, _first_line(error)
         )
-        return torch_engine(plan, configuration, weights, runtime)
+        # PyTorch has no fast float16 on CPUs.
+        slow = runtime.autocast == torch.float16
+        return torch_engine(plan, configuration, weights, Runtime(runtime.device, None) if slow else runtime)
 
 
 def torch_engine(plan: Plan, configuration: Configuration, weights: Weights, runtime: Runtime) -> TorchEngine:
@@ -161,11 +170,12 @@ def torch_engine(plan: Plan, configuration: Configuration, weights: Weights, run
     return TorchEngine(network, n_inputs, tiles_at_once(configuration.patch_size, runtime.device), runtime)
 
 
-def inference_runtime(runtime: Runtime, precision: Precision = "auto") -> Runtime:
+def inference_runtime(runtime: Runtime, precision: Precision = "auto", engine: EngineName = "auto") -> Runtime:
     """Return the runtime with the precision for prediction.
 
-    ``auto`` is the device's fast one on a GPU, as in nnU-Net. On a CPU it is float16 where the processor multiplies it natively, else
-    float32: bfloat16 moves up to four voxels of a thousand of a label's surface (docs/experiments.md), so it has to be asked for.
+    ``auto`` is float16 on a GPU with tensor cores, as in nnU-Net. On a CPU it is float16 where the processor multiplies it natively and
+    OpenVINO computes, else float32: bfloat16 moves up to four of a thousand voxels of a label (docs/experiments.md), so it has to be
+    asked for.
 
     Raises
     ------
@@ -174,16 +184,19 @@ def inference_runtime(runtime: Runtime, precision: Precision = "auto") -> Runtim
     """
     device = runtime.device
     if precision == "auto":
-        if device.type == "cuda":
-            return runtime
-        native = bool(cpu_flags() & {"amx_fp16", "avx512_fp16"})
-        return Runtime(device, torch.float16 if native and has_openvino() else None)
-    if precision == "bfloat16" and device.type == "cpu" and not cpu_flags() & {"amx_bf16", "avx512_bf16"}:
+        fast = runtime.autocast is not None if device.type == "cuda" else _float16_on_cpu(engine)
+        return Runtime(device, torch.float16 if fast else None)
+    needed = _CPU_FLAGS.get(precision, frozenset())
+    if device.type == "cpu" and needed and not cpu_flags() & needed:
         raise DeviceError(
-            "--precision bfloat16: this processor has no instructions for it (amx_bf16, avx512_bf16), and would take several times "
-            "longer than in float32"
+            f"--precision {precision}: this processor has no instructions for it ({', '.join(sorted(needed))}), and would take several "
+            "times longer than in float32"
         )
     return Runtime(device, None if precision == "float32" else getattr(torch, precision))
+
+
+def _float16_on_cpu(engine: EngineName) -> bool:
+    return engine != "torch" and has_openvino() and bool(cpu_flags() & _CPU_FLAGS["float16"])
 
 
 def default_engine(runtime: Runtime) -> str:

@@ -30,7 +30,7 @@ class Manifest:
         self._read_up_to = 0
 
     def rows(self) -> dict[str, PredictionRow]:
-        """Latest row of each case; a line cut off by a crash is passed over, its case is predicted again."""
+        """Latest row of each output, by its file name; a line cut off by a crash is passed over, its case is predicted again."""
         if self.path.is_file():
             with self.path.open("rb") as file:
                 # What was read before is not read again; a line that has no end yet is somebody's at work.
@@ -40,7 +40,7 @@ class Manifest:
             for line in lines.splitlines():
                 with suppress(ValueError):
                     row = PredictionRow.model_validate_json(line)
-                    self._rows[row.case] = row
+                    self._rows[row.output.name] = row
         return dict(self._rows)
 
     def append(self, row: PredictionRow) -> None:
@@ -51,9 +51,13 @@ class Manifest:
                 file.write(b"\n")
             file.write(row.model_dump_json().encode() + b"\n")
 
-    def claim(self, case: str, *, wait: bool) -> FileLock | None:
-        """Claim a case; None if another process has it and there is no waiting. The system frees it when the process ends."""
-        return self._acquire(sha256(case.encode()).hexdigest()[:16], wait=wait)
+    def claim(self, output: Path, *, wait: bool) -> FileLock | None:
+        """Claim an output; None if another process has it and there is no waiting. The system frees it when the process ends."""
+        return self._acquire(_claim_name(output), wait=wait)
+
+    def is_claimed(self, output: Path) -> bool:
+        """Whether a process works on an output, or was killed while it did."""
+        return (self._locks / f"{_claim_name(output)}.lock").exists()
 
     def release(self, lock: FileLock) -> None:
         """Give a case up. Its row is written by now: who finds the file gone, or had opened it before, looks there first."""
@@ -63,13 +67,13 @@ class Manifest:
 
     def write_table(self) -> None:
         """Write the latest row of every case as CSV, for people."""
-        rows = [_flat(row) for _, row in sorted(self.rows().items())]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         with self._log_locked():
+            rows = [_flat(row) for _, row in sorted(self.rows().items())]
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
             write_atomically(self.table, text.getvalue().encode())
         names = []
         with suppress(FileNotFoundError):
@@ -107,6 +111,10 @@ class Manifest:
             return lock
 
 
+def _claim_name(output: Path) -> str:
+    return sha256(output.name.encode()).hexdigest()[:16]
+
+
 def content_of(images: tuple[Path, ...]) -> str:
     """Return the sha256 of the files that images are made of, in their order."""
     hashed = sha256()
@@ -121,13 +129,15 @@ def content_of(images: tuple[Path, ...]) -> str:
 def still_holds(row: PredictionRow | None, case: InputCase, model: str, wanted: tuple[Path, ...]) -> bool:
     """Whether a row is of this case as it is now, by this model, and all that was wanted of it is there and whole.
 
-    Files of the same path, size and time are believed to be the same; of others the content is compared.
+    Files of the same path, size and time are believed to be the same; of others the content is compared. Outputs lie beside the log and
+    go by their names: the folder may have moved, or be known by another path.
     """
-    if row is None or row.status != "done" or row.model != model or row.output != case.output:
+    if row is None or row.status != "done" or row.model != model or row.output.name != case.output.name:
         return False
     if not all(i.exists() for i in case.images) or not case.output.is_file():
         return False
-    if not all(path in row.saved and path.is_file() for path in wanted):
+    saved = {path.name for path in row.saved}
+    if not all(path.name in saved and path.is_file() for path in wanted):
         return False
     if row.output_sha256 != content_of((case.output,)):
         return False
@@ -154,6 +164,9 @@ def _flat(row: PredictionRow) -> dict[str, object]:
         "disagreement": "" if quality.disagreement is None else quality.disagreement,
         **{f"{name}_components": n for name, n in quality.components.items()},
         "touches_border": "; ".join(quality.touches_border),
+        "intensity_drift": "" if quality.intensity_drift is None else quality.intensity_drift,
+        "spacing_outside": "; ".join(quality.spacing_outside),
+        "volume_outside": "; ".join(quality.volume_outside),
         "engine": row.engine,
         "model": row.model,
         "software": row.software,

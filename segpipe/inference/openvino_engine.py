@@ -60,8 +60,7 @@ def openvino_engine(
         Folder of compiled networks; one that cannot be written is done without.
     """
     hint = _HINTS[runtime.autocast]
-    n_previous = 0 if configuration.previous_stage is None else len(plan.labels.values) - 1
-    n_inputs = len(plan.channel_names) + n_previous
+    n_inputs = plan.n_inputs(configuration)
     shape = (batch, n_inputs, *configuration.patch_size)
     options = {
         "INFERENCE_PRECISION_HINT": hint,

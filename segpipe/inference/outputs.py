@@ -61,6 +61,7 @@ class Extras:
                 archive.write(self.partial, "probabilities.npy")
             packed.replace(probabilities_file(self.output))
             written.append(probabilities_file(self.output))
+            self.discard()
         if self.uncertainty is not None:
             write_volume(uncertainty_file(self.output), self.uncertainty, self.image.stored_grid)
             written.append(uncertainty_file(self.output))

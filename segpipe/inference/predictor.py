@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class Predictor:
     """sha256 of plans and weights, and of all that was chosen for applying them."""
     describe: str = ""
     """Engine and precision in words."""
+    _one_at_a_time: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     @property
     def plan(self) -> Plan:
@@ -101,7 +103,7 @@ class Predictor:
         """
         options = options or Options()
         paths = path if isinstance(path, tuple) else (Path(path),)
-        runtime = inference_runtime(runtime or choose_runtime(), options.precision)
+        runtime = inference_runtime(runtime or choose_runtime(), options.precision, options.engine)
         models = [read_any_model(p, options.folds) for p in paths]
         stages = tuple(
             _stage(model, where, runtime, options, options.folds) for model, where in zip(models, paths, strict=True)
@@ -172,6 +174,11 @@ class Predictor:
         CaseError
             If the image cannot be prepared.
         """
+        # An engine's memory is its own: threads of a server take turns.
+        with self._one_at_a_time:
+            return self._segment(image, prepared, sink)
+
+    def _segment(self, image: Volume, prepared: tuple[Prepared | None, ...] | None, sink: Sink | None) -> Prediction:
         measured = Measured()
         if prepared is None:
             with measured.timing("prepare"):

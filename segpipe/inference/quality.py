@@ -2,32 +2,43 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
-from segpipe.geometry import bounding_box
+from segpipe.geometry import Box
 from segpipe.inference.predictor import Prediction
 from segpipe.inference.schema import Quality
-from segpipe.labels import Labels
+from segpipe.labels import Labels, Target
+from segpipe.planning.guard import drift
+from segpipe.planning.schema import Plan
+from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.postprocessing.apply import components
 from segpipe.volume import Volume
+
+Percentiles = tuple[tuple[float, ...], ...]
 
 
 def volumes_ml(labels: NDArray[np.unsignedinteger], voxel_mm3: float, declared: Labels) -> dict[str, float]:
     """Volume of each label or region, in ml."""
-    counts = np.bincount(labels.ravel(), minlength=max(declared.accepted) + 1)
-    return {t.name: round(float(counts[list(t.values)].sum() * voxel_mm3 / 1000), 4) for t in declared.targets}
+    indices = declared.indices_of(labels)
+    counts = np.bincount(indices.ravel(), minlength=len(declared.values) + 1)
+    members = zip(declared.targets, declared.members, strict=True)
+    return {t.name: round(float(counts[list(m)].sum() * voxel_mm3 / 1000), 4) for t, m in members}
 
 
-def quality_of(prediction: Prediction, image: Volume, declared: Labels) -> Quality:
-    """Measure a prediction (Z, Y, X) on its image's grid."""
+def quality_of(
+    prediction: Prediction, image: Volume, percentiles: Percentiles, volumes: dict[str, float], plan: Plan
+) -> Quality:
+    """Measure a prediction (Z, Y, X) on its image's grid; each label is looked at in its bounding box."""
+    labels, declared = prediction.labels, plan.labels
+    boxes = find_objects(declared.indices_of(labels))
     pieces, touching = {}, []
-    for target in declared.targets:
-        mask = np.isin(prediction.labels, target.values)
-        pieces[target.name] = 0
-        if mask.any():
-            box = bounding_box(mask)
-            pieces[target.name] = len(components(mask[box])[1]) - 1
-            if any(s.start == 0 or s.stop == n for s, n in zip(box, mask.shape, strict=True) if n > 1):
-                touching.append(target.name)
+    for target, members in zip(declared.targets, declared.members, strict=True):
+        box = _around([boxes[m - 1] for m in members if m <= len(boxes)])
+        pieces[target.name] = 0 if box is None else _pieces(labels[box], target)
+        if box is not None and any(
+            s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True) if n > 1
+        ):
+            touching.append(target.name)
     measured = prediction.measured
     return Quality(
         spacing_mm=image.grid.spacing_mm,
@@ -35,7 +46,23 @@ def quality_of(prediction: Prediction, image: Volume, declared: Labels) -> Quali
         disagreement=_rounded(measured.agreement.disagreement),
         components=pieces,
         touches_border=tuple(touching),
+        intensity_drift=drift(percentiles, plan.guard),
+        spacing_outside=tuple(unusual_spacing(image.grid.spacing_mm, plan.usual)),
+        volume_outside=tuple(unusual_volumes(volumes, plan.usual)),
     )
+
+
+def _pieces(part: NDArray[np.unsignedinteger], target: Target) -> int:
+    return len(components(np.isin(part, target.values))[1]) - 1
+
+
+def _around(boxes: list[Box | None]) -> Box | None:
+    """The box around several, of which some are empty."""
+    there = [box for box in boxes if box is not None]
+    if not there:
+        return None
+    z, y, x = (slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*there, strict=True))
+    return z, y, x
 
 
 def _rounded(value: float | None) -> float | None:

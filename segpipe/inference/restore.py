@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from segpipe.inference.calling import largest
+from segpipe.inference.calling import call
 from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices
 
 Shape = tuple[int, ...]
 
-MOST_REGIONS = 62
-"""That fit into the bits of a number; more are restored without it."""
 _VOXELS_AT_ONCE = 2**22
 """Native voxels that are restored together."""
 _ROWS_AT_ONCE = 2**19
@@ -104,7 +102,7 @@ def restored_labels(
     labels = np.empty(shape_out, dtype=np.int16)
     table = calls = None
     for logits in planes:
-        here, called = logits.permute(1, 2, 3, 0).contiguous(), _calls(logits, regions=regions)
+        here, called = logits.permute(1, 2, 3, 0).contiguous(), call(logits, regions=regions)
         table, calls = (
             (here, called) if table is None or calls is None else (torch.cat((table, here)), torch.cat((calls, called)))
         )
@@ -117,16 +115,6 @@ def restored_labels(
         kept = restoring.first_needed - first
         table, calls = table[kept:], calls[kept:]
     return labels
-
-
-def _calls(logits: Tensor, *, regions: bool) -> Tensor:
-    """What is called at each voxel of (K, ...): the largest output, or the set of regions as the bits of a number."""
-    if not regions:
-        return largest(logits)
-    called = torch.zeros(logits.shape[1:], dtype=torch.int64, device=logits.device)
-    for bit, region in enumerate(logits):
-        called |= (region > 0).to(torch.int64) << bit
-    return called
 
 
 def _restore(table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, *, regions: bool) -> Tensor:
@@ -147,7 +135,7 @@ def _restore(table: Tensor, calls: Tensor, first: int, part: slice, restoring: R
     rows = table.reshape(-1, table.shape[-1])
     for some in torch.split(mixed, _ROWS_AT_ONCE):
         logits = _interpolated(rows, calls.shape, some, (z, y, x))
-        called = _calls(logits.T, regions=True) if regions else logits.argmax(1)
+        called = call(logits.T, regions=True) if regions else logits.argmax(1)
         labels[some.unbind(1)] = _painted(called, regions=regions)
     return labels
 

@@ -25,10 +25,10 @@ from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_fi
 from segpipe.inference.predictor import Prediction, Predictor
 from segpipe.inference.quality import quality_of, volumes_ml
 from segpipe.inference.schema import PredictionRow
-from segpipe.io.formats import write_labels_like
+from segpipe.io.formats import stem_of, write_labels_like
 from segpipe.jobs import PeakMemory
 from segpipe.planning.guard import doubts
-from segpipe.planning.usual import unusual
+from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.preprocessing.prepare import Prepared
 from segpipe.version import __version__
 
@@ -133,10 +133,12 @@ class _Batch:
         self.rows: dict[str, PredictionRow] = {}
         self.before: dict[str, PredictionRow] = {}
         self.resume = False
+        self.leftovers: dict[str, list[Path]] = {}
 
     def predict(self, cases: list[InputCase], *, resume: bool) -> list[PredictionRow]:
         self.before, self.resume = self.manifest.rows(), resume
-        _require_own_outputs(cases, self.before)
+        self._require_own_outputs(cases)
+        self.leftovers = _partial_files(cases)
         with (
             ThreadPoolExecutor(1, "read") as reader,
             ThreadPoolExecutor(1, "write") as writer,
@@ -150,6 +152,21 @@ class _Batch:
                 raise
         self.manifest.write_table()
         return [self.rows[c.id] for c in cases]
+
+    def _require_own_outputs(self, cases: list[InputCase]) -> None:
+        """Refuse to overwrite a file that prediction did not write, such as a reference, or one output by another."""
+        own = {path.name for row in self.before.values() for path in (row.output, *row.saved)}
+        wanted = [(c, file) for c in cases for file in (c.output, *self.save.files(c.output))]
+        foreign = [f for c, f in wanted if f.exists() and f.name not in own and not self.manifest.is_claimed(c.output)]
+        if foreign:
+            raise SegpipeError(
+                f"{foreign[0]}: is there already and was not written by segpipe predict ({len(foreign)} such file(s)); "
+                "choose another output folder"
+            )
+        names = [file.name for _, file in wanted]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise SegpipeError(f"{twice}: two cases would write this file; give them other names")
 
     def _pass(
         self, cases: list[InputCase], reader: ThreadPoolExecutor, writer: ThreadPoolExecutor, *, wait: bool
@@ -180,14 +197,20 @@ class _Batch:
 
     def _read(self, case: InputCase, *, wait: bool) -> _Job | PredictionRow | None:
         """Claim a case and read it; its row if it is done already, None if another process has it."""
-        claim = self.manifest.claim(case.id, wait=wait)
+        claim = self.manifest.claim(case.output, wait=wait)
         if claim is None:
             return None
-        known = self.manifest.rows().get(case.id)
-        # A row that was not there at the start is another process's, of this same batch.
-        if (self.resume or known != self.before.get(case.id)) and self._is_done(known, case):
+        known = self.manifest.rows().get(case.output.name)
+        # A row that was not there at the start is another process's, of this same batch; what failed there fails here.
+        new = known is not None and known != self.before.get(case.output.name)
+        failed = new and known is not None and (known.status, known.model) == ("failed", self.predictor.digest)
+        if failed or ((self.resume or new) and self._is_done(known, case)):
             self.manifest.release(claim)
             return known
+        for name in (case.output.name, *_extra_names(case.output)):
+            # The case is ours alone: what a killed process left of it is nobody's.
+            for partial in self.leftovers.get(name, []):
+                partial.unlink(missing_ok=True)
         job = _Job(case, claim)
         if case.problem:
             job.failure = case.problem
@@ -200,9 +223,6 @@ class _Batch:
 
     def _load(self, job: _Job) -> None:
         start, case, plan = time.perf_counter(), job.case, self.predictor.plan
-        for partial in case.output.parent.glob(f".*.partial.{case.output.name}"):
-            # The case is ours alone: what a killed process left of it is nobody's.
-            partial.unlink(missing_ok=True)
         job.image = load_image(
             case.id, list(case.images), plan.channel_names, plan.orientation, resample_channels=plan.resample_channels
         )
@@ -256,16 +276,16 @@ class _Batch:
         assert job.prediction is not None
         start, case, plan = time.perf_counter(), job.case, self.predictor.plan
         volume, prediction = job.image.volume, job.prediction
+        spacing, measured = volume.grid.spacing_mm, prediction.measured.seconds
+        volumes = volumes_ml(prediction.labels, volume.grid.voxel_volume_mm3, plan.labels)
+        quality = quality_of(prediction, volume, job.percentiles, volumes, plan)
+        found = doubts(job.percentiles, plan.guard, plan.channel_names)
+        found += (*unusual_spacing(spacing, plan.usual).values(), *unusual_volumes(volumes, plan.usual).values())
+        measured["quality"] = measured.get("quality", 0.0) + time.perf_counter() - start
+        start = time.perf_counter()
         saved = () if job.extras is None else job.extras.write()
         write_labels_like(case.images[0], case.output, job.image.to_stored(prediction.labels))
         job.seconds["write"] = time.perf_counter() - start
-        start = time.perf_counter()
-        volumes = volumes_ml(prediction.labels, volume.grid.voxel_volume_mm3, plan.labels)
-        quality = quality_of(prediction, volume, plan.labels)
-        found = doubts(job.percentiles, plan.guard, plan.channel_names)
-        found += unusual(volume.grid.spacing_mm, volumes, plan.usual)
-        measured = prediction.measured.seconds
-        measured["quality"] = measured.get("quality", 0.0) + time.perf_counter() - start
         return self._row(job, status="done").model_copy(
             update={
                 "output_sha256": content_of((case.output,)),
@@ -301,12 +321,15 @@ def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
     }
 
 
-def _require_own_outputs(cases: list[InputCase], written: dict[str, PredictionRow]) -> None:
-    """Refuse to overwrite a file that prediction did not write, such as a reference."""
-    own = {row.output.resolve() for row in written.values()}
-    foreign = [c.output for c in cases if c.output.exists() and c.output.resolve() not in own]
-    if foreign:
-        raise SegpipeError(
-            f"{foreign[0]}: is there already and was not written by segpipe predict ({len(foreign)} such file(s)); "
-            "choose another output folder"
-        )
+def _partial_files(cases: list[InputCase]) -> dict[str, list[Path]]:
+    """What killed processes left in the folders of some outputs, by the name that it was to become."""
+    found: dict[str, list[Path]] = {}
+    for folder in {c.output.parent for c in cases}:
+        for file in folder.glob(".*.partial.*"):
+            found.setdefault(file.name.partition(".partial.")[2], []).append(file)
+    return found
+
+
+def _extra_names(output: Path) -> tuple[str, ...]:
+    extras = Save(probabilities=True, uncertainty=True).files(output)
+    return (*(file.name for file in extras), f"{stem_of(output)}.npy")

@@ -20,6 +20,12 @@ class Quality(Record):
     """Connected components of each label or region."""
     touches_border: tuple[str, ...] = ()
     """Labels that reach the edge of the image: perhaps cut off."""
+    intensity_drift: float | None = None
+    """How far intensities lie beyond the training cases', 1 being the most that is taken for the same kind; None where it is not known."""
+    spacing_outside: tuple[str, ...] = ()
+    """Axes (z, y, x) whose spacing lies beyond the training cases'."""
+    volume_outside: tuple[str, ...] = ()
+    """Labels whose volume lies beyond the training cases'."""
 
 
 class PredictionRow(Record):

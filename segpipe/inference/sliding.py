@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segpipe.inference.calling import largest
+from segpipe.errors import CaseError
+from segpipe.inference.calling import call
 from segpipe.inference.engine import Engine
 from segpipe.windows import axis_starts, gaussian_weights, padding_to
 
@@ -32,6 +33,8 @@ Allocate = Callable[[tuple[int, ...]], Tensor]
 class Agreement:
     """How often folds and mirror images agree with their mean, in voxels of windows that any of them calls foreground."""
 
+    regions: bool = False
+    """Outputs are regions; a voxel's label is the set of those that are more likely than not."""
     foreground: int = 0
     differing: float = 0.0
 
@@ -115,13 +118,13 @@ class Ensemble:
         for first in range(0, len(passes), together):
             for logits in self._some(passes[first : first + together], tiles):
                 if agreement is not None and len(passes) > 1:
-                    labels.append(largest(logits, 1))
+                    labels.append(call(logits, axis=1, regions=agreement.regions))
                 # The first is copied: an engine may use its memory again.
                 total = logits.float().clone() if total is None else total.add_(logits)
         assert total is not None
         total /= len(passes)
         if labels and agreement is not None:
-            _compare(labels, largest(total, 1), agreement)
+            _compare(labels, call(total, axis=1, regions=agreement.regions), agreement)
         return total
 
     def _some(self, passes: list[tuple[Engine, tuple[int, ...]]], tiles: Tensor) -> Iterator[Tensor]:
@@ -152,6 +155,8 @@ def logit_planes(
     *,
     allocate: Allocate,
     n_outputs: int,
+    regions: bool = False,
+    expand: Callable[[Tensor], Tensor] = lambda tiles: tiles,
     outside: Tensor | None = None,
     agreement: Agreement | None = None,
     on_tile: Callable[[int], None] = lambda _: None,
@@ -168,6 +173,10 @@ def logit_planes(
     allocate : callable
         Makes the tensor of zeros of a shape that logits are added up in; its device and number type are the caller's choice.
     n_outputs : int
+    regions : bool
+        Outputs are regions, and the background is none of them; else it is the first one.
+    expand : callable
+        Makes of tiles (N, C, *patch) of the image what the network is given.
     outside : Tensor of float32, optional
         Value (C,) of each channel that proves a voxel to lie outside the body: windows of nothing else are not computed, and what no
         window was computed for is background.
@@ -193,6 +202,7 @@ def logit_planes(
         for first in range(0, len(starts), ensemble.batch):
             some = starts[first : first + ensemble.batch]
             tiles = torch.stack([padded[(slice(None), *_box(s, windows.patch))] for s in some])
+            tiles = expand(tiles)
             logits = ensemble(tiles[:, :, 0], agreement)[:, :, None] if windows.flat else ensemble(tiles, agreement)
             weighted = logits.to(total.device).mul_(gauss)
             for start, added in zip(some, weighted, strict=True):
@@ -201,7 +211,7 @@ def logit_planes(
                 weight_sum[box] += gauss
             on_tile(len(some))
         upcoming = rows[number + 1][0] if number + 1 < len(rows) else windows.padded[0]
-        yield from _finished(total, weight_sum, row[0], upcoming, windows)
+        yield from _finished(total, weight_sum, row[0], upcoming, windows, regions=regions)
         _shift(total, weight_sum, upcoming - row[0])
 
 
@@ -214,7 +224,9 @@ def _importance(windows: Windows, total: Tensor) -> Tensor:
     return gauss.reshape(windows.patch).to(total.device)
 
 
-def _finished(total: Tensor, weight_sum: Tensor, first: int, upcoming: int, windows: Windows) -> Iterator[Tensor]:
+def _finished(
+    total: Tensor, weight_sum: Tensor, first: int, upcoming: int, windows: Windows, *, regions: bool
+) -> Iterator[Tensor]:
     """Yield the planes that no later window reaches, without the padding."""
     (before, _), *in_plane = windows.padding
     y, x = (slice(b, b + n) for (b, _), n in zip(in_plane, windows.shape[1:], strict=True))
@@ -224,9 +236,16 @@ def _finished(total: Tensor, weight_sum: Tensor, first: int, upcoming: int, wind
         planes = slice(z, min(z + at_once, end))
         weights = weight_sum[planes, y, x]
         mean = total[:, planes, y, x].float() / weights.clamp_min(1e-20)
+        if not bool(torch.isfinite(mean.sum())) and not bool(torch.isfinite(mean).all()):
+            raise CaseError(
+                "the network's logits are not finite numbers: its precision overflows on this image, or its weights are damaged; "
+                "try --precision float32"
+            )
         unseen = weights == 0
         if bool(unseen.any()):
-            mean[0][unseen], mean[1:, unseen] = 1.0, -1.0
+            mean[:, unseen] = -1.0
+            if not regions:
+                mean[0][unseen] = 1.0
         yield mean
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segpipe.augment.previous import one_hot
-from segpipe.inference.calling import largest
+from segpipe.inference.calling import MOST_REGIONS, largest
 from segpipe.inference.memory import choose_sums
-from segpipe.inference.restore import MOST_REGIONS, restored_labels, restored_probabilities, uncrop
+from segpipe.inference.restore import restored_labels, restored_probabilities, uncrop
 from segpipe.inference.sliding import Agreement, Ensemble, logit_planes, windows_of
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import outside_values
@@ -78,17 +78,17 @@ class Stage:
         return None if self.previous else prepare(image, None, self.plan, self.configuration)
 
     def ready(self, image: Volume, prepared: Prepared | None, measured: Measured) -> tuple[Prepared, Tensor]:
-        """Return a prepared image and what the network is given: its channels, and those of the first stage's segmentation."""
+        """Return a prepared image, and its channels with those of the first stage's segmentation behind them."""
         found = None
         if self.previous is not None:
             found = self.previous.segment(image, self.previous.prepare(image), measured)
-            found = found.transpose(self.plan.transpose_backward)
+            found = found.transpose(self.previous.plan.transpose_backward)
         with measured.timing("prepare"):
             prepared = prepared or prepare(image, found, self.plan, self.configuration)
             voxels = torch.from_numpy(prepared.image)
             if prepared.segmentation is not None:
-                indices = torch.from_numpy(prepared.segmentation)[None]
-                voxels = torch.cat((voxels, one_hot(indices, len(self.plan.labels.values) - 1)[0]))
+                # One channel of indices; windows are given one channel a label.
+                voxels = torch.cat((voxels, torch.from_numpy(np.maximum(prepared.segmentation, 0)).float()[None]))
         return prepared, voxels
 
     def segment(self, image: Volume, prepared: Prepared | None, measured: Measured) -> NDArray[np.unsignedinteger]:
@@ -125,8 +125,9 @@ class Stage:
     def logits(self, voxels: Tensor, measured: Measured) -> Iterator[Tensor]:
         """Logits (K, n, Y, X) of a prepared image (C, Z, Y, X), a few planes at a time."""
         windows = windows_of(tuple(voxels.shape[1:]), self.configuration.patch_size, self.step)
-        n_outputs = self.plan.labels.n_outputs
-        sums = choose_sums(windows, n_outputs, self.ensemble.batch, self.device)
+        labels = self.plan.labels
+        n_outputs, measured.agreement.regions = labels.n_outputs, labels.regions
+        sums = choose_sums(windows, n_outputs, self.ensemble.batch, self.device, taken=2 * voxels.nbytes)
 
         def count(n: int) -> None:
             measured.n_windows += n
@@ -137,6 +138,8 @@ class Stage:
             windows,
             allocate=sums.allocate,
             n_outputs=n_outputs,
+            regions=labels.regions,
+            expand=self._expand,
             outside=self._outside(voxels.shape[0]),
             agreement=measured.agreement,
             on_tile=count,
@@ -145,6 +148,13 @@ class Stage:
             with measured.timing("quality"):
                 _add_entropy(logits, measured, regions=self.plan.labels.regions)
             yield logits
+
+    def _expand(self, tiles: Tensor) -> Tensor:
+        """What the network is given of tiles (N, C, *patch): of a first stage's labels one channel each."""
+        if self.previous is None:
+            return tiles
+        found = one_hot(tiles[:, -1].to(torch.int16), len(self.plan.labels.values) - 1)
+        return torch.cat((tiles[:, :-1], found), dim=1)
 
     def _outside(self, n_inputs: int) -> Tensor | None:
         """Value of each input channel outside the body, where the plan says that windows of nothing else are skipped."""

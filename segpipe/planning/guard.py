@@ -81,6 +81,15 @@ def doubts(percentiles: Percentiles, guard: IntensityGuard, channel_names: tuple
     return tuple(found)
 
 
+def drift(percentiles: Percentiles, guard: IntensityGuard) -> float | None:
+    """How far an image lies beyond the training cases, 1 being the most that is tolerated; None where nothing is judged."""
+    each = [
+        _excess(np.array(values), usual) / usual.tolerance
+        for values, usual in zip(percentiles, guard.channels, strict=False)
+    ]
+    return round(max(*each, 0.0), 4) if each else None
+
+
 def _range_of(values: Floats) -> ChannelRange:
     """Range of one channel's percentiles, (cases, percentiles)."""
     span = float(np.median(values[:, -1] - values[:, 0])) or 1.0

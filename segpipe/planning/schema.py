@@ -102,6 +102,10 @@ class Plan(Artefact):
             raise PlanError(f"configuration {name!r}: this plan has {', '.join(self.configurations)}")
         return self.configurations[name]
 
+    def n_inputs(self, configuration: Configuration) -> int:
+        """Return the channels of a configuration's network: the image's, and in a cascade one for each label that was found before."""
+        return len(self.channel_names) + (0 if configuration.previous_stage is None else len(self.labels.values) - 1)
+
     def arrays_of(self, name: str) -> str:
         """Return the configuration whose prepared images a configuration is trained on: a cascade's second stage has no own."""
         return "3d_fullres" if self.configuration(name).previous_stage else name

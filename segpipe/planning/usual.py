@@ -40,23 +40,33 @@ def usual_cases(cases: tuple[CaseFingerprint, ...], labels: Labels) -> UsualCase
     return UsualCases(spacing_mm=spacings, volumes_ml=volumes)
 
 
-def unusual(spacing_mm: tuple[float, ...], volumes_ml: dict[str, float], usual: UsualCases) -> tuple[str, ...]:
-    """Reasons to look at a case: a spacing or a volume beyond those of the training cases; empty when there are none.
+def unusual_spacing(spacing_mm: tuple[float, ...], usual: UsualCases) -> dict[str, str]:
+    """Axes whose spacing lies beyond the training cases', with words for it.
 
     Parameters
     ----------
     spacing_mm : tuple of float
         (z, y, x), in the plan's orientation.
-    volumes_ml : dict
-        Of each label that was found, 0 where none was.
     usual : UsualCases
     """
-    found = []
-    for axis, value, (low, high) in zip("zyx", spacing_mm, usual.spacing_mm, strict=False):
-        if not low / _SPACING_MARGIN <= value <= high * _SPACING_MARGIN:
-            found.append(f"spacing along {axis} is {value:.3g} mm, that of training {low:.3g} to {high:.3g} mm")
-    for name, (low, high) in usual.volumes_ml.items():
-        volume = volumes_ml.get(name, 0.0)
-        if not low / _VOLUME_MARGIN <= volume <= high * _VOLUME_MARGIN:
-            found.append(f"{name} has {volume:.3g} ml, in training {low:.3g} to {high:.3g} ml")
-    return tuple(found)
+    return {
+        axis: f"spacing along {axis} is {value:.3g} mm, that of training {low:.3g} to {high:.3g} mm"
+        for axis, value, (low, high) in zip("zyx", spacing_mm, usual.spacing_mm, strict=False)
+        if not low / _SPACING_MARGIN <= value <= high * _SPACING_MARGIN
+    }
+
+
+def unusual_volumes(volumes_ml: dict[str, float], usual: UsualCases) -> dict[str, str]:
+    """Labels whose volume lies beyond the training cases', with words for it.
+
+    Parameters
+    ----------
+    volumes_ml : dict
+        Of each label, 0 where none was found.
+    usual : UsualCases
+    """
+    return {
+        name: f"{name} has {volumes_ml.get(name, 0.0):.3g} ml, in training {low:.3g} to {high:.3g} ml"
+        for name, (low, high) in usual.volumes_ml.items()
+        if not low / _VOLUME_MARGIN <= volumes_ml.get(name, 0.0) <= high * _VOLUME_MARGIN
+    }

@@ -73,7 +73,9 @@ def _apply(result: Stored, rule: Rule, voxel_mm3: float, labels: Labels) -> None
         part[~stays[numbered]] = labels.background
         mask &= stays[numbered]
     if rule.fill_holes:
-        holes = binary_fill_holes(mask) & ~mask & (part == labels.background)
+        # A slice is two-dimensional: along the axis that it does not have everything would be open.
+        filled = binary_fill_holes(mask.squeeze()).reshape(mask.shape)
+        holes = filled & ~mask & (part == labels.background)
         if rule.label == EVERYTHING:
             # What encloses a hole of the whole foreground may be several labels: each voxel gets the nearest one's.
             nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)

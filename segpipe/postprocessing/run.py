@@ -1,5 +1,6 @@
 """The stage: a folder of segmentations in, cleaned ones out."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -12,8 +13,8 @@ from segpipe.dataset.load import read_labels
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, SegpipeError
 from segpipe.io.formats import output_ending, read_header, stem_of, write_labels_like
-from segpipe.labels import Labels
-from segpipe.postprocessing.apply import apply_rules
+from segpipe.labels import Labels, smallest_dtype
+from segpipe.postprocessing.apply import apply_rules, require_known
 from segpipe.postprocessing.schema import EVERYTHING, Rule
 
 
@@ -41,13 +42,21 @@ def apply_to_folder(
     DatasetError
         If there is none.
     SegpipeError
-        If an output would overwrite its input.
+        If an output is there already, or a rule names a label that there is not.
     """
     files = [f for f in image_files_in(predictions) if f.is_file()] if predictions.is_dir() else []
+    stems = {stem_of(f) for f in files}
+    # What `predict --save-uncertainty` wrote beside a segmentation is none.
+    files = [f for f in files if stem_of(f).removesuffix("_uncertainty") not in stems - {stem_of(f)}]
     if not files:
         raise DatasetError(f"{predictions}: no segmentation found; expected a folder of image files")
-    if output.resolve() == predictions.resolve():
-        raise SegpipeError(f"{output}: is the folder of the segmentations themselves; choose another one")
+    if labels is not None:
+        require_known(rules, labels)
+    elif unknown := next((r.label for r in rules if not _is_number(r.label)), None):
+        raise SegpipeError(f"the rules name the label {unknown!r}; give --model with the model whose labels are meant")
+    targets = [output / f"{stem_of(f)}{output_ending(f)}" for f in files]
+    if there := next((t for t in targets if t.exists()), None):
+        raise SegpipeError(f"{there}: is there already; choose a new folder")
     tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]
     changed, failed = {}, {}
     for outcome in jobs.map_cases(_clean, tasks, limit=jobs_limit, bytes_each=_peak_bytes(files)):
@@ -66,7 +75,11 @@ def _clean(task: _Task) -> int:
     if not np.issubdtype(before.dtype, np.integer):
         if not (before == np.round(before)).all():
             raise CaseError(f"{task.source}: holds values that are no whole numbers; expected a segmentation")
-        before = before.astype(np.uint16)
+        if before.min() < 0 or before.max() > np.iinfo(np.uint32).max:
+            raise CaseError(
+                f"{task.source}: holds {before.min():g} to {before.max():g}; expected label values from 0 on"
+            )
+        before = before.astype(smallest_dtype(int(before.max())))
     labels = task.labels or _named_by_number(before, task.rules)
     after = apply_rules(before, volume.grid.spacing_mm, labels, task.rules)
     write_labels_like(task.source, task.target, after)
@@ -76,8 +89,12 @@ def _clean(task: _Task) -> int:
 def _named_by_number(array: np.ndarray, rules: tuple[Rule, ...]) -> Labels:
     """Labels ``label_1``, ``label_2``, ...: those that are found, and those that rules name."""
     values = {int(v) for v in np.unique(array) if v > 0}
-    values |= {int(r.label.removeprefix("label_")) for r in rules if r.label != EVERYTHING and r.label[6:].isdigit()}
+    values |= {int(r.label.removeprefix("label_")) for r in rules if r.label != EVERYTHING}
     return Labels.plain({f"label_{v}": v for v in sorted(values)})
+
+
+def _is_number(label: str) -> bool:
+    return label == EVERYTHING or re.fullmatch(r"label_\d+", label) is not None
 
 
 def _peak_bytes(files: list[Path]) -> int:

@@ -37,11 +37,11 @@ def main() -> None:
                 "-o",
                 str(theirs),
             ]
-            command += ["-m", str(options.model), "-f", *options.folds, "-device", "cpu", *tta]
+            command += ["-m", str(options.model), "-f", *options.folds, "-device", options.device, *tta]
             runs[workers] = timed([*command, "-npp", str(workers), "-nps", str(workers)])
         ours = Path(scratch) / "segpipe"
         command = [str(Path(sys.executable).with_name("segpipe")), "predict", str(options.images), str(ours), "--quiet"]
-        command += ["--model", str(options.model), *(f"--folds={f}" for f in options.folds), "--device", "cpu"]
+        command += ["--model", str(options.model), *(f"--folds={f}" for f in options.folds), "--device", options.device]
         command += ["--tta" if options.tta else "--no-tta", *segpipe_options]
         seconds = [timed(command)]
         if options.twice:
@@ -110,6 +110,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--nnunet", type=Path, required=True, help="bin folder of an environment with nnU-Net")
     parser.add_argument("--folds", nargs="+", default=["0"])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 3])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--tta", action="store_true")
     parser.add_argument("--twice", action="store_true")
     given = sys.argv[1:]

@@ -86,6 +86,13 @@ def test_windows_of_nothing_but_air_are_not_computed_and_are_background():
     assert torch.equal(everything.argmax(0), found.argmax(0))
 
 
+def test_windows_that_are_passed_over_belong_to_no_region():
+    image = torch.full((1, 12, 12, 12), -3.0)
+    image[0, :3, :3, :3] = 1
+    found = stitched(lambda x: torch.cat((x, x), 1), image, (4, 4, 4), outside=torch.tensor([-3.0]), regions=True)
+    assert torch.equal(found[0] > 0, image[0] > 0)
+
+
 def test_passes_fill_a_batch():
     """Tiles, and their mirror images, are computed as many at once as the engine asks for."""
     engine = FunctionEngine(pointwise, batch=6)
@@ -107,6 +114,16 @@ def test_disagreement_is_the_share_of_the_foreground_that_passes_label_in_anothe
     Ensemble((half(2.0), half(2.0), half(-1.0)), ())(torch.zeros(1, 1, 4, 4, 4), agreement)
     assert agreement.foreground == 64
     assert agreement.disagreement == pytest.approx(1 / 3)
+
+    def all_below(x):
+        return torch.stack((x[:, 0] - 2, x[:, 0] - 1), 1)
+
+    regions = Agreement(regions=True)
+    Ensemble((FunctionEngine(all_below), FunctionEngine(lambda x: all_below(x).flip(1))), ())(
+        torch.zeros(1, 1, 4, 4, 4), regions
+    )
+    assert regions.foreground == 0
+    assert regions.disagreement is None
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.1, 1.0))

@@ -15,7 +15,8 @@ import torch
 
 from segpipe import models
 from segpipe.dataset.load import load_image
-from segpipe.errors import CaseError, DeviceError, ModelError
+from segpipe.errors import CaseError, DeviceError, ModelError, SegpipeError
+from segpipe.geometry import same_grid
 from segpipe.inference.engine import has_openvino
 from segpipe.inference.inputs import find_inputs
 from segpipe.inference.manifest import Manifest
@@ -100,19 +101,20 @@ def test_two_processes_on_one_folder_share_the_cases(folder, tmp_path):
         return torch.cat([-((x[:, :1] - k) ** 2) for k in range(3)], dim=1)
 
     plan, out = small_plan(), tmp_path / "out"
-    cases = find_inputs(folder, out, 1)
     results = []
 
     def work():
         results.append(predict_stage(cases, predictor_of(plan, slow), out / "predictions.jsonl"))
 
+    (folder / "x.nii.gz").write_bytes(b"")
+    cases = find_inputs(folder, out, 1)
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert [[r.status for r in rows] for rows in results] == [["done"] * 6] * 2
-    assert len(rows_of(out)) == 6
+    assert [[r.status for r in rows] for rows in results] == [[*["done"] * 6, "failed"]] * 2
+    assert len(rows_of(out)) == 7
     assert len(set(computed)) == 2
     assert not (out / ".segpipe").exists()
 
@@ -123,7 +125,7 @@ def test_a_claim_of_a_process_that_died_is_free(folder, tmp_path, model):
 from pathlib import Path
 import os, signal
 from segpipe.inference.manifest import Manifest
-held = Manifest(Path({str(out)!r}) / "predictions.jsonl").claim("a", wait=False)
+held = Manifest(Path({str(out)!r}) / "predictions.jsonl").claim(Path("a.nii.gz"), wait=False)
 Path({str(out)!r}, ".9.partial.a.nii.gz").write_bytes(b"half")
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -137,13 +139,57 @@ os.kill(os.getpid(), signal.SIGKILL)
     ]
 
 
+def test_a_mask_that_was_written_before_its_row_is_no_strangers(folder, tmp_path, model):
+    """Killed between the two: the claim that is left says whose it is."""
+    out = tmp_path / "out"
+    Manifest(out / "predictions.jsonl").claim(out / "a.nii.gz", wait=False).release()
+    (out / "a.nii.gz").write_bytes(b"whole, but without a row")
+    (out / ".7.partial.b.npy").write_bytes(b"half")
+    rows = models.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
+    assert [r.status for r in rows] == ["done"] * 6
+    assert not list(out.glob(".*"))
+    (out / "a.npz").write_bytes(b"another program's")
+    with pytest.raises(SegpipeError, match=r"a\.npz: is there already"):
+        models.predict(folder, out, model=model, tta=False, device="cpu", save_probabilities=True)
+
+
+def test_a_folder_that_moved_is_continued(folder, tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    how = {"tta": False, "device": "cpu", "resume": True}
+    models.predict("in", "out", model="model.segpipe", **how)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    models.predict(folder, tmp_path / "moved", model=model, **how)
+    assert len(rows_of(tmp_path / "moved")) == 6
+
+
+def test_single_files_of_one_name_are_told_apart_by_their_outputs(folder, tmp_path, model):
+    for patient in ("p", "q"):
+        (tmp_path / patient).mkdir()
+        shutil.copy(folder / "a.nii.gz", tmp_path / patient / "image.nii.gz")
+    for _ in range(2):
+        for patient in ("p", "q"):
+            source, output = tmp_path / patient / "image.nii.gz", tmp_path / "out" / f"{patient}.nii.gz"
+            models.predict(source, output, model=model, tta=False, device="cpu", resume=True)
+    assert len(rows_of(tmp_path / "out")) == 2
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
+
+
+def test_logits_that_are_no_numbers_are_an_error_and_no_empty_mask(folder, tmp_path):
+    predictor = predictor_of(small_plan(), lambda x: torch.full((len(x), 3, *x.shape[2:]), float("nan")))
+    rows = predict_stage(find_inputs(folder, tmp_path / "out", 1), predictor, tmp_path / "out" / "predictions.jsonl")
+    assert {r.status for r in rows} == {"failed"}
+    assert "not finite numbers" in rows[0].reason
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
 def test_a_line_that_a_crash_cut_off_does_not_swallow_the_next(folder, tmp_path):
     log = tmp_path / "out" / "predictions.jsonl"
     log.parent.mkdir()
     log.write_text('{"case": "a", "stat')
     cases = find_inputs(folder, tmp_path / "out", 1)
     predict_stage(cases, threshold_predictor(small_plan()), log)
-    assert sorted(Manifest(log).rows()) == list("abcdef")
+    assert sorted(Manifest(log).rows()) == [f"{case}.nii.gz" for case in "abcdef"]
 
 
 def test_the_table_says_what_the_log_says(folder, tmp_path):
@@ -177,6 +223,8 @@ def test_what_is_measured_on_a_segmentation(tmp_path):
     assert row.quality.spacing_mm == (2.0, 1.5, 1.0)
     assert 0 < row.quality.mean_entropy < 1
     assert row.quality.disagreement is None
+    assert (row.quality.spacing_outside, row.quality.volume_outside) == (("y",), ("low",))
+    assert row.quality.intensity_drift is None
     spacing, volume = row.doubts
     assert "spacing along y is 1.5 mm, that of training 0.5 to 0.6 mm" in spacing
     assert volume.startswith("low has 0.843 ml, in training 0.1 to 0.2 ml")
@@ -211,13 +259,16 @@ def test_probabilities_and_uncertainty_lie_on_the_image(tmp_path, number, region
     found = np.array([0, 130, 300])[probabilities.argmax(0) if not regions else (probabilities > 0.5).T.dot([1, 2]).T]
     assert (found == mask).mean() > 0.999
     uncertainty = read_volume(tmp_path / "out" / "case_uncertainty.nii.gz")
-    assert uncertainty.grid.same_as(read_volume(source).grid) if hasattr(uncertainty.grid, "same_as") else True
+    assert same_grid(uncertainty.grid, read_volume(source).grid)
     certain = orientation.inverse().apply(uncertainty.array[0])
     assert certain.shape == SHAPE
     assert certain[3, 5, 6] < 0.1
     assert 0 <= certain.min() < certain.max() <= 1
     # Asked for, they are part of what is done.
     assert set(row.saved) == {tmp_path / "out" / "case.npz", tmp_path / "out" / "case_uncertainty.nii.gz"}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "case.nii.gz", "case.npz", "case_uncertainty.nii.gz", "log.csv", "log.jsonl",
+    ]  # fmt: skip
     (tmp_path / "out" / "case.npz").unlink()
     log = tmp_path / "out" / "log.jsonl"
     predict_stage(cases, predictor_of(plan, forward), log, resume=True)

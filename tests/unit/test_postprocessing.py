@@ -64,6 +64,14 @@ def test_a_region_is_cleaned_with_all_its_labels_and_another_label_is_no_hole():
     assert whole[2, 2, 2] == 2
 
 
+def test_holes_of_a_picture_are_filled():
+    picture = np.zeros((1, 9, 9), dtype=np.uint8)
+    picture[0, 2:7, 2:7] = 3
+    picture[0, 4, 4] = 0
+    filled = apply_rules(picture, (1.0, 1.0, 1.0), LABELS, (Rule(label="liver", fill_holes=True),))
+    assert (filled == 3).sum() == 25
+
+
 def test_a_rule_for_a_label_that_there_is_not_is_refused():
     with pytest.raises(SegpipeError, match=r"'kidney'; there are liver, spleen"):
         apply_rules(scene(), SPACING, LABELS, (Rule(label="kidney", keep="largest"),))
@@ -127,8 +135,11 @@ def test_rules_without_a_model_go_by_the_numbers_of_labels(folders):
     )
     assert len(done) == 3
     assert "0 bytes" in failed["broken.nii.gz"]
-    with pytest.raises(SegpipeError, match="choose another one"):
-        models.apply_postprocessing(folders / "found", folders / "found", rules=folders / "rules.json", jobs=1)
+    with pytest.raises(SegpipeError, match="is there already"):
+        models.apply_postprocessing(folders / "found", folders / "truth", rules=folders / "rules.json", jobs=1)
+    PostprocessingRules(rules=(Rule(label="tumour1", keep="largest"),)).write(folders / "named.json")
+    with pytest.raises(SegpipeError, match="'tumour1'; give --model"):
+        models.apply_postprocessing(folders / "found", folders / "new", rules=folders / "named.json", jobs=1)
     with pytest.raises(SegpipeError, match="give --rules"):
         models.apply_postprocessing(folders / "found", folders / "clean")
     with pytest.raises(SegpipeError, match="give --rules FILE to write"):

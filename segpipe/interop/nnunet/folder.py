@@ -130,8 +130,8 @@ def _checkpoint_files(folder: Path, folds: tuple[str, ...], checkpoint: str) -> 
     if missing or not there:
         others = sorted({p.name for p in folder.glob("fold_*/*.pth")})
         raise ModelError(
-            f"{folder}: no {checkpoint} in {', '.join(f'fold_{f}' for f in missing) or 'any fold'}; "
-            f"folds with one: {', '.join(there) or 'none'}; checkpoints found: {', '.join(others) or 'none'} (choose with --checkpoint)"
+            f"{folder}: no {checkpoint} in {', '.join(f'fold_{f}' for f in missing) or 'any fold'}; folds with one: "
+            f"{', '.join(there) or 'none'}; checkpoints found: {', '.join(others) or 'none'} (segpipe import takes another by --checkpoint)"
         )
     return {fold: there[fold] for fold in wanted}
 
@@ -157,9 +157,8 @@ def _in_space(first: Checkpoint, plans: dict[str, Any]) -> tuple[int, ...]:
 
 def _weights(found: Checkpoint, plan: Plan, file: Path) -> Weights:
     configuration = plan.configuration(found.configuration)
-    n_previous = 0 if configuration.previous_stage is None else len(plan.labels.values) - 1
     with torch.device("meta"):
-        network = build_network(configuration.network, len(plan.channel_names) + n_previous, plan.labels.n_outputs)
+        network = build_network(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
     return fitted(as_float(found.weights), network, str(file))
 
 

@@ -117,7 +117,8 @@ def plan_from_nnunet(
         original_median_spacing_mm=tuple(plans.get("original_median_spacing_after_transp", ())),
         original_median_shape=tuple(plans.get("original_median_shape_after_transp", ())),
         intensities=tuple(
-            IntensityStatistics(**{key: float(s[key]) for key in _NAMES}) for s in _in_order(measured) if s
+            _statistics(s, needed=scheme == "ct")
+            for s, scheme in zip(_in_order(measured), configuration.normalisation, strict=False)
         ),
         configurations={name: configuration},
         labels_are_inside=True,
@@ -332,6 +333,11 @@ def _require_blocks(given: dict[str, Any], dims: int, *, batch_norm: bool) -> st
         what = f"norm_op = {norm_op}" if norm is None else ", ".join(sorted(set(given) - known))
         raise ModelError(f"arch_kwargs has {what}, which segpipe's networks do not have")
     return "batch" if batch_norm else norm
+
+
+def _statistics(measured: Mapping[str, Any], *, needed: bool) -> IntensityStatistics:
+    """Of one channel; where it is not normalised by them they may be missing, and are 0."""
+    return IntensityStatistics(**{key: float(measured[key] if needed else measured.get(key, 0.0)) for key in _NAMES})
 
 
 def _in_order(entries: Any) -> list[Any]:
