@@ -200,11 +200,13 @@ def choose_postprocessing(
     labels = labels_found(pairs, jobs) if model is None else _labels_of(Path(model))
     with watch.counting("choosing post-processing", None) as step:
         chosen, failed = choose_rules(pairs, labels, chosen_on=str(predictions), jobs_limit=jobs, on_pass=step)
+    if missing:
+        watch.note(f"{len(missing)} reference(s) have no prediction of their name and are not used")
     if rules is not None:
         chosen.write(Path(rules))
     if model is not None:
         replace(read_model(Path(model)), postprocessing_json=chosen.to_json()).write(model_in(Path(model)))
-    return chosen, missing | failed
+    return chosen, failed
 
 
 def apply_postprocessing(

@@ -86,8 +86,9 @@ def converted(network: Segmenter, shape: tuple[int, ...]) -> ov.Model:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
-    # The decoder is kept until the model is converted: the graph asks it for every operation.
-    decoder = TorchScriptPythonDecoder(traced)
+    # The decoder is kept until the model is converted: the graph asks it for every operation. Weights are copied, so that the graph
+    # does not live on memory of torch's.
+    decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     model.reshape({model.inputs[0]: ov.PartialShape(list(shape))})

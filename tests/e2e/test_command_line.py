@@ -70,7 +70,9 @@ def test_labels_130_and_300_come_out(finished):
     evaluation = json.loads((work / "evaluation/3d_fullres/tiny/fold_0.json").read_text())
     assert evaluation["labels"] == {"cube_130": [130], "cube_300": [300]}
     assert evaluation["mean_dice"] > 0.5
-    predictions = [p for p in (work / "predictions/3d_fullres/tiny/fold_0").iterdir() if p.suffix != ".jsonl"]
+    predictions = [
+        p for p in (work / "predictions/3d_fullres/tiny/fold_0").iterdir() if p.suffix not in (".jsonl", ".csv")
+    ]
     values = set()
     for path in predictions:
         volume = read_volume(path)
@@ -209,7 +211,11 @@ def test_another_network_is_listed_trained_and_used(tmp_path, tiny_recipe):
     [
         (["check", "gone"], 1, "no such folder"),
         (["plan", ".", "--recipe", "fast"], 1, "layout not recognised"),
-        (["predict", ".", "out", "--model", "gone.segpipe", "--device", "cpu"], 1, "no such model file"),
+        (
+            ["predict", ".", "out", "--model", "gone.segpipe", "--device", "cpu"],
+            1,
+            "no such file or folder; expected a model",
+        ),
         (["train", ".", "--fold", "x"], 2, "expected a number or 'all'"),
         (["fly"], 2, "No such command"),
         (["run", ".", "--device", "tpu"], 1, "not a device name|expected auto"),

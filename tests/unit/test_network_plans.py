@@ -247,9 +247,9 @@ def test_recipes_name_networks_and_need_a_probe_for_them():
         )
     with pytest.raises(PlanError, match="nnU-Net has none like it"):
         plan_to_nnunet(plan)
-    batch = make_plan(measured, Recipe(name="mine", description="", network=choice("plain_unet", norm="batch")))
-    with pytest.raises(PlanError, match="norm batch"):
-        plan_to_nnunet(batch)
+    group = make_plan(measured, Recipe(name="mine", description="", network=choice("plain_unet", norm="group")))
+    with pytest.raises(PlanError, match="norm group"):
+        plan_to_nnunet(group)
 
 
 # What is measured
