@@ -126,13 +126,13 @@ def content_of(images: tuple[Path, ...]) -> str:
     return hashed.hexdigest()
 
 
-def still_holds(row: PredictionRow | None, case: InputCase, model: str, wanted: tuple[Path, ...]) -> bool:
+def still_holds(row: PredictionRow, case: InputCase, model: str, wanted: tuple[Path, ...]) -> bool:
     """Whether a row is of this case as it is now, by this model, and all that was wanted of it is there and whole.
 
     Files of the same path, size and time are believed to be the same; of others the content is compared. Outputs lie beside the log and
     go by their names: the folder may have moved, or be known by another path.
     """
-    if row is None or row.status != "done" or row.model != model or row.output.name != case.output.name:
+    if row.status != "done" or row.model != model or row.output.name != case.output.name:
         return False
     if not all(i.exists() for i in case.images) or not case.output.is_file():
         return False

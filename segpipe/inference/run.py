@@ -146,12 +146,12 @@ class _Batch:
             try:
                 self._pass(cases, reader, writer, wait=False)
                 # What another process was computing meanwhile: it is done by now, or is done here.
-                self._pass([c for c in cases if c.id not in self.rows], reader, writer, wait=True)
+                self._pass([c for c in cases if c.output.name not in self.rows], reader, writer, wait=True)
             except BaseException:
                 reader.shutdown(wait=False, cancel_futures=True)
                 raise
         self.manifest.write_table()
-        return [self.rows[c.id] for c in cases]
+        return [self.rows[c.output.name] for c in cases]
 
     def _require_own_outputs(self, cases: list[InputCase]) -> None:
         """Refuse to overwrite a file that prediction did not write, such as a reference, or one output by another."""
@@ -192,7 +192,7 @@ class _Batch:
             self._keep(writing.result())
 
     def _keep(self, row: PredictionRow) -> None:
-        self.rows[row.case] = row
+        self.rows[row.output.name] = row
         self.on_case(row)
 
     def _read(self, case: InputCase, *, wait: bool) -> _Job | PredictionRow | None:
@@ -201,12 +201,10 @@ class _Batch:
         if claim is None:
             return None
         known = self.manifest.rows().get(case.output.name)
-        # A row that was not there at the start is another process's, of this same batch; what failed there fails here.
-        new = known is not None and known != self.before.get(case.output.name)
-        failed = new and known is not None and (known.status, known.model) == ("failed", self.predictor.digest)
-        if failed or ((self.resume or new) and self._is_done(known, case)):
+        if known is not None and self._stands(known, case):
             self.manifest.release(claim)
-            return known
+            # As it is called and where it lies now.
+            return known.model_copy(update={"case": case.id, "output": case.output})
         for name in (case.output.name, *_extra_names(case.output)):
             # The case is ours alone: what a killed process left of it is nobody's.
             for partial in self.leftovers.get(name, []):
@@ -216,7 +214,15 @@ class _Batch:
             job.failure = case.problem
         return job.attempt(self._load)
 
-    def _is_done(self, known: PredictionRow | None, case: InputCase) -> bool:
+    def _stands(self, known: PredictionRow, case: InputCase) -> bool:
+        """Whether a row of the log says all there is to say of a case."""
+        # One that was not there at the start is another process's, of this same batch: what failed there fails here.
+        new = known != self.before.get(case.output.name)
+        if new and (known.status, known.model) == ("failed", self.predictor.digest):
+            return True
+        return (self.resume or new) and self._is_done(known, case)
+
+    def _is_done(self, known: PredictionRow, case: InputCase) -> bool:
         with suppress(CaseError, OSError):
             return still_holds(known, case, self.predictor.digest, self.save.files(case.output))
         return False

@@ -83,6 +83,8 @@ class Stage:
         if self.previous is not None:
             found = self.previous.segment(image, self.previous.prepare(image), measured)
             found = found.transpose(self.previous.plan.transpose_backward)
+            # What is told of the quality is of the last stage.
+            measured.entropy, measured.foreground, measured.agreement = 0.0, 0, Agreement()
         with measured.timing("prepare"):
             prepared = prepared or prepare(image, found, self.plan, self.configuration)
             voxels = torch.from_numpy(prepared.image)

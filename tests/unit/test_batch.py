@@ -159,8 +159,13 @@ def test_a_folder_that_moved_is_continued(folder, tmp_path, model, monkeypatch):
     models.predict("in", "out", model="model.segpipe", **how)
     (tmp_path / "out").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
-    models.predict(folder, tmp_path / "moved", model=model, **how)
+    rows = models.predict(folder, tmp_path / "moved", model=model, **how)
     assert len(rows_of(tmp_path / "moved")) == 6
+    assert all(row.output.is_file() for row in rows)
+    # The same content by another name is the same image.
+    shutil.copy(folder / "a.nii.gz", tmp_path / "renamed.nii.gz")
+    (row,) = models.predict(tmp_path / "renamed.nii.gz", tmp_path / "moved" / "a.nii.gz", model=model, **how)
+    assert (row.case, len(rows_of(tmp_path / "moved"))) == ("renamed", 6)
 
 
 def test_single_files_of_one_name_are_told_apart_by_their_outputs(folder, tmp_path, model):
