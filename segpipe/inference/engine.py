@@ -212,9 +212,12 @@ def precision_name(runtime: Runtime) -> str:
     return "float32" if runtime.autocast is None else str(runtime.autocast).removeprefix("torch.")
 
 
-def network_cache() -> Path:
-    """Folder for compiled networks: the user's own, as others might put something else there."""
-    return Path.home() / ".cache" / "segpipe" / "networks"
+def network_cache() -> Path | None:
+    """Folder for compiled networks: the user's own, as others might put something else there; None for a user without one."""
+    try:
+        return Path.home() / ".cache" / "segpipe" / "networks"
+    except RuntimeError:
+        return None
 
 
 def has_openvino() -> bool:

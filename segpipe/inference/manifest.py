@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from segpipe.artefact import write_atomically
 from segpipe.dataset.schema import FileStamp
+from segpipe.errors import LockedError
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import files_behind
@@ -108,6 +109,11 @@ class Manifest:
                 continue
             except Timeout:
                 return None
+            except NotImplementedError as error:
+                raise LockedError(
+                    f"{self._locks.parent}: its file system has no locks, which keep processes from doing a case twice; "
+                    "choose an output folder on another one"
+                ) from error
             return lock
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def openvino_engine(
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    core = ov.Core()
+    core = _core()
     kept = None if cache is None else cache / f"{_key(configuration, weights, shape, options)}.blob"
     compiled = _from_cache(core, kept, options)
     if compiled is None:
@@ -114,6 +115,16 @@ def _as_plain_torch(module: nn.Module) -> None:
         elif isinstance(child, ExactConv3d):
             child.__class__ = nn.Conv3d  # type: ignore[assignment]
         _as_plain_torch(child)
+
+
+@cache
+def _core() -> ov.Core:
+    """One for the whole process, never destroyed.
+
+    Each Core lends the thread a stack for signals and, when it goes, gives back the one before: of two that go in the order in which they
+    came, the second gives back the first one's, which is freed by then, and the next signal (Ctrl-C) kills the process.
+    """
+    return ov.Core()
 
 
 def _key(configuration: Configuration, weights: Weights, shape: tuple[int, ...], options: dict[str, object]) -> str:

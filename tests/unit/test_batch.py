@@ -388,6 +388,27 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, mo
     shutil.rmtree(cache)
 
 
+@pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")
+def test_a_signal_after_models_came_and_went_is_handled(model):
+    """OpenVINO lends the thread a stack for signals; it must not be taken back while it is in use."""
+    code = f"""
+import os, signal
+from segpipe.inference.predictor import Options, Predictor
+from segpipe.runtime import choose_runtime
+
+def load():
+    return Predictor.load({str(model)!r}, choose_runtime("cpu"), Options(engine="openvino", tta=False))
+
+first, second = load(), load()
+del first
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpus_masks_are_the_cpus(model, folder):
