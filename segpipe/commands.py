@@ -1,4 +1,4 @@
-"""Every command as a Python function, for scripts and notebooks; the command line calls these and nothing else.
+"""Commands on data, plans, training and scores as Python functions, for scripts and notebooks; those on models are in `segpipe.models`.
 
 A dataset's workspace (``work``) is ``runs/<dataset name>`` in the current folder unless another is given.
 """
