@@ -10,6 +10,8 @@ from segpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from segpipe.commands import check, convert, demo, evaluate, list_networks, plan, preprocess, report, train
+    from segpipe.comparing import compare
+    from segpipe.distilling import distill
     from segpipe.inference.predictor import Predictor
     from segpipe.line import run
     from segpipe.models import apply_postprocessing, choose_postprocessing, export_model, import_model, predict
@@ -18,9 +20,11 @@ __all__ = [
     "Predictor",
     "apply_postprocessing",
     "check",
+    "compare",
     "choose_postprocessing",
     "convert",
     "demo",
+    "distill",
     "evaluate",
     "export_model",
     "import_model",
@@ -35,6 +39,8 @@ __all__ = [
 
 _ELSEWHERE = {
     "run": "segpipe.line",
+    "distill": "segpipe.distilling",
+    "compare": "segpipe.comparing",
     "Predictor": "segpipe.inference.predictor",
     **dict.fromkeys(
         ("apply_postprocessing", "choose_postprocessing", "export_model", "import_model", "predict"), "segpipe.models"

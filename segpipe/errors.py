@@ -13,6 +13,7 @@
     ├── PlanError                no plan follows from this fingerprint
     ├── ArtefactError            an artefact is missing, damaged or stale
     ├── ModelError               a model file or folder cannot be used
+    ├── DistillationError        a teacher, a student or a term of distillation does not fit
     ├── TrainingError            training cannot start or go on
     │   └── TrainingInterrupted  a signal asked training to stop; its state is saved
     ├── LockedError              another process works on the same fold
@@ -67,6 +68,10 @@ class ArtefactError(SegpipeError):
 
 class ModelError(SegpipeError):
     """A model file or folder cannot be used."""
+
+
+class DistillationError(SegpipeError):
+    """A teacher, a student or a term of distillation does not fit the others."""
 
 
 class TrainingError(SegpipeError):

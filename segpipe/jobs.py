@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 from loky import cpu_count, get_reusable_executor
-from loky.process_executor import TerminatedWorkerError
+from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
 from segpipe.errors import CaseError
 
@@ -132,6 +132,13 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
         killed = f"{likely}: its worker was killed ({how}), also when it ran alone; use a machine with more memory, or look at its files"
         outcome = Outcome(item, failure=killed)
     return outcome
+
+
+def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Call a function in a new process, which ends with it: nothing that was done before weighs on its time or its memory."""
+    with ProcessPoolExecutor(max_workers=1) as pool:
+        result: Result = pool.submit(function, *args, **kwargs).result()
+    return result
 
 
 class PeakMemory:

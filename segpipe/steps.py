@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.runtime import Runtime
+    from segpipe.training.guide import Guidance
+    from segpipe.training.initial import InitialWeights
     from segpipe.training.job import Job
     from segpipe.training.progress import Status
     from segpipe.training.schema import TrainingRecord
@@ -220,16 +222,24 @@ def prepare_arrays(
 
 
 def job_of(
-    workspace: Workspace, current: Plan, configuration: str, index: PreprocessedIndex | None, settings: FoldSettings
+    workspace: Workspace,
+    current: Plan,
+    configuration: str,
+    index: PreprocessedIndex | None,
+    settings: FoldSettings,
+    *,
+    guidance: Guidance | None = None,
+    initial: InitialWeights | None = None,
 ) -> Job:
     """Return what is to be trained, for now without cases where nothing is prepared yet."""
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.training.initial import InitialWeights
     from segpipe.training.job import Job
 
-    begin = settings.init_from
+    if settings.init_from is not None:
+        initial = InitialWeights.of(Path(settings.init_from))
     if settings.resume and workspace.fold(configuration, current.recipe, settings.fold).checkpoint.is_file():
-        begin = None
+        initial = None
     return Job(
         workspace=workspace,
         plan=current,
@@ -242,8 +252,9 @@ def job_of(
         seed=settings.seed,
         deterministic=settings.deterministic,
         resume=settings.resume,
-        initial=None if begin is None else InitialWeights.of(Path(begin)),
+        initial=initial,
         n_devices=settings.devices,
+        guidance=guidance,
     )
 
 
@@ -256,13 +267,15 @@ def train_fold(
     *,
     configuration: str,
     watch: Watch,
+    guidance: Guidance | None = None,
+    initial: InitialWeights | None = None,
 ) -> TrainingRecord:
     """Train one fold on prepared arrays, telling the watch; its curves are drawn as it goes."""
     from segpipe.reporting.run import draw_curves
     from segpipe.training.job import Listener
     from segpipe.training.run import train as stage
 
-    job = job_of(workspace, current, configuration, index, settings)
+    job = job_of(workspace, current, configuration, index, settings, guidance=guidance, initial=initial)
     board = None
     if settings.tensorboard:
         from segpipe.training.board import Board

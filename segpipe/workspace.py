@@ -106,6 +106,28 @@ class PreparedFiles:
 
 
 @dataclass(frozen=True)
+class SoftLabelFiles:
+    """Files of a teacher's probabilities of one case, on the grid of its prepared arrays, in a folder of its own."""
+
+    root: Path
+
+    @property
+    def outputs(self) -> Path:
+        """(k, Z, Y, X): which outputs of the network have the largest probabilities."""
+        return self.root / "outputs.b2nd"
+
+    @property
+    def shares(self) -> Path:
+        """float16 (k, Z, Y, X): these probabilities."""
+        return self.root / "shares.b2nd"
+
+    @property
+    def record(self) -> Path:
+        """What they were made of; written last."""
+        return self.root / "record.json"
+
+
+@dataclass(frozen=True)
 class Workspace:
     """The folder tree that the stages share."""
 
@@ -165,6 +187,14 @@ class Workspace:
     def first_stage(self, configuration: str, variant: str) -> Path:
         """Folder of what the first stage of a cascade found, on the grid of its second."""
         return self.root / "preprocessed" / configuration / variant
+
+    def soft_labels(self, configuration: str, key: str) -> Path:
+        """Folder of what a teacher says of the prepared cases of a configuration."""
+        return self.root / "soft_labels" / configuration / key
+
+    def unlabelled(self, configuration: str, key: str) -> Path:
+        """Folder of prepared images that nobody labelled."""
+        return self.root / "unlabelled" / configuration / key
 
     def place(self, configuration: str, variant: str, fold: int | str) -> Path:
         """Where a fold lies below each of the folders models, predictions and evaluation."""

@@ -38,8 +38,19 @@ def apply(images: Tensor, labels: Tensor, spec: AugmentationSpec, drawn: Draw) -
     tuple of Tensor
         Images and labels of the spec's patch size; labels without -1.
     """
-    images, labels = move(images, labels, spec, drawn)
-    images = add_noise(images, drawn)
+    images, labels, _ = apply_with(images, labels, None, spec, drawn)
+    return images, labels
+
+
+def apply_with(
+    images: Tensor, labels: Tensor, soft: Tensor | None, spec: AugmentationSpec, drawn: Draw
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Augment a batch, and move probabilities (N, K, ...) as its images are moved: linearly, 0 outside; see :func:`apply`."""
+    n_channels = images.shape[1]
+    moved, labels = move(images if soft is None else torch.cat((images, soft), dim=1), labels, spec, drawn)
+    if soft is not None:
+        soft = flip(moved[:, n_channels:], drawn.flips)
+    images = add_noise(moved[:, :n_channels], drawn)
     images = blur(images, drawn.blur_sigma)
     images = scale_brightness(images, drawn.brightness)
     images = scale_contrast(images, drawn.contrast)
@@ -50,7 +61,7 @@ def apply(images: Tensor, labels: Tensor, spec: AugmentationSpec, drawn: Draw) -
     outside = labels[:, 0] < 0
     for channel in spec.masked_channels:
         images[:, channel] = images[:, channel].masked_fill(outside, 0)
-    return images, labels.clamp_min(0)
+    return images, labels.clamp_min(0), soft
 
 
 def centre_crop(array: Tensor, patch: tuple[int, ...]) -> Tensor:

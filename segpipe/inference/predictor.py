@@ -106,7 +106,8 @@ class Predictor:
         runtime = inference_runtime(runtime or choose_runtime(), options.precision, options.engine)
         models = [read_any_model(p, options.folds) for p in paths]
         stages = tuple(
-            _stage(model, where, runtime, options, options.folds) for model, where in zip(models, paths, strict=True)
+            make_stage(model, where, runtime, options, options.folds)
+            for model, where in zip(models, paths, strict=True)
         )
         _require_alike(stages, paths)
         rules = _rules(models[0], paths[0]) if options.postprocess and len(models) == 1 else ()
@@ -227,14 +228,18 @@ def read_any_model(path: Path, folds: tuple[str, ...] = ()) -> ModelFile:
     return ModelFile.read(model_in(path))
 
 
-def _stage(model: ModelFile, path: Path, runtime: Runtime, options: Options, folds: tuple[str, ...]) -> Stage:
+def make_stage(model: ModelFile, path: Path, runtime: Runtime, options: Options, folds: tuple[str, ...]) -> Stage:
+    """Make a model's networks ready to compute, those of some folds or of all.
+
+    Raises
+    ------
+    ModelError
+        If it lacks a fold, or its plan is of another version.
+    """
     missing = [f for f in folds if f not in model.folds]
     if missing:
         raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
-    try:
-        plan = Plan.model_validate_json(model.plan_json)
-    except ValueError as error:
-        raise ModelError(f"{path}: its plan is from another version of segpipe ({error}); export it again") from error
+    plan = plan_of(model, path)
     configuration = plan.configuration(model.configuration)
     engines = tuple(
         make_engine(plan, configuration, model.folds[f], runtime, name=options.engine, cache=options.cache)
@@ -242,9 +247,23 @@ def _stage(model: ModelFile, path: Path, runtime: Runtime, options: Options, fol
     )
     first = None
     if model.previous is not None:
-        first = _stage(model.previous, path, runtime, options, model.folds_before(folds))
+        first = make_stage(model.previous, path, runtime, options, model.folds_before(folds))
     ensemble = Ensemble(engines, model.mirror_axes if options.tta else ())
     return Stage(plan, configuration, ensemble, runtime.device, options.step, first)
+
+
+def plan_of(model: ModelFile, path: Path) -> Plan:
+    """Return a model's plan.
+
+    Raises
+    ------
+    ModelError
+        If it is of another version.
+    """
+    try:
+        return Plan.model_validate_json(model.plan_json)
+    except ValueError as error:
+        raise ModelError(f"{path}: its plan is from another version of segpipe ({error}); export it again") from error
 
 
 def _require_alike(stages: tuple[Stage, ...], paths: tuple[Path, ...]) -> None:

@@ -176,20 +176,33 @@ def restored_probabilities(
     planes, shape_in, shape_out, apart, regions
         As for :func:`restored_labels`.
     """
+    for mixed in interpolated_planes(planes, shape_in, shape_out, apart):
+        yield mixed.sigmoid() if regions else mixed.softmax(0)
+
+
+def interpolated_planes(
+    planes: Iterator[Tensor], shape_in: Shape, shape_out: Shape, apart: int | None = None
+) -> Iterator[Tensor]:
+    """Yield each plane (K, Y, X) of another grid over the same box, interpolated linearly from planes (K, n, Y, X) in order.
+
+    Parameters
+    ----------
+    planes, shape_in, shape_out, apart
+        As for :func:`restored_labels`; the values may be any.
+    """
     restoring = Restoring(shape_in, shape_out, apart)
     held: Tensor | None = None
     for arrived in planes:
-        logits = arrived.float()
+        values = arrived.float()
         held = (
-            _in_plane(logits, shape_out, apart)
+            _in_plane(values, shape_out, apart)
             if held is None
-            else torch.cat((held, _in_plane(logits, shape_out, apart)), 1)
+            else torch.cat((held, _in_plane(values, shape_out, apart)), 1)
         )
-        first = restoring.arrived + logits.shape[1] - held.shape[1]
-        done, axis = restoring.ready(logits.shape[1]), restoring.axes[0]
+        first = restoring.arrived + values.shape[1] - held.shape[1]
+        done, axis = restoring.ready(values.shape[1]), restoring.axes[0]
         for z in range(done.start, done.stop):
-            mixed = torch.lerp(held[:, axis.low[z] - first], held[:, axis.high[z] - first], float(axis.share[z]))
-            yield mixed.sigmoid() if regions else mixed.softmax(0)
+            yield torch.lerp(held[:, axis.low[z] - first], held[:, axis.high[z] - first], float(axis.share[z]))
         held = held[:, restoring.first_needed - first :]
 
 

@@ -48,6 +48,11 @@ class Loss:
         """Loss of logits (N, K, ...) against label indices (N, ...), in float32 or better."""
         return self._sum(self.terms, logits, target)
 
+    @property
+    def floor(self) -> float:
+        """Least value that a perfect answer gives: Dice counts from -1, the others from 0."""
+        return -sum(term.weight for term in self.terms if isinstance(term, DiceTerm))
+
     def over_heads(self, heads: list[Tensor], target: Tensor, weights: list[float]) -> Tensor:
         """Weighted sum over a network's heads; the target is brought to each by nearest neighbour.
 

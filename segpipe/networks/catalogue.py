@@ -13,6 +13,8 @@ from segpipe.networks.spec import NetworkChoice, Norm
 ENTRY_POINTS = "segpipe.networks"
 """Group of entry points by which another package offers networks."""
 MONAI = "monai:"
+PLANNED = "planned"
+"""The plan's own U-Net at another width: patch, batch and poolings stay as they are."""
 WELL_KNOWN = ("monai:SegResNet", "monai:SwinUNETR", "monai:MedNeXt")
 """Of MONAI's networks, those that are listed without being asked for."""
 
@@ -29,6 +31,16 @@ class UNetOptions(Record):
     width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
     """Factor of all feature maps."""
     norm: Norm = "instance"
+
+
+class NarrowedOptions(Record):
+    """Of the plan's own U-Net at another width."""
+
+    width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
+    """Factor of all feature maps."""
+    norm: Norm = "instance"
+    multiple: int = Field(8, ge=1)
+    """Feature maps are rounded to multiples of this; processors compute multiples of 8 fastest."""
 
 
 class ScaledOptions(Record):
@@ -90,6 +102,13 @@ _OWN = {
             "nnU-Net's U-Net with a residual encoder (Isensee et al. 2024)",
             "segpipe.networks.unet:build",
             UNetOptions,
+            "unet",
+        ),
+        Architecture(
+            PLANNED,
+            "the plan's own U-Net at another width; patch, batch and poolings stay",
+            "segpipe.networks.unet:build",
+            NarrowedOptions,
             "unet",
         ),
         Architecture(

@@ -84,15 +84,29 @@ def parse_choice(text: str) -> NetworkChoice:
         raise NetworkError(
             f"network {text!r}: expected NAME or NAME:key=value,... such as u2net or monai:SegResNet:init_filters=16"
         )
+    try:
+        return NetworkChoice(name=match["name"], options=parse_options(match["options"] or ""))
+    except ValueError as error:
+        raise NetworkError(f"network {text!r}: {error}") from error
+
+
+def parse_options(text: str) -> dict[str, JsonValue]:
+    """Read ``key=value,...``; values are JSON, or plain words.
+
+    Raises
+    ------
+    ValueError
+        If it is written in another way.
+    """
     options: dict[str, JsonValue] = {}
-    for part in _parts(match["options"] or ""):
+    for part in _parts(text):
         key, equals, value = part.partition("=")
         if key.strip() in options:
-            raise NetworkError(f"network {text!r}: {key.strip()} is given twice; expected it once")
+            raise ValueError(f"{key.strip()} is given twice; expected it once")
         if not equals or not key.strip().isidentifier():
-            raise NetworkError(f"network {text!r}: {part!r} is no option; expected key=value")
+            raise ValueError(f"{part!r} is no option; expected key=value")
         options[key.strip()] = _value(value.strip())
-    return NetworkChoice(name=match["name"], options=options)
+    return options
 
 
 def _parts(text: str) -> list[str]:

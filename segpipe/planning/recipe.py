@@ -103,7 +103,7 @@ class Recipe(Record):
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with segpipe."""
-    return sorted(p.stem for p in _folder().glob("*.toml"))
+    return sorted(p.stem for p in shipped_plans().glob("*.toml") if not p.stem.startswith("distill"))
 
 
 def load_recipe(name_or_path: str | Path | Recipe) -> Recipe:
@@ -118,7 +118,7 @@ def load_recipe(name_or_path: str | Path | Recipe) -> Recipe:
         return name_or_path
     path = Path(name_or_path)
     if path.suffix != ".toml":
-        path = _folder() / f"{name_or_path}.toml"
+        path = shipped_plans() / f"{name_or_path}.toml"
     if not path.is_file():
         raise RecipeError(
             f"recipe {str(name_or_path)!r}: not found; known are {', '.join(recipe_names())}, or give the path of a .toml file"
@@ -134,6 +134,7 @@ def load_recipe(name_or_path: str | Path | Recipe) -> Recipe:
         ) from error
 
 
-def _folder() -> Path:
+def shipped_plans() -> Path:
+    """Folder of the recipes that come with segpipe; those of distillation are called distill*."""
     packaged = Path(__file__).parents[1] / "plans"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "plans"

@@ -5,6 +5,7 @@ from math import prod
 
 from segpipe.errors import NetworkError, PlanError
 from segpipe.fingerprint.schema import Fingerprint
+from segpipe.networks.catalogue import PLANNED, complete_options
 from segpipe.networks.spec import NetworkChoice
 from segpipe.planning.configuration import size_configuration
 from segpipe.planning.design import Channels, Design, Probe
@@ -29,6 +30,8 @@ def with_network(plan: Plan, fingerprint: Fingerprint, choice: NetworkChoice, pr
     PlanError
         If no configuration is left, or the plan does not say how it was sized.
     """
+    if choice.name == PLANNED:
+        return _narrowed(plan, choice)
     if plan.planner is None:
         raise PlanError("--network: the plan does not say for which budget it was made; run `segpipe plan` again")
     channels = Channels.of(fingerprint)
@@ -77,6 +80,38 @@ def with_network(plan: Plan, fingerprint: Fingerprint, choice: NetworkChoice, pr
                 decisions.append(
                     Decision(rule=name, chosen="none", because=f"with the first stage's labels: {problem}")
                 )
+    return _derived(plan, choice, configurations, decisions)
+
+
+def _narrowed(plan: Plan, choice: NetworkChoice) -> Plan:
+    """The plan with its own U-Nets at another width or with another norm: what they are trained on stays as it is."""
+    options = complete_options(choice)
+    width, multiple = float(options["width"]), int(options["multiple"])  # type: ignore[arg-type]
+    configurations, decisions = {}, []
+    for name, theirs in plan.configurations.items():
+        spec = theirs.network
+        if not spec.features:
+            raise NetworkError(
+                f"network {PLANNED}: the plan's network is {spec.architecture}, whose width the plan does not set; give one of "
+                f"`segpipe networks` by name, such as {spec.architecture}:width=0.25"
+            )
+        features = tuple(multiple * max(round(width * f / multiple), 1) for f in spec.features)
+        network = spec.model_copy(update={"features": features, "options": {**spec.options, "norm": options["norm"]}})
+        configurations[name] = theirs.model_copy(update={"network": network})
+        because = f"{width:g} times {spec.features[0]} to {spec.features[-1]}, in multiples of {multiple}"
+        decisions.append(
+            Decision(
+                rule=f"{name}: network",
+                chosen=f"{features[0]} to {features[-1]} features, norm {options['norm']}",
+                because=because,
+            )
+        )
+    return _derived(plan, choice, configurations, decisions)
+
+
+def _derived(
+    plan: Plan, choice: NetworkChoice, configurations: dict[str, Configuration], decisions: list[Decision]
+) -> Plan:
     return plan.model_copy(
         update={
             "recipe": variant_name(plan, choice),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segpipe.artefact import write_atomically
 from segpipe.errors import TrainingError
+from segpipe.training.guide import Guide
 from segpipe.training.optimise import WeightAverage
 from segpipe.training.progress import Progress
 
@@ -25,6 +26,7 @@ class State:
     progress: Progress
     best: dict[str, Tensor] | None = None
     """Weights of the best epoch, where training may stop early."""
+    guide: Guide | None = None
 
     def keep_best(self) -> None:
         """Remember the network's weights as the best."""
@@ -42,6 +44,7 @@ def save_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
             "average": None if state.average is None else state.average.average,
             "best": state.best,
             "progress": asdict(state.progress),
+            "guide": None if state.guide is None else state.guide.state_dict(),
             "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "identity": identity,
         },
@@ -76,6 +79,8 @@ def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
     if state.average is not None and saved["average"] is not None:
         state.average.load(saved["average"])
     state.best = saved["best"]
+    if state.guide is not None and saved.get("guide"):
+        state.guide.load_state_dict(saved["guide"])
     state.progress = Progress(**saved["progress"])
     torch.set_rng_state(saved["random"]["cpu"])
     if len(saved["random"]["cuda"]) == torch.cuda.device_count():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segpipe import seeds
-from segpipe.augment.apply import apply
+from segpipe.augment.apply import apply_with
 from segpipe.augment.draw import Draw, draw, source_patch_size
 from segpipe.augment.mr_artefacts import spoil as spoil_image
 from segpipe.augment.previous import Spoiling, draw_spoiling, one_hot
@@ -40,6 +40,22 @@ class Batch:
     """Of the previous stage's segmentation."""
     patches: tuple[str, ...]
     """Case and place of each sample, in words."""
+    soft: Tensor | None = None
+    """(N, K, Z, Y, X): another model's probabilities."""
+    labelled: tuple[bool, ...] = ()
+    """Whether each sample's labels are somebody's."""
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A batch as the network sees it; 2D patches have no slice axis."""
+
+    images: Tensor
+    """(N, C, ...)."""
+    labels: Tensor
+    """(N, ...) label indices."""
+    soft: Tensor | None
+    """(N, K, ...)."""
 
 
 class BatchSource:
@@ -84,6 +100,7 @@ class BatchSource:
         self.seed, self.name, self.flat, self.n_previous = seed, name, flat, n_previous
         self.share = share or slice(None)
         self.extents = [c.extent for c in cases]
+        self.regions = any(c.soft is not None and c.soft.regions for c in cases)
 
     def read(self, number: int) -> Batch:
         """Read the batch of this number.
@@ -106,41 +123,56 @@ class BatchSource:
             size = (1, *source) if self.flat else source  # type: ignore[assignment]
         own = patches[self.share]
         samples = [self._sample(patch, size) for patch in own]
-        images = torch.stack([image for image, _ in samples])
+        images = torch.stack([image for image, _, _ in samples])
         if drawn is not None and any(drawn.artefacts):
             for image, artefacts in zip(images, drawn.artefacts, strict=True):
                 image.copy_(torch.from_numpy(spoil_image(image.numpy(), artefacts)))
-        labels = torch.stack([maps for _, maps in samples])
-        return Batch(images, labels, drawn, spoilings[self.share], tuple(self._named(p) for p in own))
+        labels = torch.stack([maps for _, maps, _ in samples])
+        soft = [s for _, _, s in samples if s is not None]
+        return Batch(
+            images,
+            labels,
+            drawn,
+            spoilings[self.share],
+            tuple(self._named(p) for p in own),
+            torch.stack(soft) if soft else None,
+            tuple(self.cases[p.case].labelled for p in own),
+        )
 
-    def _sample(self, patch: Patch, size: Triple) -> tuple[Tensor, Tensor]:
-        """Image (C, ...) and label maps (L, ...) around a patch."""
+    def _sample(self, patch: Patch, size: Triple) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Image (C, ...), label maps (L, ...) and probabilities (K, ...) around a patch."""
         case = self.cases[patch.case]
         start = tuple(s - (n - p) // 2 for s, n, p in zip(patch.start, size, self.how.patch, strict=True))
         try:
             maps = [read_box(case.segmentation, start, size, -1)]
             if self.n_previous:
                 maps.append(read_box(case.previous, start, size, 0).to(maps[0].dtype))
-            return read_box(case.image, start, size, 0), torch.stack(maps)
+            soft = None if case.soft is None else case.soft.read(start, size)
+            return read_box(case.image, start, size, 0), torch.stack(maps), soft
         except (OSError, RuntimeError, ValueError) as error:
             raise TrainingError(unreadable(case.id, "the workspace", error)) from error
 
     def _named(self, patch: Patch) -> str:
         return f"{self.cases[patch.case].id} from voxel {patch.start} over {self.how.patch}"
 
-    def to_device(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Bring a batch to the device and augment it there: images (N, C, ...), and labels (N, ...); 2D patches lose their slice axis."""
+    def to_device(self, batch: Batch, device: torch.device) -> OnDevice:
+        """Bring a batch to the device and augment it there."""
         images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        soft = None if batch.soft is None else batch.soft.to(device, non_blocking=True)
         if self.flat:
             images, labels = images[:, :, 0], labels[:, :, 0]
+            soft = None if soft is None else soft[:, :, 0]
         if self.augmentation is None or batch.drawn is None:
             labels = labels.clamp_min(0)
         else:
-            images, labels = apply(images, labels, self.augmentation, batch.drawn)
+            images, labels, soft = apply_with(images, labels, soft, self.augmentation, batch.drawn)
+        if soft is not None and not self.regions:
+            # What lies outside the image is background, in part where it was interpolated from both.
+            soft[:, 0] += 1 - soft.sum(1)
         if self.n_previous:
             spoilt = spoil_previous(labels[:, 1], batch.spoilings)
             images = torch.cat((images, one_hot(spoilt, self.n_previous)), dim=1)
-        return images, labels[:, 0].long()
+        return OnDevice(images, labels[:, 0].long(), soft)
 
 
 class ReadAhead:
@@ -181,7 +213,8 @@ def read_ahead(source: BatchSource, numbers: Iterable[int], *, n_readers: int, p
 
 
 def _pinned(batch: Batch) -> Batch:
-    return replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+    soft = None if batch.soft is None else batch.soft.pin_memory()
+    return replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory(), soft=soft)
 
 
 def sampling(

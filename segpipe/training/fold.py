@@ -99,7 +99,7 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
     network, begun_with = _network(job, n_previous, listener if ranks.first else Listener())
     return Trainer(
         network=network,
-        training=source("training", usable.train, spec if chosen.enabled else None),
+        training=source("training", usable.train + unlabelled_of(job), spec if chosen.enabled else None),
         validation=source("validation", usable.validation, None),
         labels=plan.labels,
         batch_dice=configuration.batch_dice,
@@ -114,11 +114,18 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
         begun_with=begun_with,
         # What is faster today may not be tomorrow: not where the same bytes are wanted twice.
         compile_if_faster=not job.deterministic,
+        guidance=job.guidance,
         on_iteration=listener.on_iteration,
         on_epoch=_harmless(listener.on_epoch),
         note=listener.note if ranks.first else lambda _: None,
         ranks=ranks,
     )
+
+
+def unlabelled_of(job: Job) -> tuple[str, ...]:
+    """Cases without labels that are trained on beside the others."""
+    found = None if job.guidance is None else job.guidance.unlabelled
+    return () if found is None else found[1]
 
 
 def _cases_in_place(
@@ -130,7 +137,13 @@ def _cases_in_place(
     spoilt = augmentation.enabled and bool(augmentation.artefacts)
     arrays = job.workspace.preprocessed(plan.arrays_of(configuration.name))
     previous = job.workspace.first_stage(configuration.name, plan.recipe) if configuration.previous_stage else None
-    cases = open_cases(arrays, tuple(dict.fromkeys(usable.train + usable.validation)), previous)
+    soft = None if job.guidance is None else job.guidance.soft_labels
+    cases = open_cases(arrays, usable.train, previous, soft=soft, labels=plan.labels)
+    only_held_out = tuple(c for c in usable.validation if c not in set(usable.train))
+    cases += open_cases(arrays, only_held_out, previous)
+    if job.guidance is not None and job.guidance.unlabelled is not None:
+        folder, ids = job.guidance.unlabelled
+        cases += open_cases(folder, ids, soft=soft, labels=plan.labels, labelled=False)
     place = choose_place(
         cases,
         # TorchIO's artefacts work on the CPU: nothing is won by data on a GPU.
@@ -141,7 +154,9 @@ def _cases_in_place(
     n_readers = min(_MOST_READERS, torch.get_num_threads()) if place == "disk" or spoilt else 1
     if ranks.first:
         where = {"device": "on the device", "memory": "in memory", "disk": f"on disk, read by {n_readers} thread(s)"}
-        listener.note(f"{len(usable.train)} training and {len(usable.validation)} held-out cases {where[place]}")
+        listener.note(
+            f"{len(usable.train) + len(unlabelled_of(job))} training and {len(usable.validation)} held-out cases {where[place]}"
+        )
     return {c.id: c for c in placed(cases, place, runtime.device)}, n_readers
 
 
@@ -186,6 +201,7 @@ def _record(job: Job, runtime: Runtime, progress: Progress) -> TrainingRecord:
         deterministic=job.deterministic,
         device=devices + runtime.describe(),
         begun_with=progress.begun_with,
+        guidance=None if job.guidance is None else job.guidance.describe(),
         epochs=progress.epoch,
         iterations=progress.iteration,
         elapsed_s=round(progress.elapsed_s, 2),

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from segpipe.errors import ModelError
-from segpipe.modelfile import ModelFile, Weights, file_sha256, is_weights_file, model_in, read_weights
+from segpipe.modelfile import (
+    ModelFile,
+    Weights,
+    file_sha256,
+    is_weights_file,
+    model_in,
+    read_weights,
+    weights_digest,
+)
 from segpipe.networks.segmenter import Segmenter
 
 
@@ -18,6 +26,8 @@ class InitialWeights:
     path: Path
     fold: str | None
     """None of bare weights."""
+    given: Weights | None = None
+    """The weights themselves, where they have been read already."""
 
     @classmethod
     def of(cls, path: Path) -> "InitialWeights":
@@ -39,10 +49,13 @@ class InitialWeights:
     def describe(self) -> str:
         """File, fold and content."""
         fold = "" if self.fold is None else f" fold {self.fold}"
-        return f"{self.path}{fold}, sha256 {file_sha256(self.path)[:12]}"
+        content = file_sha256(self.path) if self.given is None else weights_digest(self.given)
+        return f"{self.path}{fold}, sha256 {content[:12]}"
 
     def read(self) -> Weights:
         """Weights by name."""
+        if self.given is not None:
+            return self.given
         return read_weights(self.path) if self.fold is None else ModelFile.read(self.path).folds[self.fold]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from segpipe.dataset.splits import Splits
 from segpipe.planning.schema import Plan
+from segpipe.training.guide import Guidance
 from segpipe.training.initial import InitialWeights
 from segpipe.training.progress import Status
 from segpipe.workspace import FoldFolder, Workspace
@@ -32,6 +33,8 @@ class Job:
     initial: InitialWeights | None = None
     """Weights to begin with."""
     n_devices: int = 1
+    guidance: Guidance | None = None
+    """What is learned from beside the labels."""
 
     @property
     def folder(self) -> FoldFolder:
@@ -41,7 +44,8 @@ class Job:
     @property
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have been trained with to be continued."""
-        return {"plan": self.plan.digest(), "splits": self.splits.digest(), "seed": str(self.seed)}
+        known = {"plan": self.plan.digest(), "splits": self.splits.digest(), "seed": str(self.seed)}
+        return known if self.guidance is None else known | {"guidance": self.guidance.digest}
 
 
 @dataclass(frozen=True)

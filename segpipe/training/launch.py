@@ -4,11 +4,13 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from multiprocessing.util import Finalize
 from queue import Empty
 from types import FrameType
 from typing import Any
@@ -30,6 +32,7 @@ from segpipe.training.schema import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
+_AFTER_QUEUES = -100
 _LAST_WORDS_S = 10.0
 """How long what processes said before they ended is waited for; one that was killed may have stopped within a word."""
 
@@ -113,6 +116,18 @@ def _one_rank(fabric: Any, job: Job, runtime: Runtime, events: Any, n_threads: i
         raise
     if ranks.first:
         events.put(("record", (record.to_json(),)))
+    # Together, because what is left of their connections would break under one that is still ending.
+    dist.barrier()
+    dist.destroy_process_group()
+    # When all that it had to say is said (queues are emptied at priority -5), and before the interpreter is taken apart: threads of gloo
+    # and of the autograd engine that outlive it have ended a finished training with SIGABRT.
+    Finalize(None, _end_now, exitpriority=_AFTER_QUEUES)
+
+
+def _end_now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_with_parent() -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, pairwise
 from math import isfinite
 from typing import Any
 
@@ -24,6 +24,7 @@ from segpipe.runtime import Runtime
 from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
 from segpipe.training.compiling import faster_forward
 from segpipe.training.data import Batch, BatchSource, ReadAhead, read_ahead
+from segpipe.training.guide import Guidance, Lesson
 from segpipe.training.optimise import WeightAverage, make_optimizer
 from segpipe.training.progress import Progress, Status, mean_dice
 from segpipe.training.ranks import ALONE, Ranks
@@ -72,6 +73,8 @@ class Trainer:
     on_iteration: Callable[[Status], None] = lambda _: None
     on_epoch: Callable[[], None] = lambda: None
     note: Callable[[str], None] = lambda _: None
+    guidance: Guidance | None = None
+    """What is learned from beside the labels."""
     ranks: Ranks = ALONE
     fabric: Any = None
     """Lightning Fabric, where several processes average their gradients."""
@@ -146,6 +149,11 @@ class Trainer:
             average=None if decay is None else WeightAverage(self.network, decay),
             progress=Progress(begun_with=self.begun_with),
         )
+        self.loss = Loss(self.labels, self.settings.loss, self.batch_dice, self.spacing, self.ranks.total)
+        if self.guidance is not None:
+            # What it draws its own weights from is no part of the training.
+            with torch.random.fork_rng(devices=[]):
+                self.state.guide = self.guidance.guide(self)
         if resume and self.folder.checkpoint.is_file():
             load_checkpoint(self.folder.checkpoint, self.state, self.identity)
             if not self.end_is_asked_for:
@@ -153,7 +161,6 @@ class Trainer:
                 self.schedule = replace(self.schedule, epochs=kept.epochs, minutes=kept.minutes)
         self.progress = self.state.progress
         self.progress.epochs, self.progress.minutes = self.schedule.epochs, self.schedule.minutes
-        self.loss = Loss(self.labels, self.settings.loss, self.batch_dice, self.spacing, self.ranks.total)
         self.forward: Any = Supervised(self.network)
         if self.ranks.first:
             self.folder.root.mkdir(parents=True, exist_ok=True)
@@ -161,9 +168,10 @@ class Trainer:
 
     def _choose_forward(self, first: int) -> None:
         """Compile the forward pass where that is faster; every process decides for its own device."""
-        if self.compile_if_faster and not self._done():
+        taps = self.state.guide is not None and self.state.guide.taps
+        if self.compile_if_faster and not taps and not self._done():
             start = time.perf_counter()
-            images, _ = self.training.to_device(self.training.read(first), self.runtime.device)
+            images = self.training.to_device(self.training.read(first), self.runtime.device).images
             images = images.contiguous(memory_format=self.format)[: -(-len(images) // self.settings.parts)]
             chosen, why = faster_forward(
                 self.network,
@@ -179,9 +187,7 @@ class Trainer:
             self.forward = self.fabric.setup_module(self.forward)
 
     def _done(self) -> bool:
-        return (
-            self.progress.stopped_early or self.schedule.progress(self.progress.iteration, self.progress.elapsed_s) >= 1
-        )
+        return self.progress.stopped_early or self._share_done() >= 1
 
     def _next(self, batches: ReadAhead, stop: StopRequest) -> Batch | None:
         """Read the next batch; None when training is over.
@@ -218,31 +224,58 @@ class Trainer:
         state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        images, labels = self.training.to_device(batch, self.runtime.device)
-        images = images.contiguous(memory_format=self.format)
+        seen = self.training.to_device(batch, self.runtime.device)
+        images = seen.images.contiguous(memory_format=self.format)
         state.optimizer.zero_grad(set_to_none=True)
         batch_size = self.training.how.batch_size
         parts = min(self.settings.parts, max(batch_size // self.ranks.world, 1))
         shares = [n / batch_size for n in self.ranks.part_sizes(batch_size, parts)]
-        total, seen = torch.zeros((), device=images.device), []
-        for number, (some, answers) in enumerate(
-            zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        ):
+        total, sums = torch.zeros((), device=images.device), []
+        for number, part in enumerate(_parts_of(len(images), parts)):
+            some, answers = images[part], seen.labels[part]
             with self._gradients_together(last=number == parts - 1):
                 with self.runtime.precision():
                     logits = self.forward(some)
-                loss = self.loss.over_heads(logits, answers, self.network.head_weights(len(logits))) * shares[number]
+                loss = self.task_loss(logits, answers, batch.labelled[part]) * shares[number]
+                if state.guide is not None:
+                    lesson = Lesson(
+                        images=some,
+                        labels=answers,
+                        soft=None if seen.soft is None else seen.soft[part],
+                        heads=logits,
+                        task=loss.detach(),
+                        share=shares[number],
+                        iteration=self.progress.iteration,
+                        progress=self._share_done(),
+                        labelled=batch.labelled[part],
+                    )
+                    loss = loss + state.guide.loss(lesson)
                 state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             finest = logits[0].detach()
-            seen.append(finest.sum(dim=tuple(range(1, finest.ndim)), dtype=torch.float32))
+            sums.append(finest.sum(dim=tuple(range(1, finest.ndim)), dtype=torch.float32))
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         state.scaler.step(state.optimizer)
+        if state.guide is not None:
+            state.guide.step(self._learning_rate())
         state.scaler.update()
         if state.average:
             state.average.update(self.progress.iteration)
-        return torch.cat([total[None], norm[None].to(total.dtype), *seen])
+        return torch.cat([total[None], norm[None].to(total.dtype), *sums])
+
+    def task_loss(self, heads: list[Tensor], answers: Tensor, labelled: tuple[bool, ...]) -> Tensor:
+        """Loss against the labels, of the samples that have some."""
+        weights = self.network.head_weights(len(heads))
+        if all(labelled):
+            return self.loss.over_heads(heads, answers, weights)
+        if not any(labelled):
+            # Every weight is used, as in any other step, and none is moved.
+            return torch.stack([0.0 * head.float().sum() for head in heads]).sum()
+        which = torch.tensor(labelled, device=answers.device)
+        return self.loss.over_heads([h[which] for h in heads], answers[which], weights) * (
+            sum(labelled) / len(labelled)
+        )
 
     def _gradients_together(self, *, last: bool) -> Any:
         """Only the last part's backward pass exchanges gradients between processes."""
@@ -282,9 +315,11 @@ class Trainer:
             return f"{where}; the network's output is not finite on: {'; '.join(culprits)}. {advice}"
         return f"{where} (or its gradient is not finite) on the patches: {'; '.join(p for p, _, _ in found)}. {advice}"
 
+    def _share_done(self) -> float:
+        return self.schedule.progress(self.progress.iteration, self.progress.elapsed_s)
+
     def _learning_rate(self) -> float:
-        progress = self.schedule.progress(self.progress.iteration, self.progress.elapsed_s)
-        return learning_rate(self.settings, self.progress.iteration, progress)
+        return learning_rate(self.settings, self.progress.iteration, self._share_done())
 
     def _after_iteration(self) -> None:
         progress = self.progress
@@ -333,6 +368,7 @@ class Trainer:
                 "average_dice": progress.average_dice,
                 "learning_rate": self._learning_rate(),
                 "data_wait_share": round(progress.waited_s / progress.elapsed_s, 4),
+                **({} if self.state.guide is None else {"guide": self.state.guide.summary()}),
             }
         )
         self.on_epoch()
@@ -363,3 +399,11 @@ class Trainer:
         if self.ranks.first:
             save_checkpoint(self.folder.checkpoint, self.state, self.identity)
         self.saved_at = time.monotonic()
+
+
+def _parts_of(n: int, parts: int) -> list[slice]:
+    """Samples of each part of a batch, as torch's tensor_split would cut it."""
+    ends = [0]
+    for part in range(parts):
+        ends.append(ends[-1] + n // parts + (part < n % parts))
+    return [slice(a, b) for a, b in pairwise(ends)]

@@ -150,4 +150,9 @@ def _finished(job: Job) -> TrainingRecord:
             f"{job.folder.root}: was trained with another plan, other splits or seed {record.seed} (now {job.seed}); use another --work, "
             "or delete the folder to train it afresh"
         )
+    if record.guidance != (None if job.guidance is None else job.guidance.describe()):
+        raise TrainingError(
+            f"{job.folder.root}: was taught in another way (its record.json says how); give another --name, or delete the folder to "
+            "train it afresh"
+        )
     return record

@@ -1,5 +1,7 @@
 """The training artefact: what happened."""
 
+from pydantic import JsonValue
+
 from segpipe.artefact import Artefact
 
 
@@ -16,6 +18,8 @@ class TrainingRecord(Artefact):
     device: str
     begun_with: str | None = None
     """Whose weights the network was given, where it did not begin with fresh ones."""
+    guidance: dict[str, JsonValue] | None = None
+    """What it learned from beside the labels, where it was distilled."""
     epochs: int
     iterations: int
     elapsed_s: float

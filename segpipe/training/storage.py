@@ -7,12 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segpipe.errors import ArtefactError, TrainingError
 from segpipe.jobs import free_bytes
-from segpipe.training.sampling import CaseExtent
+from segpipe.labels import Labels
+from segpipe.training.sampling import CaseExtent, read_box
 
 Place = Literal["device", "memory", "disk"]
+_NO_SHARE = 1e-6
 
 # Of what is free: the rest is for batches on their way and for other programs.
 _MEMORY_SHARE, _DEVICE_SHARE = 0.4, 0.9
@@ -31,6 +34,10 @@ class TrainingCase:
     """(N, 4) target, z, y, x."""
     previous: Any = None
     """(Z, Y, X) label indices that a cascade's first stage found."""
+    soft: "SoftArrays | None" = None
+    """Probabilities that another model gave."""
+    labelled: bool = True
+    """Whether the segmentation is somebody's; else it only says where structures may be."""
 
     @property
     def extent(self) -> CaseExtent:
@@ -42,11 +49,58 @@ class TrainingCase:
     def n_bytes(self) -> int:
         """Memory of the arrays."""
         maps = 1 if self.previous is None else 2
-        return int(prod(self.image.shape) * 4 + prod(self.segmentation.shape) * 2 * maps)
+        soft = 0 if self.soft is None else self.soft.n_bytes
+        return int(prod(self.image.shape) * 4 + prod(self.segmentation.shape) * 2 * maps) + soft
 
 
-def open_cases(folder: Path, case_ids: tuple[str, ...], previous: Path | None = None) -> list[TrainingCase]:
-    """Open the prepared cases of a folder, nothing is read yet; ``previous`` holds the arrays of a cascade's first stage.
+@dataclass(frozen=True)
+class SoftArrays:
+    """The largest probabilities of each voxel."""
+
+    outputs: Any
+    """(k, Z, Y, X) which outputs of the network they are of."""
+    shares: Any
+    """(k, Z, Y, X) float16."""
+    n_outputs: int
+    regions: bool = False
+    """Each output is told apart by itself; else they sum to 1, and what is left out is shared in proportion."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the arrays."""
+        return int(prod(self.shares.shape) * (2 + self.outputs.dtype.itemsize))
+
+    def read(self, start: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        """Probabilities (K, *size) of a box, float32; 0 outside the image."""
+        shares = read_box(self.shares, start, size, 0).float()
+        outputs = read_box(self.outputs, start, size, 0).long()
+        dense = shares.new_zeros(self.n_outputs, *size).scatter_add_(0, outputs, shares)
+        return dense if self.regions else dense / dense.sum(0).clamp_min(_NO_SHARE)
+
+
+def open_cases(
+    folder: Path,
+    case_ids: tuple[str, ...],
+    previous: Path | None = None,
+    *,
+    soft: Path | None = None,
+    labels: Labels | None = None,
+    labelled: bool = True,
+) -> list[TrainingCase]:
+    """Open the prepared cases of a folder, nothing is read yet.
+
+    Parameters
+    ----------
+    folder : Path
+    case_ids : tuple of str
+    previous : Path, optional
+        Folder of what a cascade's first stage found.
+    soft : Path, optional
+        Folder of another model's probabilities.
+    labels : Labels, optional
+        What these are probabilities of.
+    labelled : bool
+        Whether the segmentations are somebody's.
 
     Raises
     ------
@@ -55,7 +109,7 @@ def open_cases(folder: Path, case_ids: tuple[str, ...], previous: Path | None = 
     """
     # Imported here so that training on arrays needs no file-format library.
     from segpipe.io.arrays import open_array, read_array
-    from segpipe.workspace import PreparedFiles
+    from segpipe.workspace import PreparedFiles, SoftLabelFiles
 
     opened = []
     for case in case_ids:
@@ -63,7 +117,14 @@ def open_cases(folder: Path, case_ids: tuple[str, ...], previous: Path | None = 
         try:
             found = None if previous is None else open_array(PreparedFiles(previous / case).previous)
             image, segmentation = open_array(files.image), open_array(files.segmentation)
-            opened.append(TrainingCase(case, image, segmentation, read_array(files.foreground), found))
+            probabilities = None
+            if soft is not None and labels is not None:
+                kept = SoftLabelFiles(soft / case)
+                probabilities = SoftArrays(
+                    open_array(kept.outputs), open_array(kept.shares), labels.n_outputs, labels.regions
+                )
+            foreground = read_array(files.foreground)
+            opened.append(TrainingCase(case, image, segmentation, foreground, found, probabilities, labelled))
         except (ArtefactError, OSError, RuntimeError, ValueError) as error:
             raise TrainingError(unreadable(case, folder, error)) from error
     return opened
@@ -107,7 +168,10 @@ def placed(cases: list[TrainingCase], place: Place, device: torch.device) -> lis
     for case in cases:
         try:
             arrays = brought(case.image), brought(case.segmentation), brought(case.previous)
+            soft = case.soft and replace(
+                case.soft, outputs=brought(case.soft.outputs), shares=brought(case.soft.shares)
+            )
         except (ArtefactError, OSError, RuntimeError, ValueError) as error:
             raise TrainingError(unreadable(case.id, "the workspace", error)) from error
-        made.append(replace(case, image=arrays[0], segmentation=arrays[1], previous=arrays[2]))
+        made.append(replace(case, image=arrays[0], segmentation=arrays[1], previous=arrays[2], soft=soft))
     return made

@@ -36,10 +36,10 @@ def patch_dice(
     with read_ahead(source, range(n_batches), n_readers=n_readers, pin=runtime.device.type == "cuda") as batches:
         try:
             for _ in range(n_batches):
-                images, target = source.to_device(next(batches), runtime.device)
+                seen = source.to_device(next(batches), runtime.device)
                 with runtime.precision():
-                    logits = network(images.contiguous(memory_format=fast_memory_format(network.dims)))
-                counts += _counts(logits, target, labels)
+                    logits = network(seen.images.contiguous(memory_format=fast_memory_format(network.dims)))
+                counts += _counts(logits, seen.labels, labels)
         except TrainingError as error:
             failure = str(error)
     network.train()

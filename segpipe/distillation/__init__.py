@@ -1,0 +1,1 @@
+"""Small networks taught by large ones."""

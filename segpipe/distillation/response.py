@@ -1,0 +1,187 @@
+"""Losses of what two networks say of each voxel. Pure, in float32, for any number of axes.
+
+Teachers are given as log-probabilities (N, K, ...): of labels that exclude each other, or of regions, each by itself. Every loss is 0
+where the student says the same.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOWEST = -16.0
+"""No logarithm of a probability is taken as lower: what is stored as 0 stays a number, and what is nearer to 0 than 1e-7 is alike."""
+_NO_NORM = 1e-8
+
+
+def log_probabilities(logits: Tensor, *, regions: bool = False) -> Tensor:
+    """Log-probabilities of logits (N, K, ...), float32."""
+    exact = logits.float()
+    return (F.logsigmoid(exact) if regions else exact.log_softmax(1)).clamp_min(LOWEST)
+
+
+def log_of(probabilities: Tensor) -> Tensor:
+    """Logarithm of probabilities, some of which may be 0."""
+    return probabilities.float().clamp_min(1e-30).log().clamp_min(LOWEST)
+
+
+def softened(log_p: Tensor, temperature: float, *, regions: bool = False) -> Tensor:
+    """Log-probabilities at a temperature: their logits divided by it."""
+    log_p = log_p.float()
+    if temperature == 1:
+        return log_p
+    if regions:
+        logits = log_p - _log_of_rest(log_p)
+        return F.logsigmoid(logits / temperature)
+    return (log_p / temperature).log_softmax(1)
+
+
+def voxel_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    regions: bool = False,
+    kept: Tensor | None = None,
+    by_class: bool = False,
+) -> Tensor:
+    """Kullback-Leibler divergence of teacher and student, times the squared temperature; mean over voxels that count.
+
+    Of regions it is that of each region's yes or no, averaged over the regions. Source: Hinton et al. 2015 (arXiv 1503.02531).
+
+    Parameters
+    ----------
+    student, teacher : Tensor
+        Log-probabilities (N, K, ...).
+    temperature : float
+    regions : bool
+    kept : Tensor of bool, optional
+        (N, ...) voxels that count; all unless given.
+    by_class : bool
+        Mean over the teacher's classes of the mean over the voxels of each; else over all voxels alike. Of regions, a voxel's class is
+        which of them it lies in.
+    """
+    s, t = (softened(x, temperature, regions=regions) for x in (student, teacher))
+    divergence = (t.exp() * (t - s)).sum(1) if not regions else _of_yes_or_no(s, t).mean(1)
+    divergence = divergence * temperature**2
+    weights = torch.ones_like(divergence) if kept is None else kept.to(divergence.dtype)
+    if by_class:
+        weights = weights * _class_weights(_classes(teacher, regions=regions), weights)
+    return (divergence * weights).sum() / weights.sum().clamp_min(1e-12)
+
+
+def channel_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 4.0,
+    kept: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
+    """Divergence of where channels are strong: each is made a distribution over the positions of its patch.
+
+    Times the squared temperature; mean over samples and channels. Source: Shu et al. 2021 (arXiv 2011.13256), on feature maps or, as
+    here by default, on log-probabilities.
+
+    Parameters
+    ----------
+    student, teacher : Tensor
+        (N, C, ...).
+    temperature : float
+    kept : Tensor of bool, optional
+        (N, ...) positions that count.
+    present : Tensor of bool, optional
+        (N, C) channels that count: where a patch has nothing of a class, where it is strongest is noise.
+    """
+    s, t = student.float().flatten(2) / temperature, teacher.float().flatten(2) / temperature
+    if kept is not None:
+        left_out = ~kept.flatten(1)[:, None]
+        s, t = s.masked_fill(left_out, -1e4), t.masked_fill(left_out, -1e4)
+    s, t = s.log_softmax(2), t.log_softmax(2)
+    divergence = (t.exp() * (t - s)).sum(2) * temperature**2
+    weights = torch.ones_like(divergence) if present is None else present.to(divergence.dtype)
+    return (divergence * weights).sum() / weights.sum().clamp_min(1.0)
+
+
+def correlation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    regions: bool = False,
+    kept: Tensor | None = None,
+    between: float = 1.0,
+    within: float = 1.0,
+) -> Tensor:
+    """One minus Pearson's correlation over the classes of each voxel, and over the voxels of each class.
+
+    Source: DIST, Huang et al. 2022 (arXiv 2205.10536). A class that the patch has nothing of has no correlation, and does not count.
+
+    Parameters
+    ----------
+    student, teacher : Tensor
+        Log-probabilities (N, K, ...).
+    temperature : float
+    regions : bool
+    kept : Tensor of bool, optional
+        (N, ...) voxels that count.
+    between, within : float
+        Weights of the two parts.
+    """
+    s, t = (softened(x, temperature, regions=regions).exp().flatten(2) for x in (student, teacher))
+    weights = torch.ones_like(s[:, :1]) if kept is None else kept.flatten(1)[:, None].to(s.dtype)
+    value = s.new_zeros(())
+    if between and s.shape[1] > 1:
+        over_classes = 1 - _correlation(s, t, torch.ones_like(s), dim=1)
+        value = value + between * (over_classes * weights[:, 0]).sum() / weights.sum().clamp_min(1.0)
+    if within:
+        over_voxels = 1 - _correlation(s, t, weights.expand_as(s), dim=2)
+        there = present_classes(teacher, regions=regions, kept=kept).to(s.dtype)
+        value = value + within * (over_voxels * there).sum() / there.sum().clamp_min(1.0)
+    return value
+
+
+def present_classes(teacher: Tensor, *, regions: bool, kept: Tensor | None = None) -> Tensor:
+    """Classes (N, K) that the teacher sees somewhere in each patch."""
+    called = teacher.exp() > 0.5 if regions else F.one_hot(teacher.argmax(1), teacher.shape[1]).movedim(-1, 1) > 0
+    if kept is not None:
+        called = called & kept[:, None]
+    return called.flatten(2).any(2)
+
+
+def _log_of_rest(log_p: Tensor) -> Tensor:
+    """log(1 - p)."""
+    return torch.log(-torch.expm1(log_p.clamp_max(-1e-7)))
+
+
+def _of_yes_or_no(s: Tensor, t: Tensor) -> Tensor:
+    s_no, t_no = _log_of_rest(s), _log_of_rest(t)
+    return t.exp() * (t - s) + t_no.exp() * (t_no - s_no)
+
+
+def _classes(teacher: Tensor, *, regions: bool) -> Tensor:
+    """Number of each voxel's class (N, ...)."""
+    if not regions:
+        return teacher.argmax(1)
+    inside = (teacher.exp() > 0.5).long()
+    powers = 2 ** torch.arange(teacher.shape[1], device=teacher.device).reshape(1, -1, *(1,) * (teacher.ndim - 2))
+    numbers: Tensor = torch.unique((inside * powers).sum(1), return_inverse=True)[1]
+    return numbers
+
+
+def _class_weights(classes: Tensor, counted: Tensor) -> Tensor:
+    """Weight of each voxel, so that the classes of a batch count alike."""
+    n = int(classes.max()) + 1
+    sizes = torch.zeros(n, dtype=counted.dtype, device=counted.device)
+    sizes.scatter_add_(0, classes.flatten(), counted.flatten())
+    shares: Tensor = 1 / sizes.clamp_min(1.0)
+    weights: Tensor = shares[classes]
+    return weights
+
+
+def _correlation(a: Tensor, b: Tensor, weights: Tensor, *, dim: int) -> Tensor:
+    total = weights.sum(dim, keepdim=True).clamp_min(1.0)
+    a, b = ((x - (x * weights).sum(dim, keepdim=True) / total) * weights for x in (a, b))
+    lengths = a.square().sum(dim).clamp_min(_NO_NORM**2).sqrt() * b.square().sum(dim).clamp_min(_NO_NORM**2).sqrt()
+    # Two that are constant are alike.
+    found: Tensor = ((a * b).sum(dim) + _NO_NORM**2) / lengths
+    return found

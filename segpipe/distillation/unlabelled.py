@@ -1,0 +1,117 @@
+"""Images that nobody labelled, prepared for training beside the others."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from segpipe import jobs, seeds
+from segpipe.artefact import json_digest
+from segpipe.dataset.check import image_problems
+from segpipe.dataset.load import load_image
+from segpipe.dataset.schema import FileStamp
+from segpipe.distillation.soft_labels import Source, called_labels
+from segpipe.errors import CaseError
+from segpipe.geometry import bounding_box
+from segpipe.io.arrays import read_array, write_array
+from segpipe.planning.schema import Configuration, Plan
+from segpipe.preprocessing.foreground import foreground_index, index_voxels
+from segpipe.preprocessing.prepare import prepare
+from segpipe.preprocessing.schema import PreparedRecord
+from segpipe.version import __version__
+from segpipe.workspace import PreparedFiles, SoftLabelFiles
+
+
+def prepare_unlabelled(
+    images: dict[str, tuple[Path, ...]],
+    plan: Plan,
+    configuration: Configuration,
+    folder: Path,
+    *,
+    jobs_limit: int | None,
+    bytes_each: int,
+    on_case: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Source], dict[str, str]]:
+    """Prepare images as those of a dataset; returns the cases, and those that failed with their reasons.
+
+    Parameters
+    ----------
+    images : dict
+        Files of each case.
+    plan, configuration
+        Of the student.
+    folder : Path
+    jobs_limit : int, optional
+        Most worker processes.
+    bytes_each : int
+        Forecast of a case's memory.
+    on_case : callable
+        Told each case when it is done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    work = partial(_prepare, plan=plan, configuration=configuration, folder=folder)
+    done, failed = [], {}
+    for outcome in jobs.map_cases(work, list(images.items()), limit=jobs_limit, bytes_each=bytes_each):
+        case, files = outcome.item
+        if outcome.failure:
+            failed[case] = outcome.failure
+        else:
+            done.append(Source(case, files, PreparedFiles(folder / case)))
+        on_case(case)
+    return sorted(done, key=lambda s: s.id), failed
+
+
+def take_over_calls(source: Source, soft: SoftLabelFiles, plan: Plan, configuration: Configuration) -> None:
+    """Let the sampler know where the teachers see structures, so that patches are centred on them as on labelled ones."""
+    segmentation = read_array(source.prepared.segmentation)
+    called = called_labels(read_array(soft.outputs), plan.labels)
+    segmentation = np.where(segmentation < 0, segmentation, called).astype(np.int16)
+    patch = (1,) * (3 - configuration.dims) + configuration.patch_size
+    write_array(source.prepared.segmentation, segmentation, patch)
+    rng = seeds.stream(0, "foreground", source.id)
+    write_array(source.prepared.foreground, foreground_index(segmentation, plan.labels, rng))
+
+
+def _prepare(item: tuple[str, tuple[Path, ...]], plan: Plan, configuration: Configuration, folder: Path) -> None:
+    case, paths = item
+    files = PreparedFiles(folder / case)
+    stamps = [FileStamp.of(path).model_dump(mode="json") for path in paths]
+    shaped = {"spacing_mm", "patch_size", "normalisation", "use_mask_for_norm"}
+    source = json_digest(
+        [
+            __version__,
+            stamps,
+            plan.orientation,
+            plan.transpose_forward,
+            [s.model_dump(mode="json") for s in plan.intensities],
+            configuration.model_dump(mode="json", include=shaped),
+        ]
+    )
+    whole = all(f.is_file() for f in (files.record, files.image, files.segmentation, files.foreground))
+    if whole and PreparedRecord.read(files.record).source_digest == source:
+        return
+    files.record.unlink(missing_ok=True)
+    files.root.mkdir(exist_ok=True)
+    loaded = load_image(
+        case, list(paths), plan.channel_names, plan.orientation, resample_channels=plan.resample_channels
+    )
+    problems = image_problems(loaded.volume.array)
+    if problems:
+        raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
+    # As the decoded cases of a dataset are kept.
+    image = loaded.volume.cropped(bounding_box((loaded.volume.array != 0).any(axis=0)))
+    nothing = np.full(image.grid.shape, plan.labels.background, dtype=np.uint32)
+    prepared = prepare(image, nothing, plan, configuration)
+    assert prepared.segmentation is not None
+    patch = (1,) * (3 - configuration.dims) + configuration.patch_size
+    write_array(files.image, prepared.image, patch)
+    write_array(files.segmentation, prepared.segmentation, patch)
+    write_array(files.foreground, foreground_index(prepared.segmentation, plan.labels, seeds.stream(0, "none", case)))
+    z, y, x = prepared.segmentation.shape
+    PreparedRecord(
+        case=case,
+        source_digest=source,
+        shape=(z, y, x),
+        index_voxels=index_voxels(prepared.segmentation, plan.labels),
+    ).write(files.record)
