@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from segpipe.errors import DistillationError
 from segpipe.held_out import HeldOut, score_held_out
+from segpipe.soft_labelling import Pupil, label_softly, why_on_disk
 from segpipe.steps import (
     SILENT,
     FoldSettings,
@@ -18,7 +19,6 @@ from segpipe.steps import (
     prepare_arrays,
     recipe_for,
     require_fold,
-    splits_of,
     train_fold,
     workspace_of,
 )
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from segpipe.comparison.schema import Comparison
-    from segpipe.distillation.soft_labels import Source
     from segpipe.distillation.spec import KdTerm
     from segpipe.distillation.teacher import Teacher
     from segpipe.planning.schema import Plan
@@ -277,10 +276,11 @@ def _student(line: _Line, plan: Plan, teachers: tuple[Teacher, ...]) -> Student:
             watch.note(
                 f"  it has no fold {line.settings.fold}: it may have seen the held-out cases, and scores of its students flatter"
             )
-    soft = _soft_labels(line, plan, teachers)
-    index, unlabelled = line.index, None
-    if soft is not None:
-        index, unlabelled = soft.index, soft.unlabelled
+    index, soft = line.index, None
+    if _on_disk(line, plan, teachers):
+        pupil = Pupil(line.workspace, plan, line.configuration, line.index, line.settings.fold, line.unlabelled)
+        soft = label_softly(pupil, teachers, line.runtime, tta=line.teacher_tta, jobs=line.jobs, watch=watch)
+        index = soft.index
     guidance = Distillation(
         terms=line.terms,
         cap=line.cap,
@@ -289,7 +289,7 @@ def _student(line: _Line, plan: Plan, teachers: tuple[Teacher, ...]) -> Student:
         configuration=configuration,
         seed=line.settings.seed,
         soft_labels=None if soft is None else soft.folder,
-        unlabelled=unlabelled,
+        unlabelled=None if soft is None else soft.unlabelled,
     )
     watch.note(f"training on {line.runtime.describe()}")
     record = train_fold(
@@ -304,6 +304,26 @@ def _student(line: _Line, plan: Plan, teachers: tuple[Teacher, ...]) -> Student:
         initial=None if line.fresh else _initial(plan, line.configuration, teachers, watch),
     )
     return _scored(line, plan, record)
+
+
+def _on_disk(line: _Line, plan: Plan, teachers: tuple[Teacher, ...]) -> bool:
+    """Whether the teachers' probabilities are kept on disk."""
+    from segpipe.distillation.spec import WITHOUT_TEACHER
+
+    needing = [term for term in line.terms if term.weight and not isinstance(term, WITHOUT_TEACHER)]
+    if not needing:
+        return False
+    because = why_on_disk(
+        Pupil(line.workspace, plan, line.configuration, line.index, line.settings.fold, line.unlabelled), teachers
+    )
+    if because is None:
+        # On a CPU a look at every patch would cost more than the student's own step.
+        cheaper = line.runtime.device.type == "cpu" and not any(term.modules for term in needing)
+        return cheaper if line.soft_labels is None else line.soft_labels
+    if line.soft_labels is False:
+        raise DistillationError(f"--no-soft-labels: the teachers cannot look at the student's patches: {because}")
+    line.watch.note(f"the teachers' probabilities are kept on disk: {because}")
+    return True
 
 
 def _scored(line: _Line, plan: Plan, record: TrainingRecord) -> Student:
@@ -339,135 +359,6 @@ def _alone(line: _Line, taught: Plan, name: str, student: Student) -> Student:
         line.workspace, plan, line.index, line.runtime, settings, configuration=line.configuration, watch=line.watch
     )
     return _scored(alone, plan, record)
-
-
-@dataclass(frozen=True)
-class _Soft:
-    """Soft labels on disk."""
-
-    folder: Path
-    index: PreprocessedIndex
-    """Of the cases that have some."""
-    unlabelled: tuple[Path, tuple[str, ...]] | None
-
-
-def _soft_labels(line: _Line, plan: Plan, teachers: tuple[Teacher, ...]) -> _Soft | None:
-    """Write what the teachers say of the training cases; None where they look at the patches themselves."""
-    from segpipe.distillation.soft_labels import soft_label_key, write_soft_labels
-    from segpipe.distillation.spec import WITHOUT_TEACHER
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.inference.engine import inference_runtime
-
-    configuration = plan.configuration(line.configuration)
-    needing = [term for term in line.terms if term.weight and not isinstance(term, WITHOUT_TEACHER)]
-    if not needing or not _are_wanted(line, plan, teachers, needs_maps=any(term.modules for term in needing)):
-        return None
-    key = soft_label_key(teachers, plan, configuration, tta=line.teacher_tta)
-    folder, watch = line.workspace.soft_labels(line.configuration, key), line.watch
-    sources = _labelled_sources(line)
-    more = [] if line.unlabelled is None else _unlabelled_sources(line, plan)
-    with watch.counting("soft labels", len(sources) + len(more)) as done:
-        failed = write_soft_labels(
-            [*sources, *more],
-            teachers,
-            plan,
-            configuration,
-            inference_runtime(line.runtime),
-            folder,
-            tta=line.teacher_tta,
-            on_case=done,
-        )
-    for case, reason in failed.items():
-        watch.note(f"soft labels: {case}: {reason}")
-    held_out = set(
-        splits_of(line.workspace, Fingerprint.read(line.workspace.fingerprint)).fold(line.settings.fold).validation
-    )
-    kept = tuple(c for c in line.index.cases if c not in failed)
-    if not any(c not in held_out for c in kept) and line.settings.fold != "all":
-        raise DistillationError(f"{folder}: the teachers could label no training case; the reasons are above")
-    index = line.index.model_copy(update={"cases": kept, "failed": {**line.index.failed, **failed}})
-    usable = [s for s in more if s.id not in failed]
-    if not usable:
-        return _Soft(folder, index, None)
-    from segpipe.distillation.unlabelled import take_over_calls
-    from segpipe.workspace import SoftLabelFiles
-
-    for source in usable:
-        take_over_calls(source, SoftLabelFiles(folder / source.id), plan, configuration)
-    return _Soft(folder, index, (usable[0].prepared.root.parent, tuple(s.id for s in usable)))
-
-
-def _are_wanted(line: _Line, plan: Plan, teachers: tuple[Teacher, ...], *, needs_maps: bool) -> bool:
-    """Whether the teachers' probabilities are kept on disk."""
-    from segpipe.distillation.teacher import why_not_beside
-
-    configuration = plan.configuration(line.configuration)
-    because = next((f"{t.path}: {why}" for t in teachers if (why := why_not_beside(t, plan, configuration))), None)
-    if line.unlabelled is not None:
-        because = because or "--unlabelled needs to know where structures are"
-    if because is None:
-        return (
-            line.soft_labels if line.soft_labels is not None else not needs_maps and line.runtime.device.type == "cpu"
-        )
-    if line.soft_labels is False:
-        raise DistillationError(f"--no-soft-labels: the teacher cannot look at the student's patches: {because}")
-    line.watch.note(f"the teachers' probabilities are kept on disk: {because}")
-    return True
-
-
-def _labelled_sources(line: _Line) -> list[Source]:
-    from segpipe.dataset.schema import Dataset
-    from segpipe.distillation.soft_labels import Source
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.workspace import PreparedFiles
-
-    splits = splits_of(line.workspace, Fingerprint.read(line.workspace.fingerprint))
-    train = set(splits.fold(line.settings.fold).train) & set(line.index.cases)
-    prepared = line.workspace.preprocessed(line.base.arrays_of(line.configuration))
-    return [
-        Source(c.id, tuple(i.path for i in c.images), PreparedFiles(prepared / c.id))
-        for c in Dataset.read(line.workspace.dataset).cases
-        if c.id in train
-    ]
-
-
-def _unlabelled_sources(line: _Line, plan: Plan) -> list[Source]:
-    """Images without labels, prepared; one that fails is told, and the others go on."""
-    from segpipe.artefact import json_digest
-    from segpipe.dataset.schema import Dataset
-    from segpipe.distillation.unlabelled import prepare_unlabelled
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.inference.inputs import find_inputs
-    from segpipe.preprocessing.run import peak_bytes
-
-    assert line.unlabelled is not None
-    configuration = plan.configuration(line.configuration)
-    found = find_inputs(line.unlabelled, line.workspace.root / "unlabelled", len(plan.channel_names))
-    known = {c.id for c in Dataset.read(line.workspace.dataset).cases}
-    images, failed = {}, {}
-    for given in found:
-        if given.problem or given.id in known:
-            failed[given.id] = (
-                given.problem or "the dataset has a case of this name; leave it out, or give it another name"
-            )
-        else:
-            images[given.id] = given.images
-    key = json_digest([str(line.unlabelled.resolve()), configuration.model_dump(mode="json", include={"patch_size"})])[
-        :16
-    ]
-    with line.watch.counting("preparing images without labels", len(images)) as done:
-        sources, problems = prepare_unlabelled(
-            images,
-            plan,
-            configuration,
-            line.workspace.unlabelled(line.configuration, key),
-            jobs_limit=line.jobs,
-            bytes_each=peak_bytes(Fingerprint.read(line.workspace.fingerprint), plan, configuration),
-            on_case=done,
-        )
-    for case, reason in (failed | problems).items():
-        line.watch.note(f"unlabelled: {case}: {reason}")
-    return sources
 
 
 def _initial(plan: Plan, configuration: str, teachers: tuple[Teacher, ...], watch: Watch) -> InitialWeights | None:

@@ -1,0 +1,157 @@
+"""Soft labels of a workspace's cases, and of images that nobody labelled: which are wanted, from which files, told to the watch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segpipe.errors import DistillationError
+from segpipe.steps import splits_of
+
+if TYPE_CHECKING:
+    from segpipe.distillation.soft_labels import Source
+    from segpipe.distillation.teacher import Teacher
+    from segpipe.planning.schema import Plan
+    from segpipe.preprocessing.schema import PreprocessedIndex
+    from segpipe.runtime import Runtime
+    from segpipe.watch import Watch
+    from segpipe.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """What a student is to be taught on."""
+
+    workspace: Workspace
+    plan: Plan
+    configuration: str
+    index: PreprocessedIndex
+    """Prepared cases."""
+    fold: int | str
+    """Held out."""
+    unlabelled: Path | None = None
+    """Images that nobody labelled: a folder, or a manifest."""
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Soft labels on disk."""
+
+    folder: Path
+    index: PreprocessedIndex
+    """Of the cases that have some."""
+    unlabelled: tuple[Path, tuple[str, ...]] | None
+    """Folder of prepared images without labels, and which."""
+
+
+def why_on_disk(pupil: Pupil, teachers: tuple[Teacher, ...]) -> str | None:
+    """Why the teachers' probabilities have to be kept on disk; None where the teachers could look at the student's patches."""
+    from segpipe.distillation.teacher import why_not_beside
+
+    configuration = pupil.plan.configuration(pupil.configuration)
+    for teacher in teachers:
+        reason = why_not_beside(teacher, pupil.plan, configuration)
+        if reason is not None:
+            return f"{teacher.path}: {reason}"
+    return None if pupil.unlabelled is None else "--unlabelled: patches are centred on what the teachers see"
+
+
+def label_softly(
+    pupil: Pupil, teachers: tuple[Teacher, ...], runtime: Runtime, *, tta: bool, jobs: int | None, watch: Watch
+) -> SoftLabels:
+    """Write what the teachers say of every training case; a case that fails is told, and not trained on.
+
+    Parameters
+    ----------
+    pupil : Pupil
+    teachers : tuple of Teacher
+    runtime : Runtime
+    tta : bool
+        Average over mirrored images.
+    jobs : int, optional
+        Most worker processes.
+    watch : Watch
+
+    Raises
+    ------
+    DistillationError
+        If the teachers do not know the labels, or could label no case.
+    """
+    from segpipe.distillation.soft_labels import soft_label_key, write_soft_labels
+    from segpipe.distillation.unlabelled import take_over_calls
+    from segpipe.inference.engine import inference_runtime
+    from segpipe.workspace import SoftLabelFiles
+
+    plan, configuration = pupil.plan, pupil.plan.configuration(pupil.configuration)
+    folder = pupil.workspace.soft_labels(pupil.configuration, soft_label_key(teachers, plan, configuration, tta=tta))
+    sources = _labelled_sources(pupil)
+    more = [] if pupil.unlabelled is None else _unlabelled_sources(pupil, pupil.unlabelled, jobs, watch)
+    with watch.counting("soft labels", len(sources) + len(more)) as done:
+        failed = write_soft_labels(
+            [*sources, *more], teachers, plan, configuration, inference_runtime(runtime), folder, tta=tta, on_case=done
+        )
+    for case, reason in failed.items():
+        watch.note(f"soft labels: {case}: {reason}")
+    if all(source.id in failed for source in sources):
+        raise DistillationError(f"{folder}: the teachers could label no training case; the reasons are above")
+    kept = tuple(case for case in pupil.index.cases if case not in failed)
+    index = pupil.index.model_copy(update={"cases": kept, "failed": {**pupil.index.failed, **failed}})
+    usable = [source for source in more if source.id not in failed]
+    for source in usable:
+        take_over_calls(source, SoftLabelFiles(folder / source.id), plan, configuration)
+    place = (usable[0].prepared.root.parent, tuple(s.id for s in usable)) if usable else None
+    return SoftLabels(folder, index, place)
+
+
+def _labelled_sources(pupil: Pupil) -> list[Source]:
+    """The prepared training cases."""
+    from segpipe.dataset.schema import Dataset
+    from segpipe.distillation.soft_labels import Source
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.workspace import PreparedFiles
+
+    workspace = pupil.workspace
+    splits = splits_of(workspace, Fingerprint.read(workspace.fingerprint))
+    train = set(splits.fold(pupil.fold).train) & set(pupil.index.cases)
+    prepared = workspace.preprocessed(pupil.configuration)
+    return [
+        Source(c.id, tuple(i.path for i in c.images), PreparedFiles(prepared / c.id))
+        for c in Dataset.read(workspace.dataset).cases
+        if c.id in train
+    ]
+
+
+def _unlabelled_sources(pupil: Pupil, images: Path, jobs: int | None, watch: Watch) -> list[Source]:
+    """Images without labels, prepared; one that fails is told, and the others go on."""
+    from segpipe.artefact import json_digest
+    from segpipe.dataset.schema import Dataset
+    from segpipe.distillation.unlabelled import prepare_unlabelled
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.inference.inputs import find_inputs
+    from segpipe.preprocessing.run import peak_bytes
+
+    workspace, plan = pupil.workspace, pupil.plan
+    configuration = plan.configuration(pupil.configuration)
+    known = {c.id for c in Dataset.read(workspace.dataset).cases}
+    usable, failed = {}, {}
+    for case in find_inputs(images, workspace.root / "unlabelled", len(plan.channel_names)):
+        if case.problem or case.id in known:
+            taken = "the dataset has a case of this name; leave it out, or give it another name"
+            failed[case.id] = case.problem or taken
+        else:
+            usable[case.id] = case.images
+    key = json_digest([str(images.resolve()), configuration.patch_size])[:16]
+    with watch.counting("preparing images without labels", len(usable)) as done:
+        sources, problems = prepare_unlabelled(
+            usable,
+            plan,
+            configuration,
+            workspace.unlabelled(pupil.configuration, key),
+            jobs_limit=jobs,
+            bytes_each=peak_bytes(Fingerprint.read(workspace.fingerprint), plan, configuration),
+            on_case=done,
+        )
+    for name, reason in (failed | problems).items():
+        watch.note(f"unlabelled: {name}: {reason}")
+    return sources
