@@ -1,7 +1,9 @@
 """Predict a folder with nnU-Net and with segpipe, in turn, from the same trained-model folder of nnU-Net's.
 
-    python tests/bench/bench_predict.py MODEL_FOLDER IMAGES --nnunet NNUNET_ENV/bin [--tta] [--folds 0] [--workers 1 3] [-- segpipe options]
+    python tests/bench/bench_predict.py MODEL_FOLDER IMAGES --nnunet NNUNET_ENV/bin [--tta] [--folds 0] [--workers 1 3] [--student MODEL]
+        [-- segpipe options]
 
+With --student segpipe predicts with that model instead: a distilled one against its teacher, end to end.
 One JSON line: seconds of both as whole processes, nnU-Net's with the best of its worker settings (of preprocessing and of export),
 peak memory of all their processes together, and how much the masks differ: share of voxels, mean
 Dice, and the lowest Dice of a label in a case.
@@ -41,7 +43,12 @@ def main() -> None:
             runs[workers] = timed([*command, "-npp", str(workers), "-nps", str(workers)])
         ours = Path(scratch) / "segpipe"
         command = [str(Path(sys.executable).with_name("segpipe")), "predict", str(options.images), str(ours), "--quiet"]
-        command += ["--model", str(options.model), *(f"--folds={f}" for f in options.folds), "--device", options.device]
+        chosen = (
+            [str(options.student)]
+            if options.student
+            else [str(options.model), *(f"--folds={f}" for f in options.folds)]
+        )
+        command += ["--model", *chosen, "--device", options.device]
         command += ["--tta" if options.tta else "--no-tta", *segpipe_options]
         seconds = [timed(command)]
         if options.twice:
@@ -51,7 +58,7 @@ def main() -> None:
         best = min(runs, key=lambda w: runs[w][0])
         line = {
             "benchmark": "predict", "model": options.model.name, "images": options.images.name, "tta": options.tta,
-            "options": segpipe_options,
+            "options": segpipe_options, "student": options.student and options.student.parent.name,
             "nnunet_s": {str(w): round(r[0], 1) for w, r in runs.items()},
             "nnunet_gb": {str(w): round(r[1], 2) for w, r in runs.items()},
             "segpipe_s": [round(s, 1) for s, _ in seconds], "segpipe_gb": [round(g, 2) for _, g in seconds],
@@ -109,6 +116,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("images", type=Path)
     parser.add_argument("--nnunet", type=Path, required=True, help="bin folder of an environment with nnU-Net")
     parser.add_argument("--folds", nargs="+", default=["0"])
+    parser.add_argument("--student", type=Path, help="model that segpipe predicts with, instead of the folder's")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 3])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--tta", action="store_true")

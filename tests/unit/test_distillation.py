@@ -779,3 +779,47 @@ def test_the_guide_is_the_loss_it_is_made_of(place):
     half = replace(lesson, share=0.5, task=lesson.task * 0.5)
     assert float(guide.loss(half).detach()) == pytest.approx(0.125 * float(by_hand.detach()), rel=1e-5)
     assert VoxelTerm().modules == ()
+
+
+# Other kinds of trainings
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_regions_in_parts_with_averaged_weights_are_taught(workplace, tmp_path, soft):  # noqa: F811
+    from tests.phantoms import write_small_dataset
+
+    folder = write_small_dataset(tmp_path / "dataset")
+    declared = json.loads((folder / "dataset.json").read_text())
+    declared["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
+    (folder / "dataset.json").write_text(json.dumps(declared | {"regions_class_order": [1, 2]}))
+    folder, workspace = workplace(extra="parts = 2\naverage_decay = 0.9\n", batch=2)
+    plan = Plan.read(workspace.plan)
+    assert plan.labels.regions
+    model_of(plan).write(tmp_path / "teacher.segpipe")
+    place = folder, workspace, plan, tmp_path / "teacher.segpipe"
+    terms = ["voxel:balance=class,temperature=2", "dist", "channel", "pair", "holistic:width=8"]
+    terms += [] if soft else ["region:at=decoder.stages.0"]
+    student = distil(place, *terms, soft_labels=soft, deterministic=True).students[0]
+    line = json.loads((fold_of(student) / "log.jsonl").read_text().splitlines()[-1])
+    assert set(line["guide"]) == {t.partition(":")[0] for t in terms}
+    assert all(np.isfinite(told["value"]) for told in line["guide"].values())
+
+
+def test_slices_are_taught_and_a_fold_of_all_cases(place):
+    plan = place[2]
+    flat = place[3].with_name("flat.segpipe")
+    model_of(plan, "2d", axes=(0, 1)).write(flat)
+    for number, soft in enumerate((True, False)):
+        done = distil(
+            place,
+            "voxel:balance=class",
+            "pair",
+            "channel",
+            teacher=flat,
+            fold="all",
+            soft_labels=soft,
+            name=f"n{number}",
+        )
+        assert done.students[0].held_out is None
+        assert "/2d/" in str(done.students[0].model)
+        assert done.students[0].record.iterations == 4
