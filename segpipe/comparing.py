@@ -7,14 +7,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segpipe.errors import ModelError
-from segpipe.steps import SILENT, PathLike, alone_in, fingerprint, splits_of, workspace_of
+from segpipe.errors import ModelError, SegpipeError
+from segpipe.steps import SILENT, PathLike, alone_in, doubt_of_folds, fingerprint, splits_of, workspace_of
 from segpipe.watch import Watch
 
 if TYPE_CHECKING:
     from segpipe.comparison.schema import Comparison, ModelCosts, ModelScores
     from segpipe.dataset.schema import Case
     from segpipe.evaluation.schema import Evaluation
+    from segpipe.labels import Labels
 
 
 def compare(
@@ -85,12 +86,16 @@ def compare(
     costs: list[ModelCosts] = []
     evaluations: dict[str, Evaluation] = {}
     for path, name in zip([Path(m) for m in models], names, strict=True):
-        used = (folds or {}).get(path) or _folds(path, fold, watch)
+        used = (folds or {}).get(path) or _folds(path, fold)
+        doubt = doubt_of_folds(path, used, fold, workspace)
+        if doubt:
+            watch.note(f"{name}: {doubt}")
         folder = target / "predictions" / name
         watch.note(f"{name}: predicting {len(cases)} case(s) on {' and '.join(devices)}")
-        cost, failed = _cost(name, path, used, cases, folder, devices, tta=tta, threads=threads)
+        cost, scored, failed = _cost(name, path, used, cases, folder, devices, tta=tta, threads=threads)
+        _as_dataset(path, scored, measured.labels)
         costs.append(cost)
-        pairs = [(c.id, folder / _output(c), c.label.path) for c in cases if c.label and c.id not in failed]
+        pairs = [(c.id, scored / _output(c), c.label.path) for c in cases if c.label and c.id not in failed]
         with watch.counting(f"scoring {name}", len(pairs)) as done:
             evaluations[name] = evaluate(
                 pairs, measured.labels, missing=failed, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=done
@@ -112,15 +117,41 @@ def compare(
     return found
 
 
-def _folds(path: Path, fold: int | str, watch: Watch) -> tuple[str, ...]:
+def _folds(path: Path, fold: int | str) -> tuple[str, ...]:
     """The fold that held out the same cases, where a model has it, else all that it has."""
     from segpipe.inference.predictor import read_any_model
 
     model = read_any_model(path)
-    if str(fold) in model.folds:
-        return (str(fold),)
-    watch.note(f"{path}: has no fold {fold}; if any of its folds saw these cases in training, its scores flatter it")
-    return model.used(())
+    return (str(fold),) if str(fold) in model.folds else model.used(())
+
+
+def _as_dataset(path: Path, folder: Path, labels: Labels) -> None:
+    """Give predictions the dataset's label values, where the model has others: labels are the same by their names.
+
+    Raises
+    ------
+    ModelError
+        If the model does not know one of the labels.
+    """
+    import numpy as np
+
+    from segpipe.inference.predictor import plan_of, read_any_model
+    from segpipe.io.formats import IMAGE_ENDINGS, read_volume, write_labels_like
+
+    theirs = {t.name: t.paint for t in plan_of(read_any_model(path), path).labels.targets}
+    ours = {t.name: t.paint for t in labels.targets}
+    missing = [name for name in ours if name not in theirs]
+    if missing:
+        raise ModelError(f"{path}: does not know {', '.join(missing)}; it knows {', '.join(theirs)}")
+    if {name: theirs[name] for name in ours} == ours:
+        return
+    for file in folder.iterdir():
+        if file.name.endswith(IMAGE_ENDINGS):
+            found = read_volume(file).array[0]
+            renamed = np.zeros(found.shape, dtype=np.min_scalar_type(max(ours.values())))
+            for name, value in ours.items():
+                renamed[found == theirs[name]] = value
+            write_labels_like(file, file, renamed)
 
 
 def _cost(
@@ -133,26 +164,27 @@ def _cost(
     *,
     tta: bool,
     threads: int,
-) -> tuple[ModelCosts, dict[str, str]]:
-    """Count a model, and let it predict the cases on each device; the predictions of the last one stay."""
+) -> tuple[ModelCosts, Path, dict[str, str]]:
+    """Count a model, and let it predict the cases on each device; also the folder of the last one's predictions, and what failed."""
     from segpipe import jobs
     from segpipe.comparison.measure import Run, count, run
     from segpipe.comparison.schema import ModelCosts
     from segpipe.inference.inputs import InputCase
 
     counted = count(path, folds, tta=tta)
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs = [InputCase(c.id, tuple(i.path for i in c.images), folder / _output(c)) for c in cases]
     runs: list[Run] = []
-    for device in devices:
-        for old in folder.iterdir():
-            if old.is_file():
-                old.unlink()
-        runs.append(
-            jobs.in_own_process(
-                run, path, folds, inputs, folder / "predictions.jsonl", tta=tta, device=device, threads=threads
+    places = [folder / device.replace(":", "_") for device in devices]
+    for device, place in zip(devices, places, strict=True):
+        place.mkdir(parents=True, exist_ok=True)
+        inputs = [InputCase(c.id, tuple(i.path for i in c.images), place / _output(c)) for c in cases]
+        try:
+            runs.append(
+                jobs.in_own_process(
+                    run, path, folds, inputs, place / "predictions.jsonl", tta=tta, device=device, threads=threads
+                )
             )
-        )
+        except SegpipeError as error:
+            raise SegpipeError(f"{name} on {device}: {error}") from error
     windows = runs[0].windows_per_case
     cost = ModelCosts(
         name=name,
@@ -164,7 +196,7 @@ def _cost(
         file_mb=round(counted.file_mb, 3),
         latency=tuple(r.latency for r in runs),
     )
-    return cost, runs[-1].failed
+    return cost, places[-1], {case: why for r in runs for case, why in r.failed.items()}
 
 
 def _output(case: Case) -> str:
@@ -195,7 +227,7 @@ def _statistics(
 ) -> dict[str, object]:
     """What each model keeps of the first, and the paired differences of each two."""
     from segpipe.comparison.schema import ALL_LABELS, METRICS
-    from segpipe.comparison.statistics import difference, patient_scores, retention
+    from segpipe.comparison.statistics import difference, paired_scores, retention
 
     first = costs[0]
     kept = [
@@ -205,7 +237,7 @@ def _statistics(
             evaluations[c.name].cases,
             patients,
             parameters=100 * c.parameters / first.parameters,
-            macs=100 * c.macs_per_case / first.macs_per_case,
+            macs=100 * c.macs_per_case / first.macs_per_case if first.macs_per_case else None,
         )
         for c in costs[1:]
     ]
@@ -214,8 +246,8 @@ def _statistics(
     for one, other in combinations([c.name for c in costs], 2):
         for label in labels:
             for metric in METRICS:
-                sides = [(n, patient_scores(evaluations[n].cases, patients, label, metric)) for n in (one, other)]
-                differences.append(difference(sides[0], sides[1], label, metric))
+                scores = paired_scores(evaluations[one].cases, evaluations[other].cases, patients, label, metric)
+                differences.append(difference((one, other), scores, label, metric))
     return {"retention": tuple(kept), "differences": tuple(differences)}
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.errors import DistillationError
-from segpipe.held_out import HeldOut, score_held_out
-from segpipe.soft_labelling import Pupil, label_softly, why_on_disk
 from segpipe.steps import (
     SILENT,
     FoldSettings,
@@ -19,9 +17,9 @@ from segpipe.steps import (
     prepare_arrays,
     recipe_for,
     require_fold,
-    train_fold,
     workspace_of,
 )
+from segpipe.students import Lessons, Student, teach, train_alone
 from segpipe.watch import Watch
 from segpipe.workspace import Workspace
 
@@ -32,22 +30,8 @@ if TYPE_CHECKING:
     from segpipe.distillation.spec import KdTerm
     from segpipe.distillation.teacher import Teacher
     from segpipe.planning.schema import Plan
-    from segpipe.preprocessing.schema import PreprocessedIndex
-    from segpipe.runtime import Runtime
-    from segpipe.training.initial import InitialWeights
-    from segpipe.training.schema import TrainingRecord
 
 DEFAULT_STUDENT = "width=0.25"
-
-
-@dataclass(frozen=True)
-class Student:
-    """A trained student."""
-
-    record: TrainingRecord
-    model: Path
-    held_out: HeldOut | None
-    """Scores of the held-out cases; None where none was held out."""
 
 
 @dataclass(frozen=True)
@@ -60,34 +44,8 @@ class Distilled:
     """The same network, trained without a teacher."""
     comparison: Comparison | None = None
     comparison_folder: Path | None = None
-
-    @property
-    def failed(self) -> dict[str, str]:
-        """Cases that were lost on the way."""
-        held = [s.held_out for s in (*self.students, *((self.alone,) if self.alone else ())) if s.held_out]
-        return {case: reason for h in held for case, reason in h.failed.items()}
-
-
-@dataclass(frozen=True)
-class _Line:
-    """What all students of one command share."""
-
-    workspace: Workspace
-    base: Plan
-    configuration: str
-    index: PreprocessedIndex
-    runtime: Runtime
-    settings: FoldSettings
-    terms: tuple[KdTerm, ...]
-    cap: float
-    teacher_tta: bool
-    soft_labels: bool | None
-    unlabelled: Path | None
-    fresh: bool
-    tta: bool
-    tolerance_mm: float
-    jobs: int | None
-    watch: Watch
+    failed: dict[str, str] = field(default_factory=dict)
+    """Cases that were lost on the way, with the stage and the reason."""
 
 
 def distill(
@@ -152,16 +110,16 @@ def distill(
     unlabelled : path, optional
         Folder of images, or manifest, without labels: they are trained on by the teachers' probabilities alone.
     fresh : bool
-        Begin with fresh weights even where the teacher's fit.
+        Begin with fresh weights even where the first teacher's have the student's shapes.
     baseline : bool
-        Also train the same student without a teacher, for as many epochs.
+        Also train the (last) student without a teacher, in all else alike.
     compare : bool
         Measure and compare teacher and student when they are trained.
     work, epochs, minutes, device, jobs, seed, deterministic, tta, tolerance_mm, resume, watch
         As for ``segpipe.train``.
     """
     from segpipe.distillation.recipe import load_distillation_recipe
-    from segpipe.distillation.spec import WITHOUT_TEACHER, parse_term
+    from segpipe.distillation.spec import parse_term
     from segpipe.distillation.teacher import Teacher
     from segpipe.runtime import choose_runtime
 
@@ -169,44 +127,51 @@ def distill(
     terms = tuple(parse_term(text) for text in kd) or chosen.terms
     paths = [Path(teacher)] if isinstance(teacher, (str, Path)) else [Path(t) for t in teacher]
     networks = [student] if isinstance(student, str) else list(student)
-    taught = any(term.weight and not isinstance(term, WITHOUT_TEACHER) for term in terms)
-    if taught and not paths:
-        raise DistillationError(
-            "no --teacher: the terms need one; give a trained model, or --kd self or --kd mutual alone"
-        )
-    if unlabelled is not None and not taught:
-        raise DistillationError(
-            "--unlabelled: without a teacher nothing is known of these images; give --teacher and a term that needs it"
-        )
     settings = FoldSettings(
         fold=fold, epochs=epochs, minutes=minutes, seed=seed, deterministic=deterministic, resume=resume
     )
     runtime, workspace = choose_runtime(device, deterministic=deterministic), workspace_of(dataset, work)
     teachers = tuple(Teacher.load(path, fold=fold, folds=teacher_folds) for path in paths)
+    _require_teachers(terms, teachers, unlabelled=unlabelled is not None)
     with alone_in(workspace, watch):
         base = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime))
         where = configuration or _configuration(teachers, base)
         plans = _plans(workspace, base, networks, name, watch)
-        for plan in plans:
+        without = _kept(workspace, plans[-1], f"{plans[-1].recipe}-alone") if baseline else None
+        for plan in (*plans, *((without,) if without else ())):
             require_fold(workspace, plan, where, settings)
             if plan.configuration(where).previous_stage is not None:
                 raise DistillationError(
                     f"configuration {where!r}: the second stage of a cascade cannot be a student; give another"
                 )
         index = prepare_arrays(workspace, base, where, jobs, watch)
-    line = _Line(
-        workspace, base, where, index, runtime, settings, terms, chosen.cap, teacher_tta, soft_labels,
-        None if unlabelled is None else Path(unlabelled), fresh, tta, tolerance_mm, jobs, watch,
-    )  # fmt: skip
+    lessons = Lessons(
+        workspace=workspace,
+        configuration=where,
+        index=index,
+        runtime=runtime,
+        settings=settings,
+        terms=terms,
+        cap=chosen.cap,
+        teacher_tta=teacher_tta,
+        soft_labels=soft_labels,
+        unlabelled=None if unlabelled is None else Path(unlabelled),
+        fresh=fresh,
+        tta=tta,
+        tolerance_mm=tolerance_mm,
+        jobs=jobs,
+        watch=watch,
+    )
     students: list[Student] = []
     before = teachers
     for number, plan in enumerate(plans, start=1):
         if len(plans) > 1:
             watch.note(f"student {number} of {len(plans)}: {networks[number - 1]}")
-        students.append(_student(line, plan, before))
+        # Whoever is taught by a student starts anew, as born-again networks do.
+        students.append(teach(lessons if number == 1 else replace(lessons, fresh=True), plan, before))
         before = (Teacher.load(students[-1].model, fold=fold, folds=(str(fold),)),)
-    alone = _alone(line, plans[-1], name, students[-1]) if baseline else None
-    done = Distilled(tuple(students), alone)
+    alone = None if without is None else train_alone(lessons, without, students[-1])
+    done = Distilled(tuple(students), alone, failed=_failed([*students, *([alone] if alone else [])]))
     if not compare or fold == "all":
         return done
     from segpipe.comparing import compare as stage
@@ -226,7 +191,30 @@ def distill(
         jobs=jobs,
         watch=watch,
     )
-    return replace(done, comparison=found, comparison_folder=folder)
+    lost = {f"{name}: {case}": why for name, s in found.scores.items() for case, why in s.failed.items()}
+    return replace(done, comparison=found, comparison_folder=folder, failed=done.failed | lost)
+
+
+def _require_teachers(terms: tuple[KdTerm, ...], teachers: tuple[Teacher, ...], *, unlabelled: bool) -> None:
+    """Raise where the terms need a teacher that is not given, or one is given twice."""
+    from segpipe.distillation.spec import WITHOUT_TEACHER
+
+    taught = any(term.weight and not isinstance(term, WITHOUT_TEACHER) for term in terms)
+    if taught and not teachers:
+        raise DistillationError(
+            "no --teacher: the terms need one; give a trained model, or --kd self or --kd mutual alone"
+        )
+    if unlabelled and not taught:
+        raise DistillationError(
+            "--unlabelled: without a teacher nothing is known of these images; give --teacher and a term that needs it"
+        )
+    if len({t.path.resolve() for t in teachers}) < len(teachers):
+        raise DistillationError("a --teacher is given twice; give each once")
+
+
+def _failed(students: list[Student]) -> dict[str, str]:
+    """Cases that any of them lost."""
+    return {case: reason for student in students for case, reason in student.failed.items()}
 
 
 def _configuration(teachers: tuple[Teacher, ...], base: Plan) -> str:
@@ -241,10 +229,8 @@ def _plans(workspace: Workspace, base: Plan, networks: list[str], name: str, wat
     for text in networks:
         plan = plan_for_network(workspace, base, _network(text), watch)
         taken = {p.recipe for p in made}
-        variant = next(
-            v for n in range(1, len(networks) + 1)
-            if (v := _variant(plan, name if n == 1 else f"{name}-{n}")) not in taken
-        )  # fmt: skip
+        names = [name, *(f"{name}-{n}" for n in range(2, len(networks) + 1))]
+        variant = next(v for v in (_variant(plan, n) for n in names) if v not in taken)
         made.append(_kept(workspace, plan, variant))
     return made
 
@@ -255,7 +241,7 @@ def _network(text: str) -> str:
 
 
 def _variant(plan: Plan, name: str) -> str:
-    return f"{plan.recipe}+{name}" if "+" not in plan.recipe else f"{plan.recipe}~{name}"
+    return f"{plan.recipe}~{name}" if "+" in plan.recipe else f"{plan.recipe}+{name}"
 
 
 def _kept(workspace: Workspace, plan: Plan, variant: str) -> Plan:
@@ -263,120 +249,3 @@ def _kept(workspace: Workspace, plan: Plan, variant: str) -> Plan:
     named = plan.model_copy(update={"recipe": variant})
     named.write(workspace.plan_of(variant))
     return named
-
-
-def _student(line: _Line, plan: Plan, teachers: tuple[Teacher, ...]) -> Student:
-    """Let one student learn from its teachers, and score it."""
-    from segpipe.distillation.guidance import Distillation
-
-    configuration, watch = plan.configuration(line.configuration), line.watch
-    for teacher in teachers:
-        watch.note(f"teacher: {teacher.describe()}")
-        if str(line.settings.fold) not in teacher.folds:
-            watch.note(
-                f"  it has no fold {line.settings.fold}: it may have seen the held-out cases, and scores of its students flatter"
-            )
-    index, soft = line.index, None
-    if _on_disk(line, plan, teachers):
-        pupil = Pupil(line.workspace, plan, line.configuration, line.index, line.settings.fold, line.unlabelled)
-        soft = label_softly(pupil, teachers, line.runtime, tta=line.teacher_tta, jobs=line.jobs, watch=watch)
-        index = soft.index
-    guidance = Distillation(
-        terms=line.terms,
-        cap=line.cap,
-        teachers=teachers,
-        plan=plan,
-        configuration=configuration,
-        seed=line.settings.seed,
-        soft_labels=None if soft is None else soft.folder,
-        unlabelled=None if soft is None else soft.unlabelled,
-    )
-    watch.note(f"training on {line.runtime.describe()}")
-    record = train_fold(
-        line.workspace,
-        plan,
-        index,
-        line.runtime,
-        line.settings,
-        configuration=line.configuration,
-        watch=watch,
-        guidance=guidance,
-        initial=None if line.fresh else _initial(plan, line.configuration, teachers, watch),
-    )
-    return _scored(line, plan, record)
-
-
-def _on_disk(line: _Line, plan: Plan, teachers: tuple[Teacher, ...]) -> bool:
-    """Whether the teachers' probabilities are kept on disk."""
-    from segpipe.distillation.spec import WITHOUT_TEACHER
-
-    needing = [term for term in line.terms if term.weight and not isinstance(term, WITHOUT_TEACHER)]
-    if not needing:
-        return False
-    because = why_on_disk(
-        Pupil(line.workspace, plan, line.configuration, line.index, line.settings.fold, line.unlabelled), teachers
-    )
-    if because is None:
-        # On a CPU a look at every patch would cost more than the student's own step.
-        cheaper = line.runtime.device.type == "cpu" and not any(term.modules for term in needing)
-        return cheaper if line.soft_labels is None else line.soft_labels
-    if line.soft_labels is False:
-        raise DistillationError(f"--no-soft-labels: the teachers cannot look at the student's patches: {because}")
-    line.watch.note(f"the teachers' probabilities are kept on disk: {because}")
-    return True
-
-
-def _scored(line: _Line, plan: Plan, record: TrainingRecord) -> Student:
-    """A trained student with its scores on the held-out cases."""
-    model, held_out = line.workspace.model(line.configuration, plan.recipe), None
-    if line.settings.fold != "all":
-        held_out = score_held_out(
-            line.workspace,
-            plan,
-            line.index,
-            line.settings.fold,
-            line.runtime,
-            configuration=line.configuration,
-            tta=line.tta,
-            tolerance_mm=line.tolerance_mm,
-            jobs=line.jobs,
-            resume=line.settings.resume,
-            watch=line.watch,
-        )
-    return Student(record, model, held_out)
-
-
-def _alone(line: _Line, taught: Plan, name: str, student: Student) -> Student:
-    """Train the last student once more, without a teacher: the same network, seed, patches and number of epochs."""
-    plan = _kept(line.workspace, taught, f"{taught.recipe.removesuffix(name)}{name}-alone")
-    settings = line.settings
-    if settings.minutes is not None:
-        # A teacher takes time; what is held against each other has seen the same number of patches.
-        settings = replace(settings, minutes=None, epochs=max(student.record.epochs, 1))
-    line.watch.note(f"the same student without a teacher, {settings.epochs or 'as many'} epochs")
-    alone = replace(line, settings=settings)
-    record = train_fold(
-        line.workspace, plan, line.index, line.runtime, settings, configuration=line.configuration, watch=line.watch
-    )
-    return _scored(alone, plan, record)
-
-
-def _initial(plan: Plan, configuration: str, teachers: tuple[Teacher, ...], watch: Watch) -> InitialWeights | None:
-    """The first teacher's weights, where any of its convolutions has the shape of the student's."""
-    import torch
-
-    from segpipe.networks.build import build_network
-    from segpipe.training.initial import InitialWeights
-
-    if not teachers:
-        return None
-    first = teachers[0]
-    chosen = plan.configuration(configuration)
-    with torch.random.fork_rng(devices=[]):
-        own = build_network(chosen.network, plan.n_inputs(chosen), plan.labels.n_outputs).state_dict()
-    given = first.model.folds[first.folds[0]]
-    fitting = [n for n, value in given.items() if value.ndim > 1 and n in own and own[n].shape == value.shape]
-    if not fitting:
-        watch.note("the student begins with fresh weights: none of the teacher's convolutions has its shape")
-        return None
-    return InitialWeights(first.path, first.folds[0], given)

@@ -19,7 +19,7 @@ import psutil
 from loky import cpu_count, get_reusable_executor
 from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
-from segpipe.errors import CaseError
+from segpipe.errors import CaseError, SegpipeError
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +135,18 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
 
 
 def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Call a function in a new process, which ends with it: nothing that was done before weighs on its time or its memory."""
-    with ProcessPoolExecutor(max_workers=1) as pool:
-        result: Result = pool.submit(function, *args, **kwargs).result()
+    """Call a function in a new process, which ends with it: nothing that was done before weighs on its time or its memory.
+
+    Raises
+    ------
+    SegpipeError
+        If the process is killed; what the function itself raises is passed on.
+    """
+    try:
+        with ProcessPoolExecutor(max_workers=1) as pool:
+            result: Result = pool.submit(function, *args, **kwargs).result()
+    except TerminatedWorkerError as error:
+        raise SegpipeError(f"its process was killed ({error}); where memory ran out, free some") from error
     return result
 
 

@@ -43,6 +43,8 @@ class SoftLabels:
     """Of the cases that have some."""
     unlabelled: tuple[Path, tuple[str, ...]] | None
     """Folder of prepared images without labels, and which."""
+    unusable: dict[str, str]
+    """Images without labels that could not be used, with the reasons."""
 
 
 def why_on_disk(pupil: Pupil, teachers: tuple[Teacher, ...]) -> str | None:
@@ -86,7 +88,7 @@ def label_softly(
     plan, configuration = pupil.plan, pupil.plan.configuration(pupil.configuration)
     folder = pupil.workspace.soft_labels(pupil.configuration, soft_label_key(teachers, plan, configuration, tta=tta))
     sources = _labelled_sources(pupil)
-    more = [] if pupil.unlabelled is None else _unlabelled_sources(pupil, pupil.unlabelled, jobs, watch)
+    more, unusable = ([], {}) if pupil.unlabelled is None else _unlabelled(pupil, pupil.unlabelled, jobs, watch)
     with watch.counting("soft labels", len(sources) + len(more)) as done:
         failed = write_soft_labels(
             [*sources, *more], teachers, plan, configuration, inference_runtime(runtime), folder, tta=tta, on_case=done
@@ -96,12 +98,14 @@ def label_softly(
     if all(source.id in failed for source in sources):
         raise DistillationError(f"{folder}: the teachers could label no training case; the reasons are above")
     kept = tuple(case for case in pupil.index.cases if case not in failed)
-    index = pupil.index.model_copy(update={"cases": kept, "failed": {**pupil.index.failed, **failed}})
+    lost = {s.id: f"soft labels: {failed[s.id]}" for s in sources if s.id in failed}
+    index = pupil.index.model_copy(update={"cases": kept, "failed": {**pupil.index.failed, **lost}})
+    unusable |= {s.id: f"soft labels: {failed[s.id]}" for s in more if s.id in failed}
     usable = [source for source in more if source.id not in failed]
     for source in usable:
         take_over_calls(source, SoftLabelFiles(folder / source.id), plan, configuration)
     place = (usable[0].prepared.root.parent, tuple(s.id for s in usable)) if usable else None
-    return SoftLabels(folder, index, place)
+    return SoftLabels(folder, index, place, unusable)
 
 
 def _labelled_sources(pupil: Pupil) -> list[Source]:
@@ -122,8 +126,8 @@ def _labelled_sources(pupil: Pupil) -> list[Source]:
     ]
 
 
-def _unlabelled_sources(pupil: Pupil, images: Path, jobs: int | None, watch: Watch) -> list[Source]:
-    """Images without labels, prepared; one that fails is told, and the others go on."""
+def _unlabelled(pupil: Pupil, images: Path, jobs: int | None, watch: Watch) -> tuple[list[Source], dict[str, str]]:
+    """Images without labels, prepared, and those that failed; the others go on."""
     from segpipe.artefact import json_digest
     from segpipe.dataset.schema import Dataset
     from segpipe.distillation.unlabelled import prepare_unlabelled
@@ -152,6 +156,7 @@ def _unlabelled_sources(pupil: Pupil, images: Path, jobs: int | None, watch: Wat
             bytes_each=peak_bytes(Fingerprint.read(workspace.fingerprint), plan, configuration),
             on_case=done,
         )
-    for name, reason in (failed | problems).items():
-        watch.note(f"unlabelled: {name}: {reason}")
-    return sources
+    unusable = {name: f"unlabelled: {reason}" for name, reason in (failed | problems).items()}
+    for name, reason in unusable.items():
+        watch.note(f"{name}: {reason}")
+    return sources, unusable

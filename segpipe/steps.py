@@ -330,6 +330,19 @@ def require_fold(workspace: Workspace, current: Plan, configuration: str, settin
         require_tensorboard()
 
 
+def doubt_of_folds(path: Path, folds: tuple[str, ...], fold: int | str, workspace: Workspace) -> str | None:
+    """Why the held-out cases of a fold may not be new to some folds of a model; None where they are."""
+    if fold == "all":
+        return None
+    if folds != (str(fold),):
+        return (
+            f"fold(s) {', '.join(folds)}: may have seen the cases that fold {fold} holds out, and scores flatter then"
+        )
+    if not path.resolve().is_relative_to(workspace.root.resolve()):
+        return f"its fold {fold} is taken for the one that held out the same cases, which the file cannot show"
+    return None
+
+
 def splits_of(workspace: Workspace, measured: Fingerprint) -> Splits:
     """Splits of the fingerprint's cases, made when they are not there."""
     from segpipe.dataset.splits import read_or_make

@@ -39,13 +39,13 @@ def apply(images: Tensor, labels: Tensor, spec: AugmentationSpec, drawn: Draw) -
         Images and labels of the spec's patch size; labels without -1.
     """
     images, labels, _ = apply_with(images, labels, None, spec, drawn)
-    return images, labels
+    return images, labels.clamp_min(0)
 
 
 def apply_with(
     images: Tensor, labels: Tensor, soft: Tensor | None, spec: AugmentationSpec, drawn: Draw
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Augment a batch, and move probabilities (N, K, ...) as its images are moved: linearly, 0 outside; see :func:`apply`."""
+    """Augment a batch, and move probabilities (N, K, ...) as its images are moved: linearly, 0 outside; labels keep their -1."""
     n_channels = images.shape[1]
     moved, labels = move(images if soft is None else torch.cat((images, soft), dim=1), labels, spec, drawn)
     if soft is not None:
@@ -61,7 +61,7 @@ def apply_with(
     outside = labels[:, 0] < 0
     for channel in spec.masked_channels:
         images[:, channel] = images[:, channel].masked_fill(outside, 0)
-    return images, labels.clamp_min(0), soft
+    return images, labels, soft
 
 
 def centre_crop(array: Tensor, patch: tuple[int, ...]) -> Tensor:

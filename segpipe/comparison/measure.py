@@ -1,12 +1,14 @@
 """What a model costs: counted, and measured in a process of its own."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from segpipe.comparison.schema import Latency
+from segpipe.errors import ModelError
 from segpipe.inference.engine import inference_runtime, make_network, network_cache
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Options, Predictor, plan_of, read_any_model
@@ -29,8 +31,16 @@ class Counted:
 
 
 def count(path: Path, folds: tuple[str, ...], *, tta: bool) -> Counted:
-    """Count a model's weights and work."""
+    """Count a model's weights and work.
+
+    Raises
+    ------
+    ModelError
+        If it is no model, or a cascade.
+    """
     model = read_any_model(path, folds)
+    if model.previous is not None:
+        raise ModelError(f"{path}: is a cascade, whose stages have costs of their own; compare its stages")
     plan = plan_of(model, path)
     configuration = plan.configuration(model.configuration)
     network, n_inputs = make_network(plan, configuration, model.folds[folds[0]])
@@ -62,9 +72,12 @@ def run(
     with PeakMemory() as memory:
         predictor = Predictor.load(path, runtime, options)
         # What is done once a process (memory taken, kernels chosen) is not charged to the cases.
-        once = [InputCase(c.id, c.images, c.output.with_name(f"once_{c.output.name}")) for c in cases[:1]]
-        for row in predict(once, predictor, log.with_name("once.jsonl")):
-            row.output.unlink(missing_ok=True)
+        with TemporaryDirectory(dir=log.parent) as apart:
+            predict(
+                [replace(c, output=Path(apart) / c.output.name) for c in cases[:1]],
+                predictor,
+                Path(apart) / "log.jsonl",
+            )
         start = time.perf_counter()
         rows = predict(cases, predictor, log)
         elapsed = time.perf_counter() - start
@@ -73,6 +86,7 @@ def run(
         engine=predictor.describe,
         seconds_per_case=elapsed / len(cases),
         peak_memory_gb=memory.gb,
+        peak_device_gb=torch.cuda.max_memory_allocated() / 1e9 if runtime.device.type == "cuda" else None,
     )
     failed = {row.case: row.reason or "" for row in rows if row.status == "failed"}
     done = [row for row in rows if row.status == "done"]

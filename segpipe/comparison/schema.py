@@ -17,7 +17,9 @@ class Latency(Record):
     seconds_per_case: float
     """Whole cases, files read and written."""
     peak_memory_gb: float | None
-    """Of the whole process; None where the system does not tell."""
+    """Of the whole process, on the host; None where the system does not tell."""
+    peak_device_gb: float | None = None
+    """Of tensors on a GPU."""
 
 
 class ModelCosts(Record):
@@ -73,7 +75,7 @@ class Retention(Record):
     """95 % interval by bootstrap over patients."""
     nsd_percent: float | None
     parameters_percent: float
-    macs_percent: float
+    macs_percent: float | None
     lowest_label: str | None
     lowest_label_percent: float | None
 

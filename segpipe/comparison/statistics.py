@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from segpipe.comparison.schema import ALL_LABELS, Difference, Metric, Retention
-from segpipe.evaluation.schema import CaseScores
+from segpipe.evaluation.schema import CaseScores, LabelScore
 
 N_BOOTSTRAP = 10_000
 _SEED = 20_190_301
@@ -18,42 +18,64 @@ LEAST_DIFFERING = 5
 Floats = NDArray[np.float64]
 
 
-def patient_scores(
-    cases: tuple[CaseScores, ...], patients: Mapping[str, str], label: str, metric: Metric
-) -> dict[str, float]:
-    """Mean score of each patient's cases in which a label applies; over all labels, of each case's mean over its labels.
+def paired_scores(
+    first: tuple[CaseScores, ...],
+    second: tuple[CaseScores, ...],
+    patients: Mapping[str, str],
+    label: str,
+    metric: Metric,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean score of each patient by two models, over the same cases and labels: those of cases that both have a score of.
 
-    A label that only one of prediction and reference has is scored (evaluation's rule); one that neither has does not count.
+    Over all labels it is the mean of each case's mean over its labels. A label that neither reference nor prediction has is right;
+    where one model rightly leaves out what the other one falsely finds, it counts as perfect against the other's 0.
     """
-    found: dict[str, list[float]] = {}
-    for case in cases:
-        scored = case.labels.values() if label == ALL_LABELS else [case.labels[label]]
-        values = [value for score in scored if (value := getattr(score, metric)) is not None]
-        if values:
-            found.setdefault(patients.get(case.case, case.case), []).append(sum(values) / len(values))
-    return {patient: sum(values) / len(values) for patient, values in found.items()}
+    seconds = {case.case: case for case in second}
+    found: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
+    for case in first:
+        if case.case not in seconds:
+            continue
+        names = list(case.labels) if label == ALL_LABELS else [label]
+        pairs = [_pair(case.labels[name], seconds[case.case].labels[name], metric) for name in names]
+        applying = [pair for pair in pairs if pair is not None]
+        if applying:
+            patient = patients.get(case.case, case.case)
+            for side, values in zip(found, zip(*applying, strict=True), strict=True):
+                side.setdefault(patient, []).append(sum(values) / len(values))
+    means = [{patient: sum(v) / len(v) for patient, v in side.items()} for side in found]
+    return means[0], means[1]
+
+
+def _pair(first: LabelScore, second: LabelScore, metric: Metric) -> tuple[float, float] | None:
+    perfect = 0.0 if metric == "hd95_mm" else 1.0
+    values: list[float | None] = [getattr(score, metric) for score in (first, second)]
+    if values == [None, None]:
+        return None
+    one, other = (perfect if value is None else value for value in values)
+    return one, other
 
 
 def difference(
-    first: tuple[str, Mapping[str, float]], second: tuple[str, Mapping[str, float]], label: str, metric: Metric
+    names: tuple[str, str], scores: tuple[Mapping[str, float], Mapping[str, float]], label: str, metric: Metric
 ) -> Difference:
-    """Compare the scores of two models on the patients that both have.
+    """Compare two models' scores of the same patients.
 
     Parameters
     ----------
-    first, second : tuple of (name, scores by patient)
+    names : tuple of str
+    scores : tuple of mapping
+        Of :func:`paired_scores`.
     label, metric
         What they are scores of.
     """
-    shared = sorted(first[1].keys() & second[1].keys())
-    deltas = np.array([second[1][p] - first[1][p] for p in shared])
+    deltas = np.array([scores[1][p] - scores[0][p] for p in sorted(scores[0])])
     low, high = bootstrap_interval(deltas)
     return Difference(
-        first=first[0],
-        second=second[0],
+        first=names[0],
+        second=names[1],
         label=label,
         metric=metric,
-        n_patients=len(shared),
+        n_patients=len(deltas),
         mean=float(deltas.mean()) if len(deltas) else None,
         low=low,
         high=high,
@@ -83,8 +105,8 @@ def signed_rank_p(deltas: Floats) -> float | None:
 def kept_share(
     reference: Mapping[str, float], model: Mapping[str, float]
 ) -> tuple[float | None, float | None, float | None]:
-    """Percent of the reference's mean that a model keeps, with a 95 % interval: patients are drawn, both models on the same."""
-    shared = sorted(reference.keys() & model.keys())
+    """Percent of the reference's mean that a model keeps, with a 95 % interval: patients are drawn, the same of both."""
+    shared = sorted(reference)
     theirs, ours = (np.array([scores[p] for p in shared]) for scores in (reference, model))
     if not len(shared) or theirs.mean() <= 0:
         return None, None, None
@@ -105,7 +127,7 @@ def retention(
     patients: Mapping[str, str],
     *,
     parameters: float,
-    macs: float,
+    macs: float | None,
 ) -> Retention:
     """How much of the reference's scores a model keeps.
 
@@ -115,13 +137,11 @@ def retention(
     reference, model : tuple of CaseScores
     patients : mapping of case to patient
     parameters, macs : float
-        The model's, in percent of the reference's.
+        The model's, in percent of the reference's; None where nothing was computed.
     """
 
     def kept(label: str, metric: Metric) -> tuple[float | None, float | None, float | None]:
-        return kept_share(
-            patient_scores(reference, patients, label, metric), patient_scores(model, patients, label, metric)
-        )
+        return kept_share(*paired_scores(reference, model, patients, label, metric))
 
     dice, low, high = kept(ALL_LABELS, "dice")
     labels = list(reference[0].labels) if reference else []

@@ -37,11 +37,15 @@ class Distillation:
 
     @property
     def digest(self) -> str:
-        """sha256 of all that it teaches."""
-        return json_digest([self.describe(), [t.digest for t in self.teachers]])
+        """sha256 of all that it teaches, wherever the teachers' files lie."""
+        about = {key: value for key, value in self._about().items() if key != "teachers"}
+        return json_digest([about, [t.digest for t in self.teachers]])
 
     def describe(self) -> dict[str, Any]:
-        """Teachers and terms, and how they are put together."""
+        """Teachers and terms, how they are put together, and the digest of it all."""
+        return self._about() | {"digest": self.digest}
+
+    def _about(self) -> dict[str, Any]:
         return {
             "teachers": [t.describe() for t in self.teachers],
             "terms": [t.model_dump(mode="json") for t in self.terms],

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from segpipe import seeds
 from segpipe.distillation.critic import Critic, critic_loss, holistic_loss
-from segpipe.distillation.features import attention_loss, flow_loss, hide, hint_loss, pooled
+from segpipe.distillation.features import attention_loss, flow_loss, hide, hint_loss, on_grid_of, pooled
 from segpipe.distillation.relations import pair_loss, region_loss, relational_loss, similarity_loss
 from segpipe.distillation.response import (
     channel_loss,
     correlation_loss,
-    log_of,
     log_probabilities,
     present_classes,
+    probabilities_of,
+    scores_of,
     voxel_loss,
 )
 from segpipe.distillation.spec import (
@@ -63,15 +64,16 @@ class Seen:
 
     lesson: Lesson
     student: Tensor
-    """Log-probabilities (N, K, ...) at full resolution."""
+    """Scores (N, K, ...) at full resolution, float32."""
     teacher: Tensor | None
+    """The teacher's."""
     maps: dict[str, tuple[Tensor, Tensor]]
     """Feature maps of student and teacher, by the name that a term gives."""
     generator: torch.Generator
 
     @property
     def taught(self) -> Tensor:
-        """Log-probabilities of the teacher."""
+        """Scores of the teacher."""
         assert self.teacher is not None
         return self.teacher
 
@@ -86,7 +88,7 @@ class Told:
 
     def taken(self) -> dict[str, list[tuple[float, float]]]:
         """All of them as numbers."""
-        return {key: [(v, r) for v, r in torch.stack(rows).tolist()] for key, rows in self.rows.items()}
+        return {key: [(v, r) for v, r in torch.stack(rows).tolist()] for key, rows in self.rows.items() if rows}
 
 
 class DistillationGuide:
@@ -134,13 +136,19 @@ class DistillationGuide:
             )
         self.told, self.warned = Told(), set[str]()
         n_channels = trainer.training.cases[0].image.shape[0]
+        self._require_heads(n_channels, patch)
         self.own = nn.ModuleDict(self._own_modules(n_channels, patch)).to(trainer.runtime.device)
         self.optimizer = _optimizer_without_decay(self.own, trainer) if len(self.own) else None
-        self.critics = {
-            key: torch.optim.Adam(critic.parameters(), lr=term.learning_rate, betas=(0.0, 0.9))
-            for key, term in self.terms.items()
-            if isinstance(term, HolisticTerm) and (critic := self._make_critic(key, term, n_channels, patch))
+        shown = n_channels + trainer.labels.n_outputs
+        judging = {key: term for key, term in self.terms.items() if isinstance(term, HolisticTerm)}
+        self.critics = nn.ModuleDict({key: Critic(shown, patch, width=term.width) for key, term in judging.items()})
+        self.critics.to(trainer.runtime.device)
+        self.critic_optimizers = {
+            key: torch.optim.Adam(self.critics[key].parameters(), lr=term.learning_rate, betas=(0.0, 0.9))
+            for key, term in judging.items()
         }
+        self.above: Tensor | None = None
+        """What terms were last held against: a part of a batch without labels has no loss against any."""
         self.shown: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         mutual = any(isinstance(term, MutualTerm) for term in self.terms.values())
         self.peer = to_device(make_peer(), trainer.runtime.device).train() if mutual else None
@@ -149,21 +157,33 @@ class DistillationGuide:
     def loss(self, lesson: Lesson) -> Tensor:
         """Sum of the terms for a part of a batch, each held to its cap."""
         added = lesson.task.new_zeros(())
-        active = {key: w for key, term in self.terms.items() if (w := term.weight_at(lesson.progress))}
-        if not active:
+        weights = {key: term.weight_at(lesson.progress) for key, term in self.terms.items()}
+        if not any(weights.values()) and self.peer is None:
             if self.student_taps:
                 self.student_taps.maps.clear()
             return added
         with torch.autocast(self.trainer.runtime.device.type, enabled=False):
             seen = self._look(lesson)
-            above = (lesson.task / lesson.share - self.trainer.loss.floor).clamp_min(_LEAST_TASK)
-            for key, weight in active.items():
+            self.above = self._above_floor(lesson)
+            for key, weight in weights.items():
+                # A second student learns from the first step on, whenever its turn to teach begins.
+                if not weight and not isinstance(self.terms[key], MutualTerm):
+                    continue
                 value = self._value(key, seen)
-                ratio = weight * value.detach().abs() / above
-                self.told.rows[key].append(torch.stack((value.detach(), ratio)))
+                ratio = torch.zeros_like(value) if self.above is None else weight * value.detach().abs() / self.above
+                if weight:
+                    self.told.rows[key].append(torch.stack((value.detach(), ratio.detach())))
                 held = torch.where(ratio > self.cap, self.cap / ratio.clamp_min(1e-12), torch.ones_like(ratio))
-                added = added + held * weight * lesson.share * value
+                added = added + held.detach() * weight * lesson.share * value
         return added
+
+    def _above_floor(self, lesson: Lesson) -> Tensor | None:
+        """How far the loss against the labels is above its floor, over the samples that have labels; as before where none has."""
+        share = sum(lesson.labelled) / max(len(lesson.labelled), 1) if lesson.labelled else 1.0
+        floor = self.trainer.loss.floor
+        if not share or floor is None:
+            return self.above
+        return (lesson.task / (lesson.share * share) - floor).clamp_min(_LEAST_TASK)
 
     def step(self, learning_rate: float) -> None:
         """Let projectors, critics and the second student take a step."""
@@ -202,7 +222,9 @@ class DistillationGuide:
         return {
             "own": self.own.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            "critics": {key: optimizer.state_dict() for key, optimizer in self.critics.items()},
+            "critics": self.critics.state_dict(),
+            "critic_optimizers": {key: o.state_dict() for key, o in self.critic_optimizers.items()},
+            "above": None if self.above is None else self.above.detach(),
             "peer": None if self.peer is None else self.peer.state_dict(),
             "peer_optimizer": None if self.peer_optimizer is None else self.peer_optimizer.state_dict(),
             "told": self.told.taken(),
@@ -213,13 +235,16 @@ class DistillationGuide:
         self.own.load_state_dict(state["own"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-        for key, optimizer in self.critics.items():
-            optimizer.load_state_dict(state["critics"][key])
+        self.critics.load_state_dict(state["critics"])
+        for key, optimizer in self.critic_optimizers.items():
+            optimizer.load_state_dict(state["critic_optimizers"][key])
+        device = self.trainer.runtime.device
+        self.above = None if state["above"] is None else state["above"].to(device)
         if self.peer is not None and self.peer_optimizer is not None:
             self.peer.load_state_dict(state["peer"])
             self.peer_optimizer.load_state_dict(state["peer_optimizer"])
         for key, rows in state["told"].items():
-            self.told.rows[key] = [torch.tensor(row) for row in rows]
+            self.told.rows[key] = [torch.tensor(row, device=device) for row in rows]
 
     def _look(self, lesson: Lesson) -> Seen:
         regions = self.trainer.labels.regions
@@ -227,40 +252,45 @@ class DistillationGuide:
         if self.beside is not None and any(not isinstance(t, WITHOUT_TEACHER) for t in self.terms.values()):
             teacher = self.beside(lesson.images)
         elif lesson.soft is not None:
-            teacher = log_of(lesson.soft)
+            teacher = scores_of(lesson.soft, regions=regions)
         if self.modules and self.student_taps and self.beside and self.beside.taps:
-            ours = {at: self.student_taps[for_student(at)] for at in self.modules}
-            maps = {at: (ours[at].float(), self.beside.taps[for_teacher(at)].detach().float()) for at in self.modules}
+            ours, theirs = self.student_taps.taken(), self.beside.taps.taken()
+            maps = {at: (ours[for_student(at)].float(), theirs[for_teacher(at)].float()) for at in self.modules}
         generator = torch.Generator().manual_seed(
             int(seeds.stream(self.seed, "distillation", lesson.iteration).integers(2**62))
         )
-        student = log_probabilities(lesson.heads[0], regions=regions)
-        return Seen(lesson, student, teacher, maps, generator)
+        return Seen(lesson, lesson.heads[0].float(), teacher, maps, generator)
 
     def _value(self, key: str, seen: Seen) -> Tensor:
         """Value of a term, before its weight."""
-        term, regions = self.terms[key], self.trainer.labels.regions
+        term, regions, kept = self.terms[key], self.trainer.labels.regions, seen.lesson.inside
         match term:
             case VoxelTerm():
                 return self._of_voxels(term, seen)
             case ChannelTerm(at=at):
                 if at != LOGITS:
                     student, teacher = self._projected(key, *seen.maps[at])
-                    return channel_loss(student, teacher, temperature=term.temperature)
-                present = present_classes(seen.taught, regions=regions)
-                return channel_loss(seen.student, seen.taught, temperature=term.temperature, present=present)
+                    return channel_loss(on_grid_of(student, teacher), teacher, temperature=term.temperature)
+                present = present_classes(seen.taught, regions=regions, kept=kept)
+                said = (log_probabilities(x, regions=regions) for x in (seen.student, seen.taught))
+                return channel_loss(*said, temperature=term.temperature, kept=kept, present=present)
             case DistTerm():
                 return correlation_loss(
                     seen.student,
                     seen.taught,
                     temperature=term.temperature,
                     regions=regions,
+                    kept=kept,
                     between=term.between,
                     within=term.within,
                 )
             case PairTerm():
                 # Cosines of probabilities, which are all of one sign, tell less apart than those of their logarithms.
-                student, teacher = (seen.student, seen.taught) if term.at == LOGITS else seen.maps[term.at]
+                student, teacher = (
+                    (log_probabilities(x, regions=regions) for x in (seen.student, seen.taught))
+                    if term.at == LOGITS
+                    else seen.maps[term.at]
+                )
                 return pair_loss(student, teacher, node=term.node, nearest=term.range)
             case HolisticTerm():
                 return self._holistic(key, seen)
@@ -280,7 +310,7 @@ class DistillationGuide:
                 return similarity_loss(*seen.maps[at], parts=term.parts)
             case RegionTerm(at=at):
                 labels = _called(seen.taught, regions=regions)
-                return region_loss(*seen.maps[at], labels, self.trainer.labels.n_outputs + regions)
+                return region_loss(*seen.maps[at], labels, self.trainer.labels.n_outputs + regions, kept)
             case MaskedTerm(at=at):
                 student, teacher = self._projected(key, *seen.maps[at])
                 hidden = hide(student, term.share, seen.generator)
@@ -291,43 +321,42 @@ class DistillationGuide:
                 return self._mutual(term, seen)
 
     def _of_voxels(self, term: VoxelTerm, seen: Seen) -> Tensor:
-        regions = self.trainer.labels.regions
+        regions, kept = self.trainer.labels.regions, seen.lesson.inside
         compare = partial(voxel_loss, temperature=term.temperature, regions=regions, by_class=term.balance == "class")
-        value = compare(seen.student, seen.taught)
+        value = compare(seen.student, seen.taught, kept=kept)
         if not term.lower_heads:
             return value
+        said = probabilities_of(seen.taught, regions=regions)
         for depth, head in enumerate(seen.lesson.heads[1:], start=1):
-            coarse = log_of(pooled(seen.taught.exp(), tuple(head.shape[2:])))
-            value = value + 0.5**depth * compare(log_probabilities(head, regions=regions), coarse)
+            grid = tuple(head.shape[2:])
+            coarse = scores_of(pooled(said, grid), regions=regions)
+            value = value + 0.5**depth * compare(head, coarse, kept=pooled(kept[:, None].float(), grid)[:, 0] > 0.5)
         return value
 
     def _deep_to_shallow(self, term: SelfTerm, seen: Seen) -> Tensor:
-        regions, finest = self.trainer.labels.regions, seen.student.detach().exp()
-        value = seen.student.new_zeros(())
+        regions, value = self.trainer.labels.regions, seen.student.new_zeros(())
+        finest = probabilities_of(seen.student.detach(), regions=regions)
         for depth, head in enumerate(seen.lesson.heads[1:], start=1):
-            coarse = log_of(pooled(finest, tuple(head.shape[2:])))
-            student = log_probabilities(head, regions=regions)
-            value = value + 0.5**depth * voxel_loss(student, coarse, temperature=term.temperature, regions=regions)
+            coarse = scores_of(pooled(finest, tuple(head.shape[2:])), regions=regions)
+            value = value + 0.5**depth * voxel_loss(head, coarse, temperature=term.temperature, regions=regions)
         return value
 
     def _mutual(self, term: MutualTerm, seen: Seen) -> Tensor:
         """Divergence from the second student; that one learns at once, from the labels and from the first."""
         assert self.peer is not None
-        trainer, lesson, regions = self.trainer, seen.lesson, self.trainer.labels.regions
+        trainer, lesson = self.trainer, seen.lesson
         images = lesson.images.contiguous(memory_format=fast_memory_format(self.peer.dims))
         with trainer.runtime.precision():
             heads = self.peer.supervised(images)
-        theirs = log_probabilities(heads[0], regions=regions)
-        options: dict[str, Any] = {"temperature": term.temperature, "regions": regions}
-        weight = term.weight_at(lesson.progress)
+        compare = partial(voxel_loss, temperature=term.temperature, regions=trainer.labels.regions, kept=lesson.inside)
         loss = trainer.task_loss(heads, lesson.labels, lesson.labelled)
-        loss = (loss + weight * voxel_loss(theirs, seen.student.detach(), **options)) * lesson.share
-        trainer.state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return voxel_loss(seen.student, theirs.detach(), **options)
+        loss = loss + term.weight_at(lesson.progress) * compare(heads[0], seen.student.detach())
+        trainer.state.scaler.scale(loss * lesson.share).backward()  # type: ignore[no-untyped-call]
+        return compare(seen.student, heads[0].detach())
 
     def _holistic(self, key: str, seen: Seen) -> Tensor:
-        critic = self.own_critic(key)
-        student, teacher = seen.student.exp(), seen.taught.exp()
+        critic, regions = self._critic(key), self.trainer.labels.regions
+        student, teacher = (probabilities_of(x, regions=regions) for x in (seen.student, seen.taught))
         # What it learns from is looked at after the step; of a batch in parts, the last one.
         self.shown[key] = (seen.lesson.images.detach(), student.detach(), teacher.detach())
         critic.requires_grad_(requires_grad=False)
@@ -336,7 +365,7 @@ class DistillationGuide:
         return value
 
     def _teach_critic(self, key: str, images: Tensor, student: Tensor, teacher: Tensor) -> None:
-        term, critic, optimizer = self.terms[key], self.own_critic(key), self.critics[key]
+        term, critic, optimizer = self.terms[key], self._critic(key), self.critic_optimizers[key]
         assert isinstance(term, HolisticTerm)
         iteration = self.trainer.progress.iteration
         generator = torch.Generator().manual_seed(int(seeds.stream(self.seed, "critic", iteration).integers(2**62)))
@@ -345,16 +374,9 @@ class DistillationGuide:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    def own_critic(self, key: str) -> Critic:
-        """The critic of a term."""
-        found = self.own[_safe(f"{key}.critic")]
-        assert isinstance(found, Critic)
-        return found
-
-    def _make_critic(self, key: str, term: HolisticTerm, n_channels: int, patch: tuple[int, ...]) -> Critic:
-        critic = Critic(n_channels + self.trainer.labels.n_outputs, patch, width=term.width)
-        critic = critic.to(self.trainer.runtime.device)
-        self.own[_safe(f"{key}.critic")] = critic
+    def _critic(self, key: str) -> Critic:
+        critic = self.critics[key]
+        assert isinstance(critic, Critic)
         return critic
 
     def _projected(self, key: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -366,17 +388,13 @@ class DistillationGuide:
         """Projectors where student and teacher differ in channels, found by looking at a patch of nothing."""
         if not self.modules or self.beside is None or self.beside.taps is None or self.student_taps is None:
             return {}
-        network, device = self.trainer.network, self.trainer.runtime.device
-        n_inputs = n_channels + self.trainer.training.n_previous
-        nothing = torch.zeros(1, n_inputs, *patch, device=device)
         with torch.no_grad():
-            network.eval()(nothing)
-            network.train()
+            nothing = self._nothing(n_channels, patch)
+            self.trainer.network.eval()(nothing)
+            self.trainer.network.train()
             self.beside(nothing)
-        widths = {
-            at: (self.student_taps[for_student(at)].shape[1], self.beside.taps[for_teacher(at)].shape[1])
-            for at in self.modules
-        }
+        ours, theirs = self.student_taps.taken(), self.beside.taps.taken()
+        widths = {at: (ours[for_student(at)].shape[1], theirs[for_teacher(at)].shape[1]) for at in self.modules}
         conv, found = conv_class(len(patch)), dict[str, nn.Module]()
         for key, term in self.terms.items():
             asked = {"": getattr(term, "at", LOGITS)}
@@ -393,6 +411,25 @@ class DistillationGuide:
                     conv(n, n, 3, padding=1), nn.ReLU(), conv(n, n, 3, padding=1)
                 )
         return found
+
+    def _nothing(self, n_channels: int, patch: tuple[int, ...]) -> Tensor:
+        """A patch of zeros, by which shapes are found."""
+        n_inputs = n_channels + self.trainer.training.n_previous
+        return torch.zeros(1, n_inputs, *patch, device=self.trainer.runtime.device)
+
+    def _require_heads(self, n_channels: int, patch: tuple[int, ...]) -> None:
+        """Raise where a term teaches heads at lower resolution, and the student has none."""
+        asking = [k for k, t in self.terms.items() if isinstance(t, SelfTerm) or getattr(t, "lower_heads", False)]
+        if not asking:
+            return
+        with torch.no_grad():
+            heads = self.trainer.network.eval().supervised(self._nothing(n_channels, patch))
+            self.trainer.network.train()
+        if len(heads) < 2:
+            raise DistillationError(
+                f"the term {asking[0]} teaches heads at lower resolution, and this student has one head only; leave it out, or take a "
+                "student of more resolutions"
+            )
 
     def _warn(self, key: str, ratio: float) -> None:
         if key not in self.warned:
@@ -417,13 +454,13 @@ def _safe(key: str) -> str:
     return key.replace(".", "-")
 
 
-def _called(log_p: Tensor, *, regions: bool) -> Tensor:
-    """Labels (N, ...) that log-probabilities call; of regions the last that is more likely than not."""
+def _called(scores: Tensor, *, regions: bool) -> Tensor:
+    """Labels (N, ...) that scores call; of regions the last that is more likely than not."""
     if not regions:
-        return log_p.argmax(1)
-    labels = torch.zeros_like(log_p[:, 0], dtype=torch.int64)
-    for number in range(log_p.shape[1]):
-        labels[log_p[:, number].exp() > 0.5] = number + 1
+        return scores.argmax(1)
+    labels = torch.zeros_like(scores[:, 0], dtype=torch.int64)
+    for number in range(scores.shape[1]):
+        labels[scores[:, number] > 0] = number + 1
     return labels
 
 

@@ -1,7 +1,8 @@
 """Losses of what two networks say of each voxel. Pure, in float32, for any number of axes.
 
-Teachers are given as log-probabilities (N, K, ...): of labels that exclude each other, or of regions, each by itself. Every loss is 0
-where the student says the same.
+Both are given as scores (N, K, ...): logits, of labels that exclude each other (to a constant a voxel) or of regions, each by itself.
+Every loss is 0 where the student says the same, and nothing of the student is clamped: where it is surest of a wrong answer, it learns
+most.
 """
 
 import torch
@@ -9,30 +10,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOWEST = -16.0
-"""No logarithm of a probability is taken as lower: what is stored as 0 stays a number, and what is nearer to 0 than 1e-7 is alike."""
+"""Logarithm of the least probability that a teacher's count as: one that is stored as 0 stays a number."""
 _NO_NORM = 1e-8
 
 
-def log_probabilities(logits: Tensor, *, regions: bool = False) -> Tensor:
-    """Log-probabilities of logits (N, K, ...), float32."""
-    exact = logits.float()
-    return (F.logsigmoid(exact) if regions else exact.log_softmax(1)).clamp_min(LOWEST)
-
-
-def log_of(probabilities: Tensor) -> Tensor:
-    """Logarithm of probabilities, some of which may be 0."""
-    return probabilities.float().clamp_min(1e-30).log().clamp_min(LOWEST)
-
-
-def softened(log_p: Tensor, temperature: float, *, regions: bool = False) -> Tensor:
-    """Log-probabilities at a temperature: their logits divided by it."""
-    log_p = log_p.float()
-    if temperature == 1:
-        return log_p
+def scores_of(probabilities: Tensor, *, regions: bool = False) -> Tensor:
+    """Scores of a teacher's probabilities (N, K, ...), some of which may be 0 or 1."""
+    exact = probabilities.float()
     if regions:
-        logits = log_p - _log_of_rest(log_p)
-        return F.logsigmoid(logits / temperature)
-    return (log_p / temperature).log_softmax(1)
+        return torch.logit(exact, eps=float(torch.tensor(LOWEST).exp()))
+    return exact.clamp_min(1e-30).log().clamp_min(LOWEST)
+
+
+def log_probabilities(scores: Tensor, *, regions: bool = False, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of scores, divided by a temperature."""
+    cooled = scores.float() / temperature
+    return F.logsigmoid(cooled) if regions else cooled.log_softmax(1)
+
+
+def probabilities_of(scores: Tensor, *, regions: bool = False, temperature: float = 1.0) -> Tensor:
+    """Probabilities of scores, divided by a temperature."""
+    cooled = scores.float() / temperature
+    return cooled.sigmoid() if regions else cooled.softmax(1)
 
 
 def voxel_loss(
@@ -51,7 +50,7 @@ def voxel_loss(
     Parameters
     ----------
     student, teacher : Tensor
-        Log-probabilities (N, K, ...).
+        Scores (N, K, ...).
     temperature : float
     regions : bool
     kept : Tensor of bool, optional
@@ -60,12 +59,17 @@ def voxel_loss(
         Mean over the teacher's classes of the mean over the voxels of each; else over all voxels alike. Of regions, a voxel's class is
         which of them it lies in.
     """
-    s, t = (softened(x, temperature, regions=regions) for x in (student, teacher))
-    divergence = (t.exp() * (t - s)).sum(1) if not regions else _of_yes_or_no(s, t).mean(1)
+    s, t = (log_probabilities(x, regions=regions, temperature=temperature) for x in (student, teacher))
+    divergence = t.exp() * (t - s)
+    if regions:
+        s_no, t_no = (F.logsigmoid(-x.float() / temperature) for x in (student, teacher))
+        divergence = (divergence + t_no.exp() * (t_no - s_no)).mean(1)
+    else:
+        divergence = divergence.sum(1)
     divergence = divergence * temperature**2
     weights = torch.ones_like(divergence) if kept is None else kept.to(divergence.dtype)
     if by_class:
-        weights = weights * _class_weights(_classes(teacher, regions=regions), weights)
+        weights = weights * _class_weights(*_classes(teacher, regions=regions), weights)
     return (divergence * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
@@ -114,12 +118,13 @@ def correlation_loss(
 ) -> Tensor:
     """One minus Pearson's correlation over the classes of each voxel, and over the voxels of each class.
 
-    Source: DIST, Huang et al. 2022 (arXiv 2205.10536). A class that the patch has nothing of has no correlation, and does not count.
+    Source: DIST, Huang et al. 2022 (arXiv 2205.10536). A class that the patch has nothing of has no correlation, and does not count;
+    nor does a correlation over two classes, which is 1 or -1 and teaches nothing.
 
     Parameters
     ----------
     student, teacher : Tensor
-        Log-probabilities (N, K, ...).
+        Scores (N, K, ...).
     temperature : float
     regions : bool
     kept : Tensor of bool, optional
@@ -127,10 +132,10 @@ def correlation_loss(
     between, within : float
         Weights of the two parts.
     """
-    s, t = (softened(x, temperature, regions=regions).exp().flatten(2) for x in (student, teacher))
+    s, t = (probabilities_of(x, regions=regions, temperature=temperature).flatten(2) for x in (student, teacher))
     weights = torch.ones_like(s[:, :1]) if kept is None else kept.flatten(1)[:, None].to(s.dtype)
     value = s.new_zeros(())
-    if between and s.shape[1] > 1:
+    if between and s.shape[1] > 2:
         over_classes = 1 - _correlation(s, t, torch.ones_like(s), dim=1)
         value = value + between * (over_classes * weights[:, 0]).sum() / weights.sum().clamp_min(1.0)
     if within:
@@ -142,35 +147,27 @@ def correlation_loss(
 
 def present_classes(teacher: Tensor, *, regions: bool, kept: Tensor | None = None) -> Tensor:
     """Classes (N, K) that the teacher sees somewhere in each patch."""
-    called = teacher.exp() > 0.5 if regions else F.one_hot(teacher.argmax(1), teacher.shape[1]).movedim(-1, 1) > 0
-    if kept is not None:
-        called = called & kept[:, None]
-    return called.flatten(2).any(2)
+    if regions:
+        called = teacher > 0
+        return (called if kept is None else called & kept[:, None]).flatten(2).any(2)
+    winners = teacher.argmax(1).flatten(1)
+    counted = torch.ones_like(winners) if kept is None else kept.flatten(1).long()
+    found = torch.zeros(teacher.shape[:2], dtype=torch.int64, device=teacher.device)
+    return found.scatter_add_(1, winners, counted) > 0
 
 
-def _log_of_rest(log_p: Tensor) -> Tensor:
-    """log(1 - p)."""
-    return torch.log(-torch.expm1(log_p.clamp_max(-1e-7)))
-
-
-def _of_yes_or_no(s: Tensor, t: Tensor) -> Tensor:
-    s_no, t_no = _log_of_rest(s), _log_of_rest(t)
-    return t.exp() * (t - s) + t_no.exp() * (t_no - s_no)
-
-
-def _classes(teacher: Tensor, *, regions: bool) -> Tensor:
-    """Number of each voxel's class (N, ...)."""
+def _classes(teacher: Tensor, *, regions: bool) -> tuple[Tensor, int]:
+    """Number of each voxel's class (N, ...), and of how many."""
     if not regions:
-        return teacher.argmax(1)
-    inside = (teacher.exp() > 0.5).long()
+        return teacher.argmax(1), teacher.shape[1]
+    inside = (teacher > 0).long()
     powers = 2 ** torch.arange(teacher.shape[1], device=teacher.device).reshape(1, -1, *(1,) * (teacher.ndim - 2))
-    numbers: Tensor = torch.unique((inside * powers).sum(1), return_inverse=True)[1]
-    return numbers
+    sets, numbers = torch.unique((inside * powers).sum(1), return_inverse=True)
+    return numbers, len(sets)
 
 
-def _class_weights(classes: Tensor, counted: Tensor) -> Tensor:
+def _class_weights(classes: Tensor, n: int, counted: Tensor) -> Tensor:
     """Weight of each voxel, so that the classes of a batch count alike."""
-    n = int(classes.max()) + 1
     sizes = torch.zeros(n, dtype=counted.dtype, device=counted.device)
     sizes.scatter_add_(0, classes.flatten(), counted.flatten())
     shares: Tensor = 1 / sizes.clamp_min(1.0)

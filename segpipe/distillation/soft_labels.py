@@ -32,7 +32,8 @@ from segpipe.runtime import Runtime
 from segpipe.workspace import PreparedFiles, SoftLabelFiles
 
 MOST_KEPT = 4
-"""Probabilities of each voxel that are kept; what four labels do not share is under a thousandth almost everywhere."""
+"""Labels of each voxel whose probabilities are kept: what four of them do not share is next to nothing almost everywhere. Of regions,
+which may all be likely, every one is kept."""
 _LARGEST_BYTE = 256
 
 
@@ -67,7 +68,7 @@ def soft_label_key(teachers: tuple[Teacher, ...], plan: Plan, configuration: Con
     about = {
         "teachers": digest_of(teachers),
         "tta": tta,
-        "kept": MOST_KEPT,
+        "kept": n_kept(plan.labels),
         "labels": plan.labels.model_dump(mode="json"),
         "transpose": plan.transpose_forward,
         "orientation": plan.orientation,
@@ -154,7 +155,7 @@ def _write(
             "the teachers keep the axes of an image in different orders; give such teachers one at a time, each teaching the student "
             "that the one before has taught"
         )
-    kept = min(MOST_KEPT, plan.labels.n_outputs)
+    kept = n_kept(plan.labels)
     small = np.uint8 if plan.labels.n_outputs <= _LARGEST_BYTE else np.int16
     outputs, shares = [], []
     for planes in zip(*(planes for _, planes in ways), strict=True):
@@ -176,7 +177,7 @@ def _planes_of(source: Source, member: Member, plan: Plan, shape: Shape) -> tupl
     stage = member.stage
     image = load_image(
         source.id,
-        list(source.images),
+        _in_order(source, stage.plan.channel_names, plan.channel_names),
         stage.plan.channel_names,
         stage.plan.orientation,
         resample_channels=plan.resample_channels,
@@ -198,16 +199,41 @@ def _planes_of(source: Source, member: Member, plan: Plan, shape: Shape) -> tupl
     return turn, interpolated_planes(probabilities(), tuple(voxels.shape[1:]), tuple(onto))
 
 
+def _in_order(source: Source, theirs: tuple[str, ...], ours: tuple[str, ...]) -> list[Path]:
+    """Files of a case's channels as a teacher has them, by their names; one channel is what it is, whatever it is called."""
+    if theirs == ours or len(ours) == 1:
+        return list(source.images)
+    if sorted(theirs) != sorted(ours) or len(source.images) != len(ours):
+        raise DistillationError(
+            f"the teacher's images have the channels {', '.join(theirs)}, the dataset's {', '.join(ours)}; expected the same names, a file "
+            "each: name them alike in dataset.json"
+        )
+    return [source.images[ours.index(name)] for name in theirs]
+
+
 def _turn(plan: Plan, grid: Grid) -> Orientation:
     """What turns an image as it is stored into a plan's axes."""
     oriented = canonical_orientation(grid) if plan.orientation == "canonical" else Orientation()
     return oriented.then(Orientation(plan.transpose_forward))
 
 
-def called_labels(outputs: NDArray[Any], labels: Labels) -> NDArray[np.int16]:
-    """Label indices (Z, Y, X) of the outputs (k, Z, Y, X) with the largest probabilities; of regions none."""
+def n_kept(labels: Labels) -> int:
+    """Probabilities of each voxel that are kept."""
+    return labels.n_outputs if labels.regions else min(MOST_KEPT, labels.n_outputs)
+
+
+def called_labels(outputs: NDArray[Any], shares: NDArray[Any], labels: Labels) -> NDArray[np.int16]:
+    """Label indices (Z, Y, X) that probabilities (k, Z, Y, X) of some outputs call.
+
+    Of regions it is an index of the last one that is more likely than not, if it can be one that no later region covers.
+    """
     if labels.regions:
-        return np.zeros(outputs.shape[1:], dtype=np.int16)
+        called = np.zeros(outputs.shape[1:], dtype=np.int16)
+        for number, members in enumerate(labels.members):
+            later = {i for others in labels.members[number + 1 :] for i in others}
+            own = next((i for i in members if i not in later), members[0])
+            called[((outputs == number) & (shares > 0.5)).any(axis=0)] = own
+        return called
     indices = np.array([0, *(members[0] for members in labels.members)], dtype=np.int16)
-    called: NDArray[np.int16] = indices[outputs[0]]
-    return called
+    first: NDArray[np.int16] = indices[outputs[0]]
+    return first

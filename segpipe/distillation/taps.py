@@ -41,9 +41,10 @@ class Taps:
         for pattern, name in self.sources.items():
             self.handles.append(modules[name].register_forward_hook(self._keeper(pattern, name, whose)))
 
-    def __getitem__(self, pattern: str) -> Tensor:
-        """Return the map of the last forward pass; it is given once."""
-        return self.maps.pop(pattern)
+    def taken(self) -> dict[str, Tensor]:
+        """Return the maps of the last forward pass by what they were asked by; they are given once."""
+        taken, self.maps = self.maps, {}
+        return taken
 
     def remove(self) -> None:
         """Leave the network as it was."""

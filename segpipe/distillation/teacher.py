@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segpipe.artefact import json_digest
-from segpipe.distillation.response import log_of, log_probabilities
+from segpipe.distillation.response import probabilities_of, scores_of
 from segpipe.distillation.taps import Taps
 from segpipe.errors import DistillationError
 from segpipe.inference.engine import make_network
@@ -164,16 +164,15 @@ class BesideTeacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Log-probabilities (N, K, ...) of the mean over all networks."""
+        """Scores (N, K, ...): logits of a network, or of the mean of the probabilities of several."""
         if len(self.members) == 1 and self.members[0][1] is None:
-            return log_probabilities(self._logits(self.members[0][0], images), regions=self.regions)
+            return self._logits(self.members[0][0], images).float()
         total: Tensor | None = None
         for network, mapping in self.members:
-            logits = self._logits(network, images).float()
-            probabilities = mapped(logits.sigmoid() if self.regions else logits.softmax(1), mapping)
+            probabilities = mapped(probabilities_of(self._logits(network, images), regions=self.regions), mapping)
             total = probabilities if total is None else total + probabilities
         assert total is not None
-        return log_of(total / len(self.members))
+        return scores_of(total / len(self.members), regions=self.regions)
 
     def _logits(self, network: Segmenter, images: Tensor) -> Tensor:
         with self.runtime.precision():

@@ -65,7 +65,7 @@ def prepare_unlabelled(
 def take_over_calls(source: Source, soft: SoftLabelFiles, plan: Plan, configuration: Configuration) -> None:
     """Let the sampler know where the teachers see structures, so that patches are centred on them as on labelled ones."""
     segmentation = read_array(source.prepared.segmentation)
-    called = called_labels(read_array(soft.outputs), plan.labels)
+    called = called_labels(read_array(soft.outputs), read_array(soft.shares), plan.labels)
     segmentation = np.where(segmentation < 0, segmentation, called).astype(np.int16)
     patch = (1,) * (3 - configuration.dims) + configuration.patch_size
     write_array(source.prepared.segmentation, segmentation, patch)

@@ -49,8 +49,10 @@ class Loss:
         return self._sum(self.terms, logits, target)
 
     @property
-    def floor(self) -> float:
-        """Least value that a perfect answer gives: Dice counts from -1, the others from 0."""
+    def floor(self) -> float | None:
+        """Least value, that of a perfect answer: Dice counts from -1, the others from 0; none where there is a boundary loss."""
+        if any(isinstance(term, BoundaryTerm) for term in self.terms):
+            return None
         return -sum(term.weight for term in self.terms if isinstance(term, DiceTerm))
 
     def over_heads(self, heads: list[Tensor], target: Tensor, weights: list[float]) -> Tensor:

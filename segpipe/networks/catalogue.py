@@ -38,7 +38,8 @@ class NarrowedOptions(Record):
 
     width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
     """Factor of all feature maps."""
-    norm: Norm = "instance"
+    norm: Norm | None = None
+    """None for the plan's."""
     multiple: int = Field(8, ge=1)
     """Feature maps are rounded to multiples of this; processors compute multiples of 8 fastest."""
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from segpipe.errors import PlanError
 from segpipe.fingerprint.schema import Fingerprint
-from segpipe.networks.catalogue import Architecture, architecture_of, complete_options
+from segpipe.networks.catalogue import PLANNED, Architecture, architecture_of, complete_options
 from segpipe.networks.spec import NetworkChoice, NetworkSpec
 from segpipe.planning.memory import activation_elements, training_bytes
 from segpipe.planning.recipe import PlannerSettings
@@ -86,6 +86,12 @@ class Design:
     probe: Probe | None = None
     divides: dict[int, int] = field(default_factory=dict, compare=False)
     """What edges must be multiples of, once that has been found, by number of axes."""
+
+    def __post_init__(self) -> None:
+        if self.choice.name == PLANNED:
+            raise PlanError(
+                f"network {PLANNED}: is another plan's U-Net at another width; give it to --network or --student, and a recipe plain_unet"
+            )
 
     @property
     def architecture(self) -> Architecture:

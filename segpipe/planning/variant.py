@@ -96,13 +96,14 @@ def _narrowed(plan: Plan, choice: NetworkChoice) -> Plan:
                 f"`segpipe networks` by name, such as {spec.architecture}:width=0.25"
             )
         features = tuple(multiple * max(round(width * f / multiple), 1) for f in spec.features)
-        network = spec.model_copy(update={"features": features, "options": {**spec.options, "norm": options["norm"]}})
+        norm = options["norm"] or spec.norm
+        network = spec.model_copy(update={"features": features, "options": {**spec.options, "norm": norm}})
         configurations[name] = theirs.model_copy(update={"network": network})
         because = f"{width:g} times {spec.features[0]} to {spec.features[-1]}, in multiples of {multiple}"
         decisions.append(
             Decision(
                 rule=f"{name}: network",
-                chosen=f"{features[0]} to {features[-1]} features, norm {options['norm']}",
+                chosen=f"{features[0]} to {features[-1]} features, norm {norm}",
                 because=because,
             )
         )

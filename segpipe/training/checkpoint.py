@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
         if saved["identity"].get(key) != value:
             raise TrainingError(
                 f"{path}: was trained with {key} {saved['identity'].get(key)}, now it is {value}; "
-                "use the same plan, splits and seed, or delete the fold's folder to start it afresh"
+                "use the same plan, splits, seed and terms of distillation, or delete the fold's folder to start it afresh"
             )
     state.network.load_state_dict(saved["network"])
     state.optimizer.load_state_dict(saved["optimizer"])

@@ -54,6 +54,8 @@ class OnDevice:
     """(N, C, ...)."""
     labels: Tensor
     """(N, ...) label indices."""
+    inside: Tensor
+    """(N, ...) voxels of the image, and inside the mask that it is normalised in, where there is one."""
     soft: Tensor | None
     """(N, K, ...)."""
 
@@ -162,17 +164,16 @@ class BatchSource:
         if self.flat:
             images, labels = images[:, :, 0], labels[:, :, 0]
             soft = None if soft is None else soft[:, :, 0]
-        if self.augmentation is None or batch.drawn is None:
-            labels = labels.clamp_min(0)
-        else:
+        if self.augmentation is not None and batch.drawn is not None:
             images, labels, soft = apply_with(images, labels, soft, self.augmentation, batch.drawn)
         if soft is not None and not self.regions:
             # What lies outside the image is background, in part where it was interpolated from both.
             soft[:, 0] += 1 - soft.sum(1)
+        inside, labels = labels[:, 0] >= 0, labels.clamp_min(0)
         if self.n_previous:
             spoilt = spoil_previous(labels[:, 1], batch.spoilings)
             images = torch.cat((images, one_hot(spoilt, self.n_previous)), dim=1)
-        return OnDevice(images, labels[:, 0].long(), soft)
+        return OnDevice(images, labels[:, 0].long(), inside, soft)
 
 
 class ReadAhead:

@@ -99,7 +99,7 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
     network, begun_with = _network(job, n_previous, listener if ranks.first else Listener())
     return Trainer(
         network=network,
-        training=source("training", usable.train + unlabelled_of(job), spec if chosen.enabled else None),
+        training=source("training", drawn_from(usable.train, unlabelled_of(job)), spec if chosen.enabled else None),
         validation=source("validation", usable.validation, None),
         labels=plan.labels,
         batch_dice=configuration.batch_dice,
@@ -120,6 +120,11 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
         note=listener.note if ranks.first else lambda _: None,
         ranks=ranks,
     )
+
+
+def drawn_from(labelled: tuple[str, ...], unlabelled: tuple[str, ...]) -> tuple[str, ...]:
+    """Cases that patches are drawn from, each alike: those with labels as often as is needed to be about half of them or more."""
+    return labelled * max(round(len(unlabelled) / len(labelled)), 1) + unlabelled
 
 
 def unlabelled_of(job: Job) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ class Lesson:
     """(N, C, ...), augmented."""
     labels: Tensor
     """(N, ...) label indices, augmented alike."""
+    inside: Tensor
+    """(N, ...) voxels that count: those of the image, and inside the mask that it is normalised in, where there is one."""
     soft: Tensor | None
     """(N, K, ...) probabilities from disk, moved alike; None where none are kept."""
     heads: list[Tensor]

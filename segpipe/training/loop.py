@@ -103,8 +103,8 @@ class Trainer:
             if "deterministic" not in str(error):
                 raise
             raise TrainingError(
-                f"--deterministic: this network has a step without a deterministic form on {self.runtime.describe()} "
-                f"({str(error).splitlines()[0]}); leave it out, train with --device cpu, or take plain_unet"
+                f"--deterministic: a step of this training has no deterministic form on {self.runtime.describe()} "
+                f"({str(error).splitlines()[0]}); leave it out, train with --device cpu, or take plain_unet, or other terms of distillation"
             ) from error
 
     def _run(self, *, resume: bool) -> Progress:
@@ -241,6 +241,7 @@ class Trainer:
                     lesson = Lesson(
                         images=some,
                         labels=answers,
+                        inside=seen.inside[part],
                         soft=None if seen.soft is None else seen.soft[part],
                         heads=logits,
                         task=loss.detach(),

@@ -150,7 +150,7 @@ def _finished(job: Job) -> TrainingRecord:
             f"{job.folder.root}: was trained with another plan, other splits or seed {record.seed} (now {job.seed}); use another --work, "
             "or delete the folder to train it afresh"
         )
-    if record.guidance != (None if job.guidance is None else job.guidance.describe()):
+    if (record.guidance or {}).get("digest") != (None if job.guidance is None else job.guidance.digest):
         raise TrainingError(
             f"{job.folder.root}: was taught in another way (its record.json says how); give another --name, or delete the folder to "
             "train it afresh"

@@ -14,7 +14,7 @@ from segpipe.comparison.statistics import (
     bootstrap_interval,
     difference,
     kept_share,
-    patient_scores,
+    paired_scores,
     retention,
     signed_rank_p,
 )
@@ -49,33 +49,48 @@ CASES = (case("a1", liver=0.9, lesion=0.5), case("a2", liver=0.7, lesion=None), 
 PATIENTS = {"a1": "a", "a2": "a", "b1": "b"}
 
 
+def scores(label, other=CASES, metric="dice"):
+    return paired_scores(CASES, other, PATIENTS, label, metric)
+
+
 def test_scores_are_those_of_patients():
-    assert patient_scores(CASES, PATIENTS, "liver", "dice") == pytest.approx({"a": 0.8, "b": 0.6})
-    assert patient_scores(CASES, PATIENTS, "lesion", "dice") == pytest.approx({"a": 0.5, "b": 0.2})
+    assert scores("liver")[0] == pytest.approx({"a": 0.8, "b": 0.6})
+    assert scores("lesion")[0] == pytest.approx({"a": 0.5, "b": 0.2})
     # Each case's mean over the labels that it has, then each patient's over its cases.
-    assert patient_scores(CASES, PATIENTS, ALL_LABELS, "dice") == pytest.approx({"a": 0.7, "b": 0.4})
+    assert scores(ALL_LABELS)[0] == pytest.approx({"a": 0.7, "b": 0.4})
+
+
+def test_both_models_are_scored_on_the_same_cases_and_labels():
+    # The second falsely finds a lesion in a2, which the first rightly leaves out; and it lost b1.
+    other = (CASES[0], case("a2", liver=0.7, lesion=0.0))
+    assert scores("lesion", other) == ({"a": pytest.approx(0.75)}, {"a": pytest.approx(0.25)})
+    assert scores("lesion", other, "hd95_mm") == ({"a": pytest.approx(2.5)}, {"a": pytest.approx(7.5)})
+    assert set(scores("liver", other)[0]) == {"a"}
+    found = retention("s", CASES, other, PATIENTS, parameters=5, macs=None)
+    assert found.dice_percent == pytest.approx(100 * (0.7 + 0.35) / 2 / ((0.7 + 0.85) / 2))
+    assert found.lowest_label == "lesion"
 
 
 def test_a_difference_is_paired_with_its_interval_and_its_test():
     rng = np.random.default_rng(0)
     first = {f"p{i}": float(v) for i, v in enumerate(rng.uniform(0.6, 0.9, 20))}
-    second = {p: v + 0.02 + 0.01 * float(rng.normal()) for p, v in first.items() if p != "p3"}
-    found = difference(("x", first), ("y", second), "liver", "dice")
+    second = {p: v + 0.02 + 0.01 * float(rng.normal()) for p, v in first.items()}
+    found = difference(("x", "y"), (first, second), "liver", "dice")
     deltas = np.array([second[p] - first[p] for p in sorted(second)])
-    assert found.n_patients == 19
+    assert found.n_patients == 20
     assert found.mean == pytest.approx(deltas.mean())
     assert found.low < found.mean < found.high
     assert found.low > 0
     assert found.p == pytest.approx(wilcoxon(deltas).pvalue)
     # As wide as the standard error says.
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * deltas.std(ddof=1) / np.sqrt(19), rel=0.15)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * deltas.std(ddof=1) / np.sqrt(20), rel=0.15)
 
 
 def test_few_patients_and_no_difference_have_no_test():
     assert signed_rank_p(np.array([0.1, 0.2, 0.3, 0.4])) is None
     assert signed_rank_p(np.zeros(30)) is None
     assert bootstrap_interval(np.array([0.1])) == (None, None)
-    assert difference(("x", {}), ("y", {}), "liver", "dice").mean is None
+    assert difference(("x", "y"), ({}, {}), "liver", "dice").mean is None
 
 
 def test_kept_shares_draw_both_models_on_the_same_patients():
@@ -124,10 +139,10 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):  # noqa
     from segpipe import commands
 
     scored = commands.evaluate(
-        written / "predictions" / "student", folder / "labels", labels=folder / "dataset.json", jobs=1
+        written / "predictions" / "student" / "cpu", folder / "labels", labels=folder / "dataset.json", jobs=1
     )
     assert scored.mean_dice == pytest.approx(found.scores["student"].by_label[ALL_LABELS]["dice"])
-    assert not list((written / "predictions" / "student").glob("once*.nii.gz"))
+    assert len(list((written / "predictions" / "student").rglob("case_*"))) == 2
     with pytest.raises(ModelError, match="given twice"):
         comparing.compare([teacher, teacher], dataset=folder, work=workspace.root)
 
@@ -149,6 +164,32 @@ def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_pa
     assert found.retention[0].dice_percent is None
     assert "not finite" in markdown(found)
     assert json.loads(found.to_json())["retention"][0]["dice_percent"] is None
+    # The other way round too, where the first model is the one that could compute nothing.
+    turned = comparing.compare([bad, good], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    assert turned.retention[0].macs_percent is None
+    assert "| bad |" in markdown(turned)
+
+
+def test_labels_of_a_model_are_the_datasets_by_name_and_folds_are_doubted(workplace, tmp_path):  # noqa: F811
+    folder, workspace = workplace(batch=2)
+    plan = Plan.read(workspace.plan)
+    values = {"cube_1": 7, "cube_2": 1}
+    targets = tuple(
+        t.model_copy(update={"values": (values[t.name],), "paint": values[t.name]}) for t in plan.labels.targets
+    )
+    other = plan.model_copy(update={"labels": plan.labels.model_copy(update={"targets": targets})})
+    same, renamed = tmp_path / "same.segpipe", tmp_path / "renamed.segpipe"
+    model_of(plan, folds=("0", "1")).write(same)
+    model_of(other, folds=("0", "1")).write(renamed)
+    notes = Notes()
+    found = comparing.compare(
+        [same, renamed], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1, watch=notes,
+        folds={same: ("0", "1")},
+    )  # fmt: skip
+    alone = comparing.compare([same], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    assert found.scores["renamed"].by_label == alone.scores["same"].by_label
+    assert any(note.startswith("same: fold(s) 0, 1: may have seen") for note in notes.notes)
+    assert any(note.startswith("renamed: its fold 0 is taken for") for note in notes.notes)
 
 
 def test_a_teacher_of_nnunet_can_be_compared(workplace, tmp_path):  # noqa: F811

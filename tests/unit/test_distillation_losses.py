@@ -21,9 +21,10 @@ from segpipe.distillation.relations import (
 from segpipe.distillation.response import (
     channel_loss,
     correlation_loss,
-    log_of,
     log_probabilities,
     present_classes,
+    probabilities_of,
+    scores_of,
     voxel_loss,
 )
 
@@ -101,7 +102,7 @@ def test_a_mean_does_not_grow_with_the_batch_the_patch_or_what_is_in_it_twice(na
 def test_voxel_is_the_divergence_by_hand():
     s, t = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.7, 0.2, 0.1])
     by_hand = sum(float(b) * log(float(b / a)) for a, b in zip(s, t, strict=True))
-    shaped = [log_of(x).reshape(1, 3, 1, 1).expand(2, 3, 4, 5) for x in (s, t)]
+    shaped = [scores_of(x).reshape(1, 3, 1, 1).expand(2, 3, 4, 5) for x in (s, t)]
     assert float(voxel_loss(*shaped)) == pytest.approx(by_hand, rel=1e-5)
     # torch's batch mean divides by the samples only: it is larger by the voxels of a patch.
     assert float(F.kl_div(*shaped, log_target=True, reduction="batchmean")) == pytest.approx(20 * by_hand, rel=1e-4)
@@ -114,22 +115,50 @@ def test_voxel_is_the_divergence_by_hand():
 def test_regions_are_each_a_yes_or_no():
     s, t = torch.tensor([0.5, 0.9]), torch.tensor([0.8, 0.9])
     by_hand = (0.8 * log(0.8 / 0.5) + 0.2 * log(0.2 / 0.5)) / 2
-    shaped = [log_of(x).reshape(1, 2, 1, 1, 1).expand(1, 2, 3, 3, 3) for x in (s, t)]
+    shaped = [scores_of(x, regions=True).reshape(1, 2, 1, 1, 1).expand(1, 2, 3, 3, 3) for x in (s, t)]
     assert float(voxel_loss(*shaped, regions=True)) == pytest.approx(by_hand, rel=1e-4)
-    softmax_of_both = voxel_loss(*(x.log_softmax(1) for x in shaped))
+    softmax_of_both = voxel_loss(*shaped)
     assert abs(float(softmax_of_both) - by_hand) > 0.01
-    z = torch.tensor([1.5, -0.5])
-    warm = log_probabilities(z.reshape(1, 2, 1, 1), regions=True)
-    from segpipe.distillation.response import softened
+    # At a temperature logits are divided by it: odds to its inverse power.
+    hot = [(x / (1 - x)).sqrt() / (1 + (x / (1 - x)).sqrt()) for x in (s, t)]
+    by_hand = 4 * sum(
+        float(b * (b / a).log() + (1 - b) * ((1 - b) / (1 - a)).log()) / 2 for a, b in zip(*hot, strict=True)
+    )
+    assert float(voxel_loss(*shaped, regions=True, temperature=2.0)) == pytest.approx(by_hand, rel=1e-4)
 
-    torch.testing.assert_close(softened(warm, 2.0, regions=True)[0, :, 0, 0], F.logsigmoid(z / 2), atol=1e-4, rtol=1e-4)
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_student_that_is_surest_of_a_wrong_answer_learns_most(regions):
+    teacher = scores_of(torch.tensor([0.05, 0.9, 0.05]), regions=regions).reshape(1, 3, 1, 1)
+    slopes = []
+    for sure in (1.0, 5.0, 25.0, 60.0):
+        student = torch.tensor([sure, -sure * regions, 0.0]).reshape(1, 3, 1, 1).requires_grad_()
+        voxel_loss(student, teacher, regions=regions).backward()
+        slopes.append(-float(student.grad[0, 1]))
+    assert slopes == sorted(slopes)
+    assert slopes[-1] == pytest.approx(0.9 / (3 if regions else 1), rel=1e-3)
+    # By torch's own, of the same numbers.
+    student = torch.tensor([25.0, 0.0, 0.0], requires_grad=True)
+    F.cross_entropy(student[None], torch.tensor([[0.05, 0.9, 0.05]])).backward()
+    assert float(student.grad[1]) == pytest.approx(-0.9, rel=1e-3)
+
+
+def test_what_a_teacher_stores_as_nothing_stays_a_number():
+    for regions in (False, True):
+        scores = scores_of(torch.tensor([0.0, 1.0, 0.0]).reshape(1, 3, 1, 1), regions=regions)
+        assert bool(torch.isfinite(scores).all())
+        assert probabilities_of(scores, regions=regions)[0, :, 0, 0].tolist() == pytest.approx([0, 1, 0], abs=1e-6)
+    # Scores are logits to a constant, so that a temperature softens them as it does logits.
+    p = torch.tensor([0.7, 0.2, 0.1]).reshape(1, 3, 1, 1)
+    soft = probabilities_of(scores_of(p), temperature=2.0)
+    torch.testing.assert_close(soft, p.sqrt() / p.sqrt().sum(1, keepdim=True))
 
 
 def test_by_class_a_small_structure_counts_like_the_background():
     teacher, student = torch.zeros(1, 2, 10, 10), torch.zeros(1, 2, 10, 10)
     teacher[:, 0] = 4.0
     teacher[0, :, 0, 0] = torch.tensor([-4.0, 4.0])
-    t, s = log_probabilities(teacher), log_probabilities(student)
+    t, s = teacher, student
     small = float(voxel_loss(s[..., :1, :1], t[..., :1, :1]))
     other = float(voxel_loss(s[..., 1:, :], t[..., 1:, :]))
     assert float(voxel_loss(s, t, by_class=True)) == pytest.approx((small + other) / 2, rel=1e-5)
@@ -187,6 +216,10 @@ def test_dist_is_one_minus_the_correlations_by_hand():
     # A student that is surer or less sure by a linear map is as good: that is what sets DIST apart from divergence.
     mild = (0.5 * q + 0.5 / 4).log()
     assert float(correlation_loss(mild, t)) == pytest.approx(0, abs=1e-5)
+    # Over two classes a correlation is 1 or -1 and teaches nothing: it is not counted.
+    two = [x[:, :2] for x in (s, t)]
+    assert float(correlation_loss(*two, within=0.0)) == 0
+    assert float(correlation_loss(*two)) > 0
 
 
 def test_pair_is_the_difference_of_cosines_by_hand():
@@ -310,9 +343,10 @@ def test_sure_teachers_of_half_precision_give_finite_losses_and_gradients(temper
     teacher = 60 * torch.sign(logits((4, 5, 3))).half()
     student = (-60 * torch.sign(logits((4, 5, 3)))).half().requires_grad_()
     for regions in (False, True):
-        t, s = log_probabilities(teacher, regions=regions), log_probabilities(student, regions=regions)
-        total = voxel_loss(s, t, temperature=temperature, regions=regions, by_class=True) + channel_loss(s, t)
-        total = total + correlation_loss(s, t, temperature=temperature, regions=regions) + pair_loss(s, t)
+        t, s = teacher, student
+        logs = [log_probabilities(x, regions=regions) for x in (s, t)]
+        total = voxel_loss(s, t, temperature=temperature, regions=regions, by_class=True) + channel_loss(*logs)
+        total = total + correlation_loss(s, t, temperature=temperature, regions=regions) + pair_loss(*logs)
         assert bool(torch.isfinite(total))
         (gradient,) = torch.autograd.grad(total, student)
         assert bool(torch.isfinite(gradient).all())
