@@ -233,14 +233,14 @@ def test_the_baseline_is_that_training_and_of_as_many_epochs(place):
 @pytest.fixture
 def deep(tmp_path):
     """As ``place``, of images that are large enough for two heads."""
-    folder = write_small_dataset(tmp_path / "dataset", n_cases=3, shape=(32, 36, 40))
+    folder = write_small_dataset(tmp_path / "larger", n_cases=3, shape=(32, 36, 40))
     recipe = tmp_path / "deep.toml"
     recipe.write_text(RECIPE.replace("_batch = 4", "_batch = 2"))
     commands.plan(folder, work=tmp_path / "deep", recipe=recipe, jobs=1)
     workspace = Workspace(tmp_path / "deep")
     plan = Plan.read(workspace.plan)
-    model_of(plan).write(tmp_path / "teacher.segpipe")
-    return folder, workspace, plan, tmp_path / "teacher.segpipe"
+    model_of(plan).write(tmp_path / "deep.segpipe")
+    return folder, workspace, plan, tmp_path / "deep.segpipe"
 
 
 @pytest.mark.parametrize("kd", TERMS)
@@ -804,7 +804,7 @@ def test_soft_labels_and_a_teacher_beside_teach_alike(place):
     seen = beside(torch.nn.functional.pad(image, [side for both in reversed(margins) for side in both]))
     for axis, (start, (n, _)) in enumerate(zip(before, sizes, strict=True)):
         seen = seen.narrow(2 + axis, start, n)
-    assert float((seen.exp()[0] - dense(soft_folder, source.id, 3)).abs().max()) < 2e-3
+    assert float((seen.softmax(1)[0] - dense(soft_folder, source.id, 3)).abs().max()) < 2e-3
 
 
 # Images without labels
