@@ -7,6 +7,9 @@ from matplotlib.figure import Figure
 from segpipe.comparison.schema import ALL_LABELS, Comparison
 
 
+_WORTH_A_LOGARITHM = 4.0
+
+
 def draw_comparison(found: Comparison, path: Path) -> None:
     """Draw each model's mean Dice over the seconds that a case takes, a panel a device; the area of a mark is the number of weights."""
     devices = [latency.device for latency in found.models[0].latency]
@@ -29,7 +32,9 @@ def draw_comparison(found: Comparison, path: Path) -> None:
                 fontsize=8,
                 color=mark.get_facecolor()[0][:3],
             )
-        panel.set_xscale("log")
+        times = [model.latency[number].seconds_per_case for model in found.models]
+        if max(times) > _WORTH_A_LOGARITHM * min(times):
+            panel.set_xscale("log")
         panel.set_xlabel(f"seconds a case, {device}")
         panel.margins(0.3, 0.35)
         panel.grid(visible=True, which="both", alpha=0.25)

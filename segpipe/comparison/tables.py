@@ -1,13 +1,14 @@
 """A comparison in words: rows for a terminal, and a page."""
 
-from segpipe.comparison.schema import ALL_LABELS, Comparison, Difference
+from segpipe.comparison.schema import ALL_LABELS, Comparison, Difference, Latency
 
 
 def cost_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: what each model takes and keeps."""
     columns = ["model", "weights", "GMAC a case", "file MB"]
     columns += [f"s a case, {latency.device}" for latency in found.models[0].latency]
-    columns += ["peak GB", "Dice", f"NSD {found.tolerance_mm:g} mm", "HD95 mm", "missed", "Dice kept", "lowest label"]
+    columns += ["peak GB", "Dice", f"NSD {found.tolerance_mm:g} mm", "HD95 mm", "missed"]
+    columns += ["Dice kept", "NSD kept", "lowest label"]
     kept = {r.model: r for r in found.retention}
     rows = []
     for model in found.models:
@@ -18,19 +19,26 @@ def cost_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
             [
                 model.name,
                 f"{model.parameters:,}" + ("" if own is None else f" ({own.parameters_percent:.2f} %)"),
-                f"{model.macs_per_case / 1e9:.3g}",
+                f"{model.macs_per_case / 1e9:.3g}"
+                + ("" if own is None or own.macs_percent is None else f" ({own.macs_percent:.3g} %)"),
                 f"{model.file_mb:.2f}",
                 *(f"{latency.seconds_per_case:.3g}" for latency in model.latency),
-                _number(model.latency[0].peak_memory_gb, 2),
+                " + ".join(_number(gb, 2) for gb in _peaks(model.latency)),
                 _number(means["dice"]),
                 _number(means["nsd"]),
                 _number(means["hd95_mm"], 2),
                 str(scores.n_missed),
                 "" if own is None else f"{_number(own.dice_percent, 1)} %{_interval(own.low, own.high, 1)}",
+                "" if own is None else f"{_number(own.nsd_percent, 1)} %",
                 "" if own is None else f"{own.lowest_label} {_number(own.lowest_label_percent, 1)} %",
             ]
         )
     return columns, rows
+
+
+def _peaks(latency: tuple[Latency, ...]) -> list[float | None]:
+    """Peak memory of the host, and where there is a GPU of that."""
+    return [latency[0].peak_memory_gb, *(found.peak_device_gb for found in latency[1:])]
 
 
 def difference_rows(found: Comparison, *, labels: bool) -> tuple[list[str], list[list[str]]]:
