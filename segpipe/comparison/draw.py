@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 
 from segpipe.comparison.schema import ALL_LABELS, Comparison
 
-
 _WORTH_A_LOGARITHM = 4.0
 
 

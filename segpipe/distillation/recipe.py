@@ -1,14 +1,13 @@
 """Recipes of distillation: terms by name. TOML files ``plans/distill*.toml``, checked here."""
 
-import tomllib
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from segpipe.artefact import Record
 from segpipe.distillation.spec import KdTerm
 from segpipe.errors import DistillationError
-from segpipe.planning.recipe import shipped_plans
+from segpipe.planning.recipe import read_recipe, shipped_plans
 
 
 class DistillationRecipe(Record):
@@ -34,19 +33,5 @@ def load_distillation_recipe(name_or_path: str | Path) -> DistillationRecipe:
     DistillationError
         If there is no such recipe, or it holds an unknown key or a wrong value.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = shipped_plans() / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise DistillationError(
-            f"recipe {str(name_or_path)!r}: not found; known are {', '.join(distillation_recipe_names())}, or give the path of a .toml file"
-        )
-    try:
-        return DistillationRecipe.model_validate(tomllib.loads(path.read_text()))
-    except tomllib.TOMLDecodeError as error:
-        raise DistillationError(f"{path}: is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DistillationError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see docs/stages/distillation.md"
-        ) from error
+    page = "docs/stages/distillation.md"
+    return read_recipe(name_or_path, DistillationRecipe, distillation_recipe_names(), DistillationError, page)

@@ -2,15 +2,17 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, ValidationError
 
 from segpipe.artefact import Record
 from segpipe.augment.spec import AugmentationSettings
-from segpipe.errors import RecipeError
+from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
 from segpipe.networks.spec import NetworkChoice
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Record)
 
 
 class PlannerSettings(Record):
@@ -116,22 +118,41 @@ def load_recipe(name_or_path: str | Path | Recipe) -> Recipe:
     """
     if isinstance(name_or_path, Recipe):
         return name_or_path
+    return read_recipe(name_or_path, Recipe, recipe_names(), RecipeError, "docs/stages/planning.md")
+
+
+def read_recipe(
+    name_or_path: str | Path, kind: type[AnyRecipe], known: list[str], error: type[SegpipeError], page: str
+) -> AnyRecipe:
+    """Read a recipe of any kind, by the name of a shipped one or from a TOML file; ``error`` says what is wrong with it.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+    kind : type
+    known : list of str
+        Names of the shipped ones of this kind.
+    error : type
+        Raised if there is no such recipe, or it holds an unknown key or a wrong value.
+    page : str
+        Where recipes of this kind are described.
+    """
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = shipped_plans() / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise RecipeError(
-            f"recipe {str(name_or_path)!r}: not found; known are {', '.join(recipe_names())}, or give the path of a .toml file"
+    if not path.is_file() or (path.parent == shipped_plans() and path.stem not in known):
+        raise error(
+            f"recipe {str(name_or_path)!r}: not found; known are {', '.join(known)}, or give the path of a .toml file"
         )
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text()))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see docs/stages/planning.md"
-        ) from error
+        return kind.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as wrong:
+        raise error(f"{path}: is not TOML: {wrong}") from wrong
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        raise error(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see {page}"
+        ) from wrong
 
 
 def shipped_plans() -> Path:
