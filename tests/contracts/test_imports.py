@@ -12,7 +12,7 @@ TORCH_FREE = [
     "dataset.run", "fingerprint.run", "planning.run", "preprocessing.run", "metrics.surface", "evaluation.run",
     "reporting.run", "io.formats", "interop.nnunet.plans", "interop.nnunet.fingerprint", "phantoms", "jobs", "cli.app",
     "cli.display", "cli.plan_page", "cli.inference_commands", "models", "postprocessing.run", "postprocessing.choose",
-    "commands", "steps", "line",
+    "commands", "steps", "line", "distilling", "comparing", "distillation.recipe", "comparison.tables", "comparison.draw",
 ]  # fmt: skip
 
 
@@ -46,8 +46,10 @@ def test_the_public_functions():
         "apply_postprocessing",
         "check",
         "choose_postprocessing",
+        "compare",
         "convert",
         "demo",
+        "distill",
         "evaluate",
         "export_model",
         "import_model",
