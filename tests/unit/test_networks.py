@@ -401,7 +401,7 @@ def test_a_choice_that_is_written_wrong_is_refused(text):
 
 
 def test_unknown_networks_and_options_are_named_with_those_that_are_known():
-    with pytest.raises(NetworkError, match=r"'unet'.*plain_unet, resenc_unet, u2net"):
+    with pytest.raises(NetworkError, match=r"'unet'.*plain_unet, resenc_unet, planned, u2net"):
         architecture_of("unet")
     with pytest.raises(NetworkError, match=r"depth.*width=1.0, norm=batch"):
         complete_options(NetworkChoice(name="u2net", options={"depth": 3}))
