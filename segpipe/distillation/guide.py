@@ -129,11 +129,7 @@ class DistillationGuide:
         self.modules = modules
         self.student_taps = Taps(trainer.network, tuple(map(for_student, modules)), "student") if modules else None
         self.taps = bool(modules)
-        if modules and (beside is None or beside.taps is None):
-            raise DistillationError(
-                f"a term looks at feature maps ({', '.join(modules)}), and the teacher's are not to be had: it does not see the student's "
-                "patches; give terms on logits, or a teacher of the same plan without --soft-labels"
-            )
+        assert not modules or (beside is not None and beside.taps is not None), "refused before any work is done"
         self.told, self.warned = Told(), set[str]()
         n_channels = trainer.training.cases[0].image.shape[0]
         self._require_heads(n_channels, patch)

@@ -32,8 +32,8 @@ from segpipe.runtime import Runtime
 from segpipe.workspace import PreparedFiles, SoftLabelFiles
 
 MOST_KEPT = 4
-"""Labels of each voxel whose probabilities are kept: what four of them do not share is next to nothing almost everywhere. Of regions,
-which may all be likely, every one is kept."""
+"""Labels of each voxel whose probabilities are kept; what the others share goes to these in proportion. Of regions, which may all be
+likely, every one is kept."""
 _LARGEST_BYTE = 256
 
 

@@ -119,8 +119,8 @@ def _one_rank(fabric: Any, job: Job, runtime: Runtime, events: Any, n_threads: i
     # Together, because what is left of their connections would break under one that is still ending.
     dist.barrier()
     dist.destroy_process_group()
-    # When all that it had to say is said (queues are emptied at priority -5), and before the interpreter is taken apart: threads of gloo
-    # and of the autograd engine that outlive it have ended a finished training with SIGABRT.
+    # When all that it had to say is said (queues are emptied at priority -5), and before the interpreter is taken apart: a finished
+    # training has ended with SIGABRT there, most likely by a thread of gloo or of the autograd engine that outlived it.
     Finalize(None, _end_now, exitpriority=_AFTER_QUEUES)
 
 
