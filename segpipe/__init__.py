@@ -11,6 +11,7 @@ from segpipe.version import __version__ as __version__
 if TYPE_CHECKING:
     from segpipe.commands import check, convert, demo, evaluate, list_networks, plan, preprocess, report, train
     from segpipe.comparing import compare
+    from segpipe.crossvalidating import crossval, crossval_status
     from segpipe.distilling import distill
     from segpipe.inference.predictor import Predictor
     from segpipe.line import run
@@ -23,6 +24,8 @@ __all__ = [
     "choose_postprocessing",
     "compare",
     "convert",
+    "crossval",
+    "crossval_status",
     "demo",
     "distill",
     "evaluate",
@@ -41,6 +44,7 @@ _ELSEWHERE = {
     "run": "segpipe.line",
     "distill": "segpipe.distilling",
     "compare": "segpipe.comparing",
+    **dict.fromkeys(("crossval", "crossval_status"), "segpipe.crossvalidating"),
     "Predictor": "segpipe.inference.predictor",
     **dict.fromkeys(
         ("apply_postprocessing", "choose_postprocessing", "export_model", "import_model", "predict"), "segpipe.models"

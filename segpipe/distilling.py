@@ -13,10 +13,12 @@ from segpipe.steps import (
     PathLike,
     alone_in,
     current_plan,
+    keep_plan_as,
     plan_for_network,
     prepare_arrays,
     recipe_for,
     require_fold,
+    variant_called,
     workspace_of,
 )
 from segpipe.students import Lessons, Student, teach, train_alone
@@ -137,7 +139,7 @@ def distill(
         base = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime))
         where = configuration or _configuration(teachers, base)
         plans = _plans(workspace, base, networks, name, watch)
-        without = _kept(workspace, plans[-1], f"{plans[-1].recipe}-alone") if baseline else None
+        without = keep_plan_as(workspace, plans[-1], f"{plans[-1].recipe}-alone") if baseline else None
         for plan in (*plans, *((without,) if without else ())):
             require_fold(workspace, plan, where, settings)
             if plan.configuration(where).previous_stage is not None:
@@ -230,22 +232,11 @@ def _plans(workspace: Workspace, base: Plan, networks: list[str], name: str, wat
         plan = plan_for_network(workspace, base, _network(text), watch)
         taken = {p.recipe for p in made}
         names = [name, *(f"{name}-{n}" for n in range(2, len(networks) + 1))]
-        variant = next(v for v in (_variant(plan, n) for n in names) if v not in taken)
-        made.append(_kept(workspace, plan, variant))
+        variant = next(v for v in (variant_called(plan, n) for n in names) if v not in taken)
+        made.append(keep_plan_as(workspace, plan, variant))
     return made
 
 
 def _network(text: str) -> str:
     """A student as a network: options alone are those of the plan's own U-Net."""
     return f"planned:{text}" if "=" in text.partition(":")[0] else text
-
-
-def _variant(plan: Plan, name: str) -> str:
-    return f"{plan.recipe}~{name}" if "+" in plan.recipe else f"{plan.recipe}+{name}"
-
-
-def _kept(workspace: Workspace, plan: Plan, variant: str) -> Plan:
-    """The plan under another name: what is trained by it lies beside what was trained without a teacher."""
-    named = plan.model_copy(update={"recipe": variant})
-    named.write(workspace.plan_of(variant))
-    return named

@@ -16,12 +16,17 @@
     ├── DistillationError        a teacher, a student or a term of distillation does not fit
     ├── TrainingError            training cannot start or go on
     │   └── TrainingInterrupted  a signal asked training to stop; its state is saved
+    ├── CrossvalError            a cross-validation cannot be designed, or continued, as asked
+    ├── ClusterError             a cluster cannot be used
+    ├── WorkerKilledError        the process of a job was killed
     ├── LockedError              another process works on the same fold
     └── DeviceError              the device asked for is not there
 
 A message says where, what was found, what was expected and what to do next.
 Anything else that is raised is a bug and keeps its traceback.
 """
+
+from functools import partial
 
 
 class SegpipeError(Exception):
@@ -85,6 +90,22 @@ class TrainingInterrupted(TrainingError):  # noqa: N818 - it reports an event, n
         super().__init__(message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are pickled by their positional arguments alone.
+        return partial(type(self), signal_number=self.signal_number), self.args
+
+
+class CrossvalError(SegpipeError):
+    """A cross-validation cannot be designed, or cannot be continued, as it was asked for."""
+
+
+class ClusterError(SegpipeError):
+    """The workers of a cluster cannot be used."""
+
+
+class WorkerKilledError(SegpipeError):
+    """The process that did a job was killed, most often because memory ran out."""
 
 
 class LockedError(SegpipeError):

@@ -1,25 +1,30 @@
-"""The one door to parallel work over cases.
+"""The one door to parallel work: an executor of local processes or of a cluster, and cases mapped over it.
 
 Workers are processes (loky: they do not import the caller's main module again, and the death of one is noticed). A case
 that raises is a result like any other. When a worker is killed, the cases that were not finished are tried again one at
 a time, so that the one that kills it is named and the others are not lost.
 """
 
+from __future__ import annotations
+
 import logging
+import os
 import re
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-import psutil
 from loky import cpu_count, get_reusable_executor
 from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
-from segpipe.errors import CaseError, SegpipeError
+from segpipe.errors import CaseError, SegpipeError, WorkerKilledError
+from segpipe.memory import free_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,10 @@ warnings.filterwarnings("ignore", message="A worker (was restarted|stopped) whil
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Workers = int | Executor | None
+"""Most local worker processes, or who works instead of them."""
+_LOOK_S = 1.0
+_FREE_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,130 @@ class Outcome(Generic[Item, Result]):
     failure: str | None = None
 
 
+@contextmanager
+def open_executor(
+    cluster: str | None, n_workers: int, *, environments: Sequence[Mapping[str, str]] = ()
+) -> Iterator[Executor]:
+    """Executor of jobs that take minutes or hours, on this machine or on a cluster; a worker does one at a time.
+
+    Parameters
+    ----------
+    cluster : str, optional
+        Address of a Dask scheduler (tcp://host:port), or ``slurm``; None for processes on this machine.
+    n_workers : int
+        Local processes, or workers that SLURM is asked for.
+    environments : sequence of mapping
+        Variables of each local worker's environment; the processors are shared out where they do not say otherwise.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster cannot be used.
+    """
+    if cluster is None:
+        pool = LocalWorkers(n_workers, environments)
+        try:
+            yield pool
+        except BaseException:
+            pool.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    else:
+        from segpipe.cluster import cluster_executor
+
+        with cluster_executor(cluster, n_workers) as executor:
+            yield executor
+
+
+class LocalWorkers(Executor):
+    """Processes, each of which is given one job at a time; one that is killed takes its own job with it and is replaced.
+
+    A job whose process is killed raises WorkerKilledError. The processes end when the one that started them does.
+    """
+
+    def __init__(self, n_workers: int, environments: Sequence[Mapping[str, str]] = ()) -> None:
+        shared = _shared_processors(n_workers)
+        self._workers = [
+            _Worker(shared | dict(environments[n] if environments else {})) for n in range(max(n_workers, 1))
+        ]
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(len(self._workers), "worker")
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """Give a picklable function to the first worker that is free."""
+        return self._threads.submit(self._call, function, args, kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes, once what they do is done."""
+        self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+        for worker in self._workers:
+            worker.close()
+
+    def stop(self) -> None:
+        """Ask what runs to stop: trainings save their state first."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.terminate()
+
+    def _call(self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
+        worker = self._idle.get()
+        try:
+            return worker.call(function, args, kwargs)
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """One process, started when there is something to do."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
+        self._pool: Any = None
+
+    def call(self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                max_workers=1, env=self._environment, initializer=_end_with, initargs=(os.getpid(),)
+            )
+        try:
+            result: Result = self._pool.submit(function, *args, **kwargs).result()
+        except TerminatedWorkerError as error:
+            self.close()
+            raise WorkerKilledError(f"its process was killed ({_how_it_ended(error)})") from error
+        return result
+
+    def terminate(self) -> None:
+        for process in list(self._pool._processes.values()) if self._pool is not None else ():
+            with suppress(ProcessLookupError, AttributeError):
+                process.terminate()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, kill_workers=False)
+            self._pool = None
+
+
+def _end_with(parent: int) -> None:
+    """End at once when the process that gave the jobs is gone: whoever takes its place finds no lock held."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def _how_it_ended(error: TerminatedWorkerError) -> str:
+    codes = re.search(r"\{(.*?)\}", str(error))
+    return codes[1] if codes else "no exit code"
+
+
 def map_cases(
-    function: Callable[[Item], Result], items: Sequence[Item], *, limit: int | None, bytes_each: int
+    function: Callable[[Item], Result], items: Sequence[Item], *, limit: Workers, bytes_each: int
 ) -> Iterator[Outcome[Item, Result]]:
     """Apply ``function`` to each item and yield the outcomes as they come.
 
@@ -51,14 +182,18 @@ def map_cases(
     function : callable
         Of one item; must be picklable.
     items : sequence
-    limit : int or None
-        Most workers; 1 works in this process, where a case that exhausts the memory takes everything down with it.
+    limit : int, executor or None
+        Most workers; 1 works in this process, where a case that exhausts the memory takes everything down with it. An executor (a
+        cluster's) is given every item, and looks after its workers itself.
     bytes_each : int
         Peak memory of the largest item.
     """
     if limit == 1 or not items:
         for item in items:
             yield _attempt(function, item)
+        return
+    if isinstance(limit, Executor):
+        yield from _map_elsewhere(function, items, limit)
         return
     unfinished = dict(enumerate(items))
     n_workers = worker_count(limit, len(items), bytes_each)
@@ -81,31 +216,36 @@ def map_cases(
             yield _attempt_alone(function, unfinished.pop(index))
 
 
+def _map_elsewhere(
+    function: Callable[[Item], Result], items: Sequence[Item], executor: Executor
+) -> Iterator[Outcome[Item, Result]]:
+    futures = {executor.submit(_attempt, function, item): item for item in items}
+    try:
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except Exception as error:  # noqa: BLE001 - what a cluster says of a worker that was lost has many types
+                yield Outcome(futures[future], failure=f"its worker was lost ({type(error).__name__}: {error})")
+    finally:
+        for future in futures:
+            future.cancel()
+
+
 def _workers(n: int) -> Any:
-    """Worker processes, kept for the next stage, which share the processors: left alone, each would start as many threads as there are."""
-    threads = str(max(cpu_count() // n, 1))
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-    return get_reusable_executor(max_workers=n, timeout=60, env=limits)
+    """Worker processes, kept for the next stage, which share the processors."""
+    return get_reusable_executor(max_workers=n, timeout=60, env=_shared_processors(n))
+
+
+def _shared_processors(n_workers: int) -> dict[str, str]:
+    """Threads of each of some workers: left alone, each would start as many as there are processors."""
+    threads = str(max(cpu_count() // max(n_workers, 1), 1))
+    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
 
 
 def worker_count(limit: int | None, n_items: int, bytes_each: int) -> int:
     """Number of workers that the processors, the items, the free memory and the caller's limit allow."""
-    fitting = int(free_bytes() * 0.8) // max(bytes_each, 1)
+    fitting = int(free_bytes() * _FREE_SHARE) // max(bytes_each, 1)
     return int(max(1, min(limit or cpu_count(), n_items, fitting)))
-
-
-def free_bytes() -> int:
-    """Memory that may still be taken: the machine's, or what is left of a container's own limit."""
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        # Files that were read lately count as used and are given back when memory is asked for.
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines()).get(
-            "inactive_file", "0"
-        )
-        free = min(free, int(limit) - int(used) + int(cached))
-    return max(free, 0)
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
@@ -126,8 +266,7 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
         outcome: Outcome[Item, Result] = pool.submit(_attempt, function, item).result()
     except TerminatedWorkerError as error:
         pool.shutdown(wait=False, kill_workers=True)
-        codes = re.search(r"\{(.*?)\}", str(error))
-        how = codes[1] if codes else "no exit code"
+        how = _how_it_ended(error)
         likely = "out of memory, most likely" if "SIGKILL" in how else "a crash"
         killed = f"{likely}: its worker was killed ({how}), also when it ran alone; use a machine with more memory, or look at its files"
         outcome = Outcome(item, failure=killed)
@@ -148,22 +287,3 @@ def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -
     except TerminatedWorkerError as error:
         raise SegpipeError(f"its process was killed ({error}); where memory ran out, free some") from error
     return result
-
-
-class PeakMemory:
-    """The most memory that this process holds while the context lasts, in GB (1e9 bytes); None where the system does not tell."""
-
-    def __init__(self) -> None:
-        self.gb: float | None = None
-
-    def __enter__(self) -> "PeakMemory":
-        # Linux forgets the peak so far when it is told to.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError, StopIteration, ValueError):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            peak = next(line for line in lines if line.startswith("VmHWM:"))
-            self.gb = round(int(peak.split()[1]) * 1024 / 1e9, 3)

@@ -50,6 +50,19 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether somebody works in a folder at the moment."""
+    if not (folder / ".lock").exists():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text() or "unknown"

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from segpipe.artefact import write_atomically
 from segpipe.errors import ModelError
 
 FORMAT = 1
+ENSEMBLE_FORMAT = 2
 Weights = dict[str, Tensor]
 _PREVIOUS = "previous.segpipe"
 _POSTPROCESSING = "postprocessing.json"
+_OTHER = "other_{}.segpipe"
 
 # A fixed date: the same content gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -38,6 +40,8 @@ class ModelFile:
     """The model whose segmentation is a further input (cascade)."""
     postprocessing_json: str = ""
     """Rules by which its segmentations are cleaned; empty for none."""
+    others: tuple["ModelFile", ...] = ()
+    """Further models of an ensemble, whose probabilities are averaged with this one's."""
 
     def write(self, path: Path) -> None:
         """Write atomically."""
@@ -52,6 +56,9 @@ class ModelFile:
             "mirror_axes": list(self.mirror_axes),
             "folds": list(self.folds),
         }
+        if self.others:
+            # A reader that knows of no ensembles must not take a part for the whole.
+            about |= {"format": ENSEMBLE_FORMAT, "others": len(self.others)}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("model.json", _EPOCH), json.dumps(about, indent=1))
@@ -62,6 +69,8 @@ class ModelFile:
                 archive.writestr(zipfile.ZipInfo(f"fold_{fold}.safetensors", _EPOCH), save(weights))
             if self.previous is not None:
                 archive.writestr(zipfile.ZipInfo(_PREVIOUS, _EPOCH), self.previous.to_bytes())
+            for number, other in enumerate(self.others):
+                archive.writestr(zipfile.ZipInfo(_OTHER.format(number), _EPOCH), other.to_bytes())
         return buffer.getvalue()
 
     def digest(self, folds: tuple[str, ...]) -> str:
@@ -71,11 +80,33 @@ class ModelFile:
             hashed.update(fold.encode() + weights_digest(self.folds[fold]).encode())
         if self.previous is not None:
             hashed.update(self.previous.digest(self.previous.used(self.folds_before(folds))).encode())
+        for other in self.others:
+            hashed.update(other.digest(other.used(folds)).encode())
         return hashed.hexdigest()
 
     def folds_before(self, folds: tuple[str, ...]) -> tuple[str, ...]:
         """Folds of the previous stage that go with some folds: the same, which held out the same cases; else all that it has."""
         return folds if self.previous is not None and all(f in self.previous.folds for f in folds) else ()
+
+    @property
+    def members(self) -> tuple["ModelFile", ...]:
+        """Each model of its ensemble, this one first."""
+        return (replace(self, others=()), *self.others)
+
+    def single(self, path: Path, what: str) -> "ModelFile":
+        """Return this model where it stands alone.
+
+        Raises
+        ------
+        ModelError
+            If it is an ensemble, which ``what`` cannot be.
+        """
+        if self.others:
+            parts = ", ".join(member.configuration for member in self.members)
+            raise ModelError(
+                f"{path}: is an ensemble of {parts}; {what} takes a single model, such as one of its members"
+            )
+        return self
 
     def used(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Folds to ensemble: the wanted ones, or all the numbered ones, or "all" where there is no other.
@@ -100,7 +131,7 @@ class ModelFile:
         try:
             with zipfile.ZipFile(file) as archive:
                 about = json.loads(archive.read("model.json"))
-                if about["format"] != FORMAT:
+                if about["format"] not in (FORMAT, ENSEMBLE_FORMAT):
                     raise ModelError(
                         f"{path}: model format {about['format']}, this version reads {FORMAT}; update segpipe"
                     )
@@ -109,12 +140,16 @@ class ModelFile:
                 rules = archive.read(_POSTPROCESSING).decode() if _POSTPROCESSING in archive.namelist() else ""
                 held = io.BytesIO(archive.read(_PREVIOUS)) if _PREVIOUS in archive.namelist() else None
                 previous = None if held is None else cls._from_zip(held, path)
+                others = tuple(
+                    cls._from_zip(io.BytesIO(archive.read(_OTHER.format(n))), path)
+                    for n in range(about.get("others", 0))
+                )
         except FileNotFoundError as error:
             raise ModelError(f"{path}: no such model file") from error
         except (zipfile.BadZipFile, KeyError, ValueError, SafetensorError) as error:
             raise ModelError(f"{path}: not a segpipe model, or damaged ({error})") from error
         axes = tuple(about["mirror_axes"])
-        return cls(plan_json, about["configuration"], about["variant"], axes, folds, previous, rules)
+        return cls(plan_json, about["configuration"], about["variant"], axes, folds, previous, rules, others)
 
 
 def model_in(path: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from segpipe.errors import DeviceError
-from segpipe.jobs import free_bytes
+from segpipe.memory import free_bytes
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from segpipe.workspace import Workspace
 if TYPE_CHECKING:
     from segpipe.dataset.splits import Splits
     from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.jobs import Workers
     from segpipe.networks.spec import NetworkChoice
     from segpipe.planning.design import Probe
+    from segpipe.planning.recipe import Recipe
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.runtime import Runtime
@@ -130,7 +132,8 @@ def current_plan(
     if init_from is not None and not is_weights_file(Path(init_from)):
         watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
         try:
-            theirs = Plan.model_validate_json(read_model(Path(init_from)).plan_json)
+            held = read_model(Path(init_from)).single(Path(init_from), "--init-from")
+            theirs = Plan.model_validate_json(held.plan_json)
         except ValueError as error:
             raise ModelError(f"{init_from}: its plan is from another version of segpipe ({error})") from error
         return adopt(Path(init_from), measured, workspace, theirs)
@@ -142,7 +145,7 @@ def make_plan(
     measured: Fingerprint,
     workspace: Workspace,
     *,
-    recipe: PathLike,
+    recipe: PathLike | Recipe,
     budget_gb: float | None = None,
     spacing_mm: tuple[float, float, float] | None = None,
 ) -> Plan:
@@ -192,6 +195,18 @@ def plan_for_network(workspace: Workspace, base: Plan, network: str | None, watc
     return chosen
 
 
+def variant_called(plan: Plan, name: str) -> str:
+    """Name of a plan's variant that was given a name of its own."""
+    return f"{plan.recipe}~{name}" if "+" in plan.recipe else f"{plan.recipe}+{name}"
+
+
+def keep_plan_as(workspace: Workspace, plan: Plan, variant: str) -> Plan:
+    """Return the plan under another name, kept beside the workspace's: what is trained by it lies apart."""
+    named = plan.model_copy(update={"recipe": variant})
+    named.write(workspace.plan_of(variant))
+    return named
+
+
 def configuration_of(init_from: PathLike | None, current: Plan) -> str:
     """Return the configuration to train when none is asked for: that of the model to begin with, where the plan has it."""
     from segpipe.modelfile import is_weights_file, read_model
@@ -204,7 +219,7 @@ def configuration_of(init_from: PathLike | None, current: Plan) -> str:
 
 
 def prepare_arrays(
-    workspace: Workspace, current: Plan, configuration: str, jobs: int | None, watch: Watch
+    workspace: Workspace, current: Plan, configuration: str, jobs: Workers, watch: Watch
 ) -> PreprocessedIndex:
     """Prepare the arrays of a configuration; a case that fails is noted, and that all fail is an error."""
     from segpipe.fingerprint.schema import Fingerprint

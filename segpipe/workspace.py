@@ -132,6 +132,8 @@ class Workspace:
     """The folder tree that the stages share."""
 
     root: Path
+    decoded: Path | None = None
+    """Folder of the decoded cases, where workspaces share one."""
 
     @property
     def dataset(self) -> Path:
@@ -174,7 +176,7 @@ class Workspace:
 
     def case(self, case: str) -> CaseFiles:
         """Files of one decoded case."""
-        return CaseFiles(self.root / "cases" / case)
+        return CaseFiles((self.decoded or self.root / "cases") / case)
 
     def preprocessed(self, configuration: str) -> Path:
         """Folder of the arrays of one configuration."""

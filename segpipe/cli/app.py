@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from segpipe.cli import data_commands, distillation_commands, inference_commands, model_commands
+from segpipe.cli import crossval_commands, data_commands, distillation_commands, inference_commands, model_commands
 from segpipe.errors import SegpipeError
 from segpipe.version import __version__
 
@@ -29,6 +29,7 @@ for command in (
     data_commands.plan,
     data_commands.preprocess,
     model_commands.train,
+    crossval_commands.crossval,
     distillation_commands.distill,
     distillation_commands.compare,
     inference_commands.predict,

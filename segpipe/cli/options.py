@@ -69,6 +69,15 @@ ResampleOption = Annotated[
         show_default=False,
     ),
 ]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="tcp://HOST:PORT|slurm",
+        help="Workers of a Dask cluster instead of this machine's processes.",
+        show_default=False,
+    ),
+]
 ToleranceOption = Annotated[
     float, typer.Option("--tolerance-mm", min=0, help="Tolerance of the normalised surface Dice (NSD).")
 ]

@@ -14,7 +14,7 @@ from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Options, Predictor, plan_of, read_any_model
 from segpipe.inference.run import predict
 from segpipe.inference.sliding import mirror_combinations
-from segpipe.jobs import PeakMemory
+from segpipe.memory import PeakMemory
 from segpipe.networks.measure import macs, n_parameters
 from segpipe.runtime import choose_runtime
 
@@ -38,7 +38,7 @@ def count(path: Path, folds: tuple[str, ...], *, tta: bool) -> Counted:
     ModelError
         If it is no model, or a cascade.
     """
-    model = read_any_model(path, folds)
+    model = read_any_model(path, folds).single(path, "a comparison")
     if model.previous is not None:
         raise ModelError(f"{path}: is a cascade, whose stages have costs of their own; compare its stages")
     plan = plan_of(model, path)

@@ -48,7 +48,7 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
     folder = root if root.is_dir() else root.parent
     declared = _read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
     layout, rows = _rows(root, folder, declared)
-    cases, findings = _cases(rows, _groups(folder, layout))
+    cases, findings = _cases(rows, _table(folder, layout))
     if not cases and not findings:
         raise DatasetError(
             f"{root}: recognised as {layout}, but no image file was found; endings read: {', '.join(IMAGE_ENDINGS)}"
@@ -73,7 +73,7 @@ def match_again(root: Path, workspace: Workspace, resample_channels: bool | None
 
 
 class _Row(dict[str, Any]):
-    """One case as its layout names it: case, images, label, group."""
+    """One case as its layout names it: case, images, label, columns."""
 
 
 def _rows(root: Path, folder: Path, declared: dict[str, Any]) -> tuple[Layout, list[_Row]]:
@@ -218,23 +218,28 @@ def _manifest_rows(path: Path) -> list[_Row]:
                 f"{path}: row {number} has no image; its columns are {', '.join(row)}; expected case, image[, image_2...], label"
             )
         label = path.parent / row["label"] if row.get("label") else None
-        made = _Row(
-            case=row.get("case") or stem_of(images[0]), images=images, label=label, group=row.get("patient") or None
-        )
+        made = _Row(case=row.get("case") or stem_of(images[0]), images=images, label=label)
+        made["columns"] = _other_columns(row)
         made["raters"] = [row[c] for c in sorted(row) if _LABEL_COLUMN.match(c) and row[c]]
         rows.append(made)
     return rows
 
 
-def _groups(folder: Path, layout: Layout) -> dict[str, str]:
-    """Patients by case from a cases.csv that lies beside another layout."""
+def _other_columns(row: dict[str, str]) -> dict[str, str]:
+    """What a row says of its case besides its id and its files."""
+    files = (_IMAGE_COLUMN, _LABEL_COLUMN)
+    return {c: v for c, v in row.items() if v and c != "case" and not any(f.match(c) for f in files)}
+
+
+def _table(folder: Path, layout: Layout) -> dict[str, dict[str, str]]:
+    """What a cases.csv that lies beside another layout says of each case: its patient, its site."""
     table = folder / "cases.csv"
     if layout == "manifest" or not table.is_file():
         return {}
-    return {row["case"]: row["patient"] for row in read_manifest(table) if row.get("case") and row.get("patient")}
+    return {row["case"]: _other_columns(row) for row in read_manifest(table) if row.get("case")}
 
 
-def _cases(rows: list[_Row], groups: dict[str, str]) -> tuple[list[Case], list[Finding]]:
+def _cases(rows: list[_Row], table: dict[str, dict[str, str]]) -> tuple[list[Case], list[Finding]]:
     """Whole cases, and a finding for each row that is none."""
     cases: dict[str, Case] = {}
     findings: list[Finding] = []
@@ -246,11 +251,13 @@ def _cases(rows: list[_Row], groups: dict[str, str]) -> tuple[list[Case], list[F
         if problem:
             findings.append(Finding(case=row["case"], severity="error", rule=problem[0], message=problem[1]))
             continue
+        columns = row.get("columns") or table.get(row["case"], {})
         cases[row["case"]] = Case(
             id=row["case"],
             images=tuple(FileStamp.of(i) for i in row["images"]),
             label=FileStamp.of(row["label"]),
-            group=row.get("group") or groups.get(row["case"]),
+            group=columns.get("patient"),
+            columns=columns,
         )
     return [cases[c] for c in sorted(cases)], findings
 

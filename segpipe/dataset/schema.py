@@ -1,5 +1,6 @@
 """The dataset artefact: which files belong to which case."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,8 @@ class Case(Record):
     label: FileStamp | None
     group: str | None = None
     """Cases of one group (a patient) are never split between training and test."""
+    columns: dict[str, str] = {}
+    """Whatever else a manifest says of the case, such as its site."""
 
 
 class Finding(Record):
@@ -66,3 +69,12 @@ class Dataset(Artefact):
     cases: tuple[Case, ...]
     findings: tuple[Finding, ...] = ()
     """What was wrong already at matching: missing pairs, duplicate ids."""
+
+    def only(self, cases: Collection[str]) -> "Dataset":
+        """Return the dataset with some of its cases, and what was found of these."""
+        return self.model_copy(
+            update={
+                "cases": tuple(c for c in self.cases if c.id in cases),
+                "findings": tuple(f for f in self.findings if f.case in cases),
+            }
+        )

@@ -49,7 +49,7 @@ class Teacher:
         ModelError
             If it is no model, or lacks a fold.
         """
-        model = read_any_model(path, folds)
+        model = read_any_model(path, folds).single(path, "--teacher")
         same = (str(fold),) if str(fold) in model.folds else model.used(())
         chosen = folds or same
         missing = [f for f in chosen if f not in model.folds]

@@ -20,6 +20,7 @@ from segpipe.fingerprint.measure import (
 )
 from segpipe.fingerprint.schema import CaseFingerprint, Fingerprint
 from segpipe.io.arrays import read_array, write_array
+from segpipe.jobs import Workers
 from segpipe.labels import Labels
 from segpipe.version import __version__
 from segpipe.workspace import Workspace
@@ -38,7 +39,7 @@ def fingerprint(
     workspace: Workspace,
     *,
     resample_channels: bool | None = None,
-    jobs_limit: int | None = None,
+    jobs_limit: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Fingerprint:
     """Measure a dataset; writes dataset.json, fingerprint.json and the decoded cases. An unchanged case is not read again.
@@ -51,8 +52,8 @@ def fingerprint(
         Where to write.
     resample_channels : bool, optional
         Bring channels on other grids onto the first one's; as the last time unless given.
-    jobs_limit : int, optional
-        Most worker processes.
+    jobs_limit : int or executor, optional
+        Most worker processes, or whose.
     on_case : callable, optional
         Told each case id when it is done.
 
@@ -61,18 +62,30 @@ def fingerprint(
     DatasetError
         If the folder is not a dataset, or no case is usable.
     """
-    matched = match_again(Path(dataset), workspace, resample_channels)
+    return measure(
+        match_again(Path(dataset), workspace, resample_channels), workspace, jobs_limit=jobs_limit, on_case=on_case
+    )
+
+
+def measure(
+    matched: Dataset,
+    workspace: Workspace,
+    *,
+    jobs_limit: Workers = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Fingerprint:
+    """Measure the cases of a dataset that was matched already, as :func:`fingerprint` does."""
     if workspace.fingerprint.is_file() and workspace.dataset.is_file():
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.
         same = known.software == __version__ and Dataset.read(workspace.dataset) == matched
         if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
-    measure = partial(_check_and_measure, expected=Expectations.of(matched), workspace=workspace)
+    work = partial(_check_and_measure, expected=Expectations.of(matched), workspace=workspace)
     findings = list(matched.findings)
     measured: list[CaseMeasurements] = []
     contents: dict[str, str] = {}
-    for outcome in jobs.map_cases(measure, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
+    for outcome in jobs.map_cases(work, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
         if outcome.value:
             record, measurements = outcome.value
             contents[outcome.item.id] = record.content_digest()

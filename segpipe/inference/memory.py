@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segpipe.inference.sliding import Windows
-from segpipe.jobs import free_bytes
+from segpipe.memory import free_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -105,11 +105,13 @@ class Predictor:
         paths = path if isinstance(path, tuple) else (Path(path),)
         runtime = inference_runtime(runtime or choose_runtime(), options.precision, options.engine)
         models = [read_any_model(p, options.folds) for p in paths]
+        places = [where for model, where in zip(models, paths, strict=True) for _ in model.members]
+        members = [member for model in models for member in model.members]
         stages = tuple(
-            make_stage(model, where, runtime, options, options.folds)
-            for model, where in zip(models, paths, strict=True)
+            make_stage(member, where, runtime, options, options.folds)
+            for member, where in zip(members, places, strict=True)
         )
-        _require_alike(stages, paths)
+        _require_alike(stages, tuple(places))
         rules = _rules(models[0], paths[0]) if options.postprocess and len(models) == 1 else ()
         require_known(rules, stages[0].plan.labels)
         engines = {(type(e).__name__, e.precision) for s in stages for e in s.ensemble.engines}

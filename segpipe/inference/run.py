@@ -22,17 +22,19 @@ from segpipe.fingerprint.measure import image_percentiles
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.manifest import Manifest, content_of, still_holds
 from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_file
-from segpipe.inference.predictor import Prediction, Predictor
+from segpipe.inference.predictor import Prediction, Predictor, Sink
 from segpipe.inference.quality import quality_of, volumes_ml
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import stem_of, write_labels_like
-from segpipe.jobs import PeakMemory
+from segpipe.memory import PeakMemory
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
-from segpipe.preprocessing.prepare import Prepared
+from segpipe.preprocessing.prepare import Placement, Prepared
 from segpipe.version import __version__
 
 logger = logging.getLogger(__name__)
+
+Onlooker = Callable[[str, LoadedImage], Sink | None]
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def predict(
     resume: bool = False,
     save: Save | None = None,
     on_case: Callable[[PredictionRow], None] = lambda _: None,
+    onlooker: Onlooker | None = None,
 ) -> list[PredictionRow]:
     """Predict every case and write a row for each to a log, and a table of the rows beside it.
 
@@ -106,6 +109,8 @@ def predict(
         What else is written.
     on_case : callable
         Told the row of each case.
+    onlooker : callable, optional
+        Given each case's id and image, returns what is to be shown its probabilities, or None.
 
     Returns
     -------
@@ -117,7 +122,7 @@ def predict(
     SegpipeError
         If an output is there that prediction did not write.
     """
-    return _Batch(predictor, Manifest(log), save or Save(), on_case).predict(cases, resume=resume)
+    return _Batch(predictor, Manifest(log), save or Save(), on_case, onlooker).predict(cases, resume=resume)
 
 
 def shard_of(cases: list[InputCase], number: int, n_shards: int) -> list[InputCase]:
@@ -127,9 +132,15 @@ def shard_of(cases: list[InputCase], number: int, n_shards: int) -> list[InputCa
 
 class _Batch:
     def __init__(
-        self, predictor: Predictor, manifest: Manifest, save: Save, on_case: Callable[[PredictionRow], None]
+        self,
+        predictor: Predictor,
+        manifest: Manifest,
+        save: Save,
+        on_case: Callable[[PredictionRow], None],
+        onlooker: Onlooker | None,
     ) -> None:
         self.predictor, self.manifest, self.save, self.on_case = predictor, manifest, save, on_case
+        self.onlooker = onlooker
         self.rows: dict[str, PredictionRow] = {}
         self.before: dict[str, PredictionRow] = {}
         self.resume = False
@@ -252,7 +263,11 @@ class _Batch:
                 probabilities=self.save.probabilities,
                 uncertainty=self.save.uncertainty,
             )
-        sink = None if job.extras is None else job.extras.add
+        sinks: list[Sink] = [] if job.extras is None else [job.extras.add]
+        watching = None if self.onlooker is None else self.onlooker(job.case.id, job.image)
+        if watching is not None:
+            sinks.append(watching)
+        sink = _to_all(sinks)
         with PeakMemory() as memory:
             job.prediction = self.predictor.segment(job.image.volume, job.prepared, sink)
         job.peak_gb = memory.gb
@@ -319,6 +334,14 @@ class _Batch:
             seconds=_summed(job.seconds, {}),
             peak_memory_gb=job.peak_gb,
         )
+
+
+def _to_all(sinks: list[Sink]) -> Sink | None:
+    def sink(placement: Placement, number: int, probabilities: torch.Tensor) -> None:
+        for one in sinks:
+            one(placement, number, probabilities)
+
+    return sink if sinks else None
 
 
 def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:

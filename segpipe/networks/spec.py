@@ -103,7 +103,7 @@ def parse_options(text: str) -> dict[str, JsonValue]:
         key, equals, value = part.partition("=")
         if key.strip() in options:
             raise ValueError(f"{key.strip()} is given twice; expected it once")
-        if not equals or not key.strip().isidentifier():
+        if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
             raise ValueError(f"{part!r} is no option; expected key=value")
         options[key.strip()] = _value(value.strip())
     return options

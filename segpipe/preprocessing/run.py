@@ -13,6 +13,7 @@ from segpipe.errors import CaseError
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.geometry import resampled_shape
 from segpipe.io.arrays import write_array
+from segpipe.jobs import Workers
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import foreground_index, index_voxels
 from segpipe.preprocessing.prepare import prepare, target_spacing
@@ -26,7 +27,7 @@ def preprocess(
     plan: Plan,
     *,
     configuration: str,
-    jobs_limit: int | None = None,
+    jobs_limit: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> PreprocessedIndex:
     """Prepare the usable cases of the workspace's dataset for one configuration.
@@ -40,8 +41,8 @@ def preprocess(
         Holds dataset.json and fingerprint.json.
     plan : Plan
     configuration : str
-    jobs_limit : int, optional
-        Most worker processes.
+    jobs_limit : int or executor, optional
+        Most worker processes, or whose.
     on_case : callable, optional
         Told each case id when it is done.
     """

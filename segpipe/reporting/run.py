@@ -1,5 +1,6 @@
 """The stage: artefacts in, one self-contained page out."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def draw_examples(workspace: Workspace, place: Path) -> list[Path]:
         old.unlink()
     evaluation = Evaluation.read(workspace.evaluation / place.with_suffix(".json"))
     dataset, plan = Dataset.read(workspace.dataset), Plan.read(workspace.plan_of(place.parts[1]))
-    return _overlays(evaluation, dataset, plan.labels, workspace.predictions / place, fold.root)
+    predictions = dict.fromkeys((c.case for c in evaluation.cases), workspace.predictions / place)
+    return draw_extremes(evaluation.cases, dataset, plan.labels, predictions, fold.root)
 
 
 def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -72,8 +74,11 @@ def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[st
     return [*found, *((case, f"not scored: {reason}") for case, reason in evaluation.failed.items())]
 
 
-def _overlays(evaluation: Evaluation, dataset: Dataset, labels: Labels, predictions: Path, folder: Path) -> list[Path]:
-    ranked = sorted(evaluation.cases, key=_mean_dice)
+def draw_extremes(
+    scored: Sequence[CaseScores], dataset: Dataset, labels: Labels, predictions: Mapping[str, Path], folder: Path
+) -> list[Path]:
+    """Draw the worst, the median and the best of some cases by mean Dice into a folder; ``predictions`` says in which folder each lies."""
+    ranked = sorted(scored, key=_mean_dice)
     if not ranked:
         return []
     picks = sorted({0, len(ranked) // 2, len(ranked) - 1})[:_N_EXAMPLES]
@@ -87,7 +92,7 @@ def _overlays(evaluation: Evaluation, dataset: Dataset, labels: Labels, predicti
             continue
         image = case.images[0].path
         title = f"{scores.case}: {name} case, mean Dice {_mean_dice(scores):.3f}"
-        prediction = predictions / f"{case.id}{output_ending(image)}"
+        prediction = predictions[case.id] / f"{case.id}{output_ending(image)}"
         file = folder / f"example_{number}_{name}_{case.id}.png"
         drawn.append(overlay(image, prediction, case.label.path, labels, title, file))
     return drawn

@@ -43,7 +43,7 @@ class InitialWeights:
                 raise ModelError(f"--init-from {path}: no such file")
             return cls(path.resolve(), None)
         file = model_in(path).resolve()
-        folds = ModelFile.read(file).folds
+        folds = ModelFile.read(file).single(file, "--init-from").folds
         return cls(file, "all" if "all" in folds else min(folds))
 
     def describe(self) -> str:

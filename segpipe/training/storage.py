@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from segpipe.errors import ArtefactError, TrainingError
-from segpipe.jobs import free_bytes
 from segpipe.labels import Labels
+from segpipe.memory import free_bytes
 from segpipe.training.sampling import CaseExtent, read_box
 
 Place = Literal["device", "memory", "disk"]

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from segpipe.inference.restore import restored_labels
-from segpipe.jobs import PeakMemory
+from segpipe.memory import PeakMemory
 
 PLANES = 8
 

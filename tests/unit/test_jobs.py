@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 
 from segpipe.errors import CaseError
-from segpipe.jobs import free_bytes, map_cases, worker_count
+from segpipe.jobs import map_cases, worker_count
+from segpipe.memory import free_bytes
 
 
 def work(item, kill=()):

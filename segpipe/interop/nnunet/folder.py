@@ -74,7 +74,7 @@ def write_model_folder(model: ModelFile, path: Path, ending: str = ".nii.gz") ->
     """
     if path.exists() and any(path.iterdir()):
         raise SegpipeError(f"{path}: is not empty; give a new folder for the exported model")
-    return _write(model, path, ending)
+    return _write(model.single(path, "nnU-Net's folder"), path, ending)
 
 
 def _model_folders(path: Path) -> list[Path]:

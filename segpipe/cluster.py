@@ -1,0 +1,106 @@
+"""Workers of a Dask cluster as an executor: one that runs already, or jobs of SLURM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from segpipe.errors import ClusterError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SLURM = "slurm"
+_CONNECT_S = 30
+_FIRST_WORKER_S = 24 * 3600
+"""How long a queue may let the first worker wait."""
+
+
+@contextmanager
+def cluster_executor(cluster: str, n_workers: int) -> Iterator[Executor]:
+    """Executor whose jobs run on a cluster's workers; every machine sees the same files under the same paths.
+
+    A job whose worker is lost is begun again on another one, by Dask.
+
+    Parameters
+    ----------
+    cluster : str
+        Address of a scheduler, or ``slurm``: then workers are asked for as ``~/.config/dask/jobqueue.yaml`` says.
+    n_workers : int
+        To be asked of SLURM.
+
+    Raises
+    ------
+    ClusterError
+        If Dask is not installed, no scheduler answers, or a worker would do several jobs at a time.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ClusterError(
+            f"--cluster {cluster}: needs Dask; install segpipe with the extra `cluster`, here and on the workers"
+        ) from error
+    if cluster == SLURM:
+        with _slurm_workers(n_workers) as queue, Client(queue, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
+            yield _executor(client)
+        return
+    if "://" not in cluster:
+        raise ClusterError(f"--cluster {cluster}: expected the address of a scheduler, tcp://host:port, or slurm")
+    try:
+        client = Client(cluster, set_as_default=False, timeout=_CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"--cluster {cluster}: no scheduler answers there ({error}); start one with `dask scheduler`"
+        ) from error
+    with client:
+        _require_one_job_each(client, cluster)
+        yield _executor(client)
+
+
+def n_workers_of(executor: Executor) -> int:
+    """Workers that a cluster's executor has at the moment; 1 where it has none yet."""
+    client: Any = getattr(executor, "_client", None)
+    return 1 if client is None else max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
+
+
+def _executor(client: Client) -> Executor:
+    # Not pure: a job leaves files behind, so that the same call twice is two jobs.
+    executor: Executor = client.get_executor(pure=False)
+    return executor
+
+
+def _require_one_job_each(client: Client, cluster: str) -> None:
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if not workers:
+        raise ClusterError(
+            f"--cluster {cluster}: the scheduler has no worker; start some with `dask worker {cluster} --nthreads 1`"
+        )
+    greedy = next((name for name, about in workers.items() if about["nthreads"] != 1), None)
+    if greedy is not None:
+        raise ClusterError(
+            f"--cluster {cluster}: worker {greedy} does {workers[greedy]['nthreads']} jobs at a time, which would share one process's "
+            "memory and GPU; start workers with --nthreads 1, one a GPU"
+        )
+
+
+@contextmanager
+def _slurm_workers(n_workers: int) -> Iterator[Any]:
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise ClusterError("--cluster slurm: needs dask-jobqueue; install segpipe with the extra `cluster`") from error
+    try:
+        queue = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"])
+    except (ValueError, TypeError, OSError) as error:
+        raise ClusterError(
+            f"--cluster slurm: {error}; say in ~/.config/dask/jobqueue.yaml what a worker is to get (docs/stages/crossval.md)"
+        ) from error
+    with queue:
+        try:
+            queue.scale(jobs=n_workers)
+        except (RuntimeError, OSError) as error:
+            raise ClusterError(f"--cluster slurm: sbatch failed ({error})") from error
+        yield queue

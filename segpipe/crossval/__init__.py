@@ -1,0 +1,1 @@
+"""Nested cross-validation: outer folds measure, inner folds choose."""

@@ -1,0 +1,127 @@
+"""What the pooled out-of-fold scores say: intervals over patients, spread over folds, paired tests. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy.stats import rankdata
+
+from segpipe.comparison.schema import ALL_LABELS, METRICS, Metric
+from segpipe.comparison.statistics import bootstrap_interval, difference, paired_scores
+from segpipe.crossval.schema import PairedTest, Spread
+from segpipe.evaluation.schema import CaseScores
+from segpipe.evaluation.score import mean_over_labels
+
+Folds = Mapping[str, Sequence[CaseScores]]
+"""Scores of the test cases of each outer fold."""
+
+
+def spreads(folds: Folds, patients: Mapping[str, str], labels: Sequence[str]) -> dict[str, dict[str, Spread]]:
+    """Every metric of every label, and of the mean over labels."""
+    return {
+        label: {metric: spread(folds, patients, label, metric) for metric in METRICS} for label in (*labels, ALL_LABELS)
+    }
+
+
+def spread(folds: Folds, patients: Mapping[str, str], label: str, metric: Metric) -> Spread:
+    """One metric over patients: of several cases, labels or repeats of a patient the mean is taken first.
+
+    Parameters
+    ----------
+    folds : mapping of fold to scores
+    patients : mapping of case to patient
+    label : str
+        A label's name, or the mean of labels.
+    metric : str
+    """
+    by_patient: dict[str, list[float]] = {}
+    fold_means: dict[str, float] = {}
+    for name, scores in folds.items():
+        values = {case.case: value for case in scores if (value := case_value(case, label, metric)) is not None}
+        for case, value in values.items():
+            by_patient.setdefault(patients[case], []).append(value)
+        if values:
+            fold_means[name] = float(np.mean(list(values.values())))
+    means = np.array([np.mean(by_patient[patient]) for patient in sorted(by_patient)])
+    low, high = bootstrap_interval(means)
+    several = list(fold_means.values())
+    return Spread(
+        n_patients=len(means),
+        mean=float(means.mean()) if len(means) else None,
+        median=float(np.median(means)) if len(means) else None,
+        sd=float(means.std(ddof=1)) if len(means) > 1 else None,
+        low=low,
+        high=high,
+        fold_means=fold_means,
+        between_folds_sd=float(np.std(several, ddof=1)) if len(several) > 1 else None,
+    )
+
+
+def case_value(case: CaseScores, label: str, metric: Metric) -> float | None:
+    """Score of a case; None where the label does not apply to it."""
+    if label == ALL_LABELS:
+        return mean_over_labels([getattr(score, metric) for score in case.labels.values()])
+    return getattr(case.labels[label], metric) if label in case.labels else None
+
+
+def paired_tests(scores: Mapping[str, Sequence[CaseScores]], patients: Mapping[str, str]) -> tuple[PairedTest, ...]:
+    """Mean Dice of every pair of candidates, patient by patient, with Holm's correction over all pairs.
+
+    Parameters
+    ----------
+    scores : mapping of candidate to scores of the outer test cases
+    patients : mapping of case to patient
+    """
+    found = []
+    for first, second in combinations(scores, 2):
+        paired = paired_scores(tuple(scores[first]), tuple(scores[second]), patients, ALL_LABELS, "dice")
+        told = difference((first, second), paired, ALL_LABELS, "dice")
+        deltas = np.array([paired[1][p] - paired[0][p] for p in sorted(paired[0])])
+        found.append((told, deltas))
+    corrected = holm([told.p for told, _ in found])
+    return tuple(
+        PairedTest(
+            first=told.first,
+            second=told.second,
+            n_patients=told.n_patients,
+            mean=told.mean,
+            low=told.low,
+            high=told.high,
+            p=told.p,
+            p_holm=p_holm,
+            rank_biserial=rank_biserial(deltas),
+            standardised_mean=standardised_mean(deltas),
+        )
+        for (told, deltas), p_holm in zip(found, corrected, strict=True)
+    )
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction (Holm 1979); a test that could not be made has none, and does count as one of the family."""
+    order = sorted((n for n, p in enumerate(values) if p is not None), key=lambda n: values[n] or 0.0)
+    corrected: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, number in enumerate(order):
+        highest = max(highest, min(1.0, (values[number] or 0.0) * (len(values) - rank)))
+        corrected[number] = highest
+    return corrected
+
+
+def rank_biserial(deltas: np.ndarray) -> float | None:
+    """Matched-pairs rank-biserial correlation (Kerby 2014): the share of rank sums in favour minus that against."""
+    differing = deltas[deltas != 0]
+    if not len(differing):
+        return None
+    ranks = rankdata(np.abs(differing))
+    return float((ranks[differing > 0].sum() - ranks[differing < 0].sum()) / ranks.sum())
+
+
+def standardised_mean(deltas: np.ndarray) -> float | None:
+    """Mean difference over the standard deviation of differences; None where these are all alike."""
+    if len(deltas) < 2:
+        return None
+    sd = float(deltas.std(ddof=1))
+    return None if sd == 0 or math.isclose(sd, 0, abs_tol=1e-12) else float(deltas.mean() / sd)

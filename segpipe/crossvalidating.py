@@ -1,0 +1,648 @@
+"""`crossval`: nested cross-validation of everything that is chosen, as a graph of jobs that any number of workers may do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
+from segpipe.steps import SILENT, PathLike, alone_in, fingerprint, recipe_for, workspace_of
+from segpipe.watch import Watch
+
+if TYPE_CHECKING:
+    from segpipe.crossval.candidates import Candidate, SearchSpace
+    from segpipe.crossval.folder import CrossvalFolder
+    from segpipe.crossval.pool import Pooled
+    from segpipe.crossval.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
+    from segpipe.crossval.splits import Request
+    from segpipe.dataset.schema import Dataset
+    from segpipe.fingerprint.schema import Fingerprint
+    from segpipe.graph import Job, Standing, Told
+
+_PROGRAM_BYTES = 1_500_000_000
+"""What a process that trains holds beside its data: libraries, network, one batch being made."""
+LABELS = "labels"
+"""Stands among the columns to stratify by for the presence and volume of every label."""
+
+
+@dataclass(frozen=True)
+class Crossvalidated:
+    """Where a cross-validation stands, and what it measured so far."""
+
+    folder: CrossvalFolder
+    standings: dict[str, Standing]
+    result: CrossvalResult | None = None
+    """None where no outer fold is finished."""
+    model: Path | None = None
+    """Of all cases, made by the rules that were measured."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Jobs and cases that were lost, with the reasons."""
+
+
+def crossval(
+    dataset: PathLike,
+    *,
+    work: PathLike | None = None,
+    folds: int = 5,
+    repeats: int = 1,
+    leave_out: str | None = None,
+    test_set: PathLike | None = None,
+    splits: PathLike | None = None,
+    group_by: str | None = None,
+    stratify_by: Sequence[str] = (),
+    nested: bool = True,
+    inner_folds: int = 3,
+    candidates: Sequence[str] | str = (),
+    trials: int | None = None,
+    ensembles: bool = True,
+    refit: bool = False,
+    final: bool = True,
+    recipe: PathLike | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    tta: bool = True,
+    tolerance_mm: float = 1.0,
+    resample_channels: bool | None = None,
+    device: str = "auto",
+    cluster: str | None = None,
+    jobs: int | None = None,
+    threads: int | None = None,
+    retries: int = 1,
+    seed: int = 0,
+    deterministic: bool = False,
+    believe: Callable[[list[tuple[str, str]]], bool] = lambda _: True,
+    watch: Watch = SILENT,
+) -> Crossvalidated:
+    """Choose and measure without a leak: outer folds measure, inner folds choose. What is done already is never done again.
+
+    Parameters
+    ----------
+    dataset : path
+        Folder or manifest.
+    work : path, optional
+        The workspace; on a cluster every worker must see it under the same path.
+    folds, repeats : int
+        Outer folds, and how often the cases are divided anew.
+    leave_out : str, optional
+        A column of the manifest, each of whose values is an outer fold.
+    test_set : path or str, optional
+        One outer fold alone: a file with a case id a line, or COLUMN=VALUE.
+    splits : path, optional
+        Outer folds of nnU-Net's splits_final.json, or of a splits.json of segpipe.
+    group_by : str, optional
+        A column, or a pattern on case ids, by which cases belong together; the column ``patient`` where there is one, unless given.
+    stratify_by : sequence of str
+        Columns to be spread evenly over folds; ``labels`` for presence and volume of every label.
+    nested : bool
+        Without it one level of folds both chooses and measures, and scores flatter.
+    inner_folds : int
+        Folds of each outer training set.
+    candidates : sequence of str, or str
+        As CONFIGURATION[+NETWORK][@setting=value,...], or a TOML file with alternatives; 2d and 3d_fullres unless given.
+    trials : int, optional
+        Search among the file's alternatives by Optuna, with so many trials in each study, instead of trying all.
+    ensembles : bool
+        Also compare the averages of two candidates.
+    refit : bool
+        Train the winner again on all cases of its study, instead of averaging its folds.
+    final : bool
+        Make a model of all cases by the same rules.
+    recipe, epochs, minutes, tta, tolerance_mm, resample_channels, device, seed, deterministic, watch
+        As for ``segpipe.run``; epochs and minutes are each training's, and minutes become a number of epochs.
+    cluster : str, optional
+        Address of a Dask scheduler, or ``slurm``.
+    jobs : int, optional
+        Most processes at a time (of SLURM: workers that are asked for).
+    threads : int, optional
+        Threads of a job; the processors are shared out unless given.
+    retries : int
+        How often a job is tried again after its worker was killed, or for a reason that segpipe does not state.
+    believe : callable
+        Shown the groups that a pattern makes, before any work; says whether they are right.
+
+    Raises
+    ------
+    CrossvalError
+        If there are too few groups, a group would be on two sides, or the workspace holds another cross-validation.
+    TrainingInterrupted
+        When a signal asked to stop.
+    """
+    from segpipe.crossval.folder import CrossvalFolder
+    from segpipe.locks import locked
+
+    workspace = workspace_of(dataset, work)
+    folder = CrossvalFolder(workspace)
+    with locked(folder.root, wait=False):
+        with alone_in(workspace, watch):
+            measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
+        matched = _matched(folder)
+        listed, space = _candidates(candidates, trials, measured)
+        design = _design(
+            measured, listed, space, trials, recipe, device,
+            nested=nested, inner_folds=inner_folds if nested else 0, refit=refit, final=final, ensembles=ensembles, epochs=epochs,
+            minutes=minutes, tta=tta, tolerance_mm=tolerance_mm, deterministic=deterministic, seed=seed,
+        )  # fmt: skip
+        request = _request(
+            matched, measured, group_by, stratify_by,
+            n_folds=folds, n_inner=inner_folds, n_repeats=repeats, seed=seed, nested=nested, final=final,
+        )  # fmt: skip
+        divided = _splits(request, matched, leave_out, test_set, splits)
+        if not folder.design.is_file():
+            _tell_groups(matched, request, group_by, believe, watch)
+        _settle(folder, design, divided)
+        _run(folder, design, divided, measured, device, cluster, jobs, threads, retries, watch)
+        return _finish(folder, design, divided, device, watch)
+
+
+def crossval_status(work: PathLike) -> Crossvalidated:
+    """Where the cross-validation of a workspace stands; nothing is begun, and no case is looked at.
+
+    Raises
+    ------
+    CrossvalError
+        If the workspace holds none.
+    """
+    from segpipe.crossval.folder import CrossvalFolder
+    from segpipe.crossval.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
+    from segpipe.graph import Journal, standings
+    from segpipe.locks import is_locked
+    from segpipe.workspace import Workspace
+
+    folder = CrossvalFolder(Workspace(Path(work)))
+    if not folder.splits.is_file():
+        raise CrossvalError(f"{folder.root}: holds no cross-validation; begin one with `segpipe crossval DATASET`")
+    design, splits = CrossvalDesign.read(folder.design), CrossvalSplits.read(folder.splits)
+    found = standings(_graph(folder, design, splits, "auto", None), Journal(folder.journal))
+    if not is_locked(folder.root):
+        # Whoever ran them was killed.
+        for standing in found.values():
+            standing.state = "waiting" if standing.state == "running" else standing.state
+    result = None
+    with suppress(ArtefactError):
+        result = CrossvalResult.read(folder.result)
+    return Crossvalidated(
+        folder, found, result, folder.model if folder.model.is_file() else None, {} if result is None else _lost(result)
+    )
+
+
+# The design ----------------------------------------------------------------------------------------------------------------------
+
+
+def _matched(folder: CrossvalFolder) -> Dataset:
+    from segpipe.dataset.schema import Dataset
+
+    return Dataset.read(folder.workspace.dataset)
+
+
+def _candidates(
+    asked: Sequence[str] | str, trials: int | None, measured: Fingerprint
+) -> tuple[tuple[Candidate, ...], SearchSpace | None]:
+    from segpipe.crossval.candidates import Candidate, parse_candidates, read_space
+    from segpipe.crossval.search import n_combinations, require_optuna
+
+    texts = (asked,) if isinstance(asked, str) else tuple(asked)
+    if len(texts) == 1 and texts[0].endswith(".toml"):
+        space = read_space(Path(texts[0]))
+        if trials is None:
+            listed = space.candidates()
+            _require_first_stages(listed)
+            return listed, None
+        require_optuna()
+        if "3d_cascade_fullres" in space.configuration:
+            raise CrossvalError(
+                "--trials: a cascade cannot be searched for, since it needs its first stage; list it in --candidates"
+            )
+        n = n_combinations(space)
+        if n is not None and n <= trials:
+            raise CrossvalError(
+                f"--trials {trials}: {texts[0]} has {n} combination(s); leave out --trials to try them all"
+            )
+        return (), space
+    if trials is not None:
+        raise CrossvalError("--trials: searches among the alternatives of a TOML file; give one with --candidates")
+    if not texts:
+        flat = all(min(case.shape) == 1 for case in measured.cases)
+        return tuple(Candidate(configuration=c) for c in ("2d", *(() if flat else ("3d_fullres",)))), None
+    listed = parse_candidates(texts)
+    _require_first_stages(listed)
+    return listed, None
+
+
+def _require_first_stages(listed: tuple[Candidate, ...]) -> None:
+    """Raise unless a cascade's first stage is a candidate before it."""
+    for number, candidate in enumerate(listed):
+        if candidate.configuration == "3d_cascade_fullres":
+            first = candidate.model_copy(update={"configuration": "3d_lowres"})
+            if first not in listed[:number]:
+                raise CrossvalError(f"candidate {candidate.text}: learns from {first.text}; list that one before it")
+
+
+def _design(
+    measured: Fingerprint,
+    listed: tuple[Candidate, ...],
+    space: SearchSpace | None,
+    trials: int | None,
+    recipe: PathLike | None,
+    device: str,
+    *,
+    epochs: int | None,
+    minutes: float | None,
+    nested: bool,
+    inner_folds: int,
+    refit: bool,
+    final: bool,
+    ensembles: bool,
+    tta: bool,
+    tolerance_mm: float,
+    deterministic: bool,
+    seed: int,
+) -> CrossvalDesign:
+    from segpipe.crossval.schema import CrossvalDesign
+    from segpipe.planning.recipe import load_recipe
+    from segpipe.steps import FoldSettings
+
+    FoldSettings(epochs=epochs, minutes=minutes)
+    if recipe is None:
+        from segpipe.runtime import choose_runtime
+
+        recipe = recipe_for(choose_runtime(device))
+    chosen = load_recipe(recipe)
+    for candidate in listed:
+        settings = candidate.changed(chosen.training)
+        if refit and settings.patience_epochs is not None:
+            raise CrossvalError(
+                f"--refit: candidate {candidate.text} stops by held-out cases (patience_epochs), and a training on all cases has none; "
+                "leave out one of the two"
+            )
+    if not nested and not final:
+        raise CrossvalError("--no-nested with --no-final: nothing would be left to do; give one of them")
+    return CrossvalDesign(
+        dataset_name=measured.dataset_name,
+        recipe=chosen,
+        candidates=listed,
+        space=space,
+        n_trials=trials,
+        nested=nested,
+        inner_folds=inner_folds,
+        refit=refit,
+        final=final,
+        ensembles=ensembles,
+        epochs=epochs,
+        minutes=minutes,
+        tta=tta,
+        tolerance_mm=tolerance_mm,
+        deterministic=deterministic,
+        seed=seed,
+    )
+
+
+def _request(
+    matched: Dataset,
+    measured: Fingerprint,
+    group_by: str | None,
+    stratify_by: Sequence[str],
+    *,
+    n_folds: int,
+    n_inner: int,
+    n_repeats: int,
+    seed: int,
+    nested: bool,
+    final: bool,
+) -> Request:
+    from segpipe.crossval.groups import column, groups_of
+    from segpipe.crossval.splits import Request, label_strata
+    from segpipe.dataset.splits import SPLIT_SEED
+
+    usable = frozenset(case.case for case in measured.cases)
+    by, groups = groups_of(matched, usable, group_by)
+    strata: dict[str, tuple[str, ...]] = {}
+    for name in stratify_by:
+        if name == LABELS:
+            names = {value: target.name for target in measured.labels.targets for value in target.values}
+            found = label_strata(measured.cases, names)
+        else:
+            found = {case: (f"{name}={value}",) for case, value in column(matched, usable, name).items()}
+        strata = {case: (*strata.get(case, ()), *found[case]) for case in groups}
+    return Request(
+        groups=groups,
+        grouped_by=by,
+        n_folds=n_folds,
+        n_inner=n_inner,
+        # Seed 0 divides as `segpipe train` and nnU-Net do.
+        seed=SPLIT_SEED + seed,
+        dataset_digest=measured.digest(),
+        n_repeats=n_repeats,
+        strata=strata,
+        stratified_by=tuple(stratify_by),
+        nested=nested,
+        final=final,
+    )
+
+
+def _splits(
+    request: Request,
+    matched: Dataset,
+    leave_out: str | None,
+    test_set: PathLike | None,
+    file: PathLike | None,
+) -> CrossvalSplits:
+    from segpipe.crossval.files import read_folds
+    from segpipe.crossval.groups import column
+    from segpipe.crossval.splits import as_listed, divided_evenly, leaving_out, with_test_set
+
+    asked = {"--leave-out": leave_out, "--test-set": test_set, "--splits": file}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise CrossvalError(f"{' and '.join(given)} are two ways to divide the cases; give one")
+    if given and request.n_repeats > 1:
+        raise CrossvalError(
+            f"--repeats {request.n_repeats} with {given[0]}: there is but one such division; leave out one of the two"
+        )
+    if leave_out is not None:
+        return leaving_out(request, column(matched, request.groups, leave_out))
+    if file is not None:
+        return as_listed(request, read_folds(Path(file)))
+    if test_set is not None:
+        name, equals, value = str(test_set).partition("=")
+        if equals:
+            return with_test_set(request, [c for c, v in column(matched, request.groups, name).items() if v == value])
+        return with_test_set(request, _listed_cases(Path(test_set)))
+    return divided_evenly(request)
+
+
+def _listed_cases(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise CrossvalError(
+            f"--test-set {path}: cannot be read ({error.strerror}); expected a file with a case id a line, or COLUMN=VALUE"
+        ) from error
+
+
+def _tell_groups(
+    matched: Dataset,
+    request: Request,
+    group_by: str | None,
+    believe: Callable[[list[tuple[str, str]]], bool],
+    watch: Watch,
+) -> None:
+    """Say which cases belong together; where a pattern says so, it has to be believed first."""
+    from segpipe.crossval.groups import BY_CASE, describe_groups, is_pattern, looks_grouped
+
+    groups = dict(request.groups)
+    watch.note(f"{len(groups)} usable cases in {len(set(groups.values()))} groups, by {request.grouped_by}")
+    if is_pattern(matched, group_by) and not believe(describe_groups(groups)):
+        raise CrossvalError(
+            f"--group-by {group_by}: these groups were not confirmed; correct the pattern, or confirm them with --yes"
+        )
+    hint = looks_grouped(list(groups)) if request.grouped_by == BY_CASE and group_by is None else None
+    if hint is not None:
+        watch.note(hint)
+
+
+def _settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits) -> None:
+    """Take down the design and the splits, or make sure that they are the ones that work began with.
+
+    Raises
+    ------
+    CrossvalError
+        If they are not.
+    """
+    from segpipe.crossval.files import write_for_nnunet
+    from segpipe.crossval.schema import CrossvalDesign, CrossvalSplits
+
+    if folder.design.is_file() and folder.splits.is_file():
+        pairs = ((CrossvalDesign.read(folder.design), design), (CrossvalSplits.read(folder.splits), splits))
+        for before, now in pairs:
+            differing = [name for name in type(now).model_fields if getattr(before, name) != getattr(now, name)]
+            if differing:
+                what = "the dataset" if "dataset_digest" in differing else ", ".join(differing)
+                raise CrossvalError(
+                    f"{folder.root}: holds a cross-validation with other settings ({what} changed since it began), and its numbers "
+                    "are of one design: give the same options and data to continue it, another --work for another one, or delete that folder"
+                )
+        return
+    design.write(folder.design)
+    splits.write(folder.splits)
+    write_for_nnunet(splits, folder.nnunet_splits)
+
+
+# The jobs ------------------------------------------------------------------------------------------------------------------------
+
+
+def _graph(
+    folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str, threads: int | None
+) -> list[Job]:
+    from segpipe.crossval.design import plan_study
+    from segpipe.graph import Job
+    from segpipe.studies import Task, perform
+
+    jobs: list[Job] = []
+    identity = design.digest() + splits.digest()
+    for study in splits.studies:
+        place = folder.study(study.name)
+
+        def make(
+            kind: str,
+            *,
+            candidate: int | None = None,
+            fold: int | None = None,
+            configuration: str | None = None,
+            needs: Sequence[str] = (),
+            after: Sequence[str] = (),
+            name: str = study.name,
+            records: Callable[[str], Path] = place.job,
+        ) -> str:
+            root = folder.workspace.root.resolve()
+            task = Task(kind, root, name, candidate, fold, configuration, device, threads)
+            artefact = records(task.name) / "done.json"
+            jobs.append(Job(task.id, perform, (task,), tuple(needs), tuple(after), artefact, identity))
+            return task.id
+
+        plan_study(design, study, make)
+    return jobs
+
+
+def _run(
+    folder: CrossvalFolder,
+    design: CrossvalDesign,
+    splits: CrossvalSplits,
+    measured: Fingerprint,
+    device: str,
+    cluster: str | None,
+    jobs: int | None,
+    threads: int | None,
+    retries: int,
+    watch: Watch,
+) -> None:
+    """Do what is not done.
+
+    Raises
+    ------
+    TrainingInterrupted
+        When a signal asked to stop.
+    """
+    from segpipe.graph import Journal, run_graph
+    from segpipe.jobs import open_executor
+    from segpipe.training.signals import stop_requests
+
+    n_workers, environments, each = (
+        (jobs or 1, [], threads) if cluster else _workers(design, splits, measured, device, jobs, threads)
+    )
+    graph = _graph(folder, design, splits, device, each)
+    where = cluster or f"{n_workers} process(es) of {each} thread(s)"
+    watch.note(f"{len(graph)} jobs of {len(splits.studies)} studies, on {where}; everything is in {folder.root}")
+    journal = Journal(folder.journal)
+    try:
+        with stop_requests() as request, open_executor(cluster, n_workers, environments=environments) as executor:
+            with watch.counting("cross-validating", len(graph)) as done:
+                run_graph(
+                    graph, executor, journal, retries=retries, stop=lambda: bool(request), on_event=_teller(watch, done)
+                )
+            if request.signal_number is not None:
+                raise TrainingInterrupted(
+                    f"stopped by {request.name_of(request.signal_number)}; what is done is kept: the same command continues",
+                    signal_number=request.signal_number,
+                )
+    finally:
+        journal.close()
+
+
+def _teller(watch: Watch, done: Callable[[str], None]) -> Callable[[Told], None]:
+    def tell(told: Told) -> None:
+        if told.standing.state in ("done", "failed", "blocked"):
+            done(told.job.id)
+        if told.standing.state == "failed":
+            watch.note(f"{told.job.id}: {told.standing.reason}")
+
+    return tell
+
+
+def _workers(
+    design: CrossvalDesign,
+    splits: CrossvalSplits,
+    measured: Fingerprint,
+    device: str,
+    jobs: int | None,
+    threads: int | None,
+) -> tuple[int, list[dict[str, str]], int]:
+    """Local processes, their environments, and the threads of each: one process a GPU, or as many as processors and memory allow."""
+    from loky import cpu_count
+
+    from segpipe.crossval.design import n_candidates
+    from segpipe.jobs import worker_count
+    from segpipe.runtime import choose_runtime
+
+    kind = choose_runtime(device, deterministic=design.deterministic).device
+    n_trainings = sum(len(study.inner) for study in splits.studies) * n_candidates(design)
+    if kind.type == "cuda":
+        visible = _visible_gpus() if kind.index is None or device == "auto" else [str(kind.index)]
+        n = min(len(visible), jobs or len(visible), n_trainings)
+        environments = [{"CUDA_VISIBLE_DEVICES": name} for name in visible[:n]]
+    else:
+        n, environments = worker_count(jobs, n_trainings, _job_bytes(design, measured)), []
+    each = threads or max(cpu_count() // n, 1)
+    shared = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(each))
+    return n, [shared | (environments[k] if environments else {}) for k in range(n)], each
+
+
+def _visible_gpus() -> list[str]:
+    """GPUs that this process may use, as they are called in its environment."""
+    import torch
+
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named or [str(n) for n in range(torch.cuda.device_count())]
+
+
+def _job_bytes(design: CrossvalDesign, measured: Fingerprint) -> int:
+    """Forecast of what a job holds at most: the program, a training step of the planned budget, and the largest case several times over."""
+    voxels = max(case.shape[0] * case.shape[1] * case.shape[2] for case in measured.cases)
+    copies = 4 * (len(measured.channel_names) + 2)
+    return int(_PROGRAM_BYTES + 2e9 * design.recipe.planner.budget_gb + 4 * copies * voxels)
+
+
+# The result ----------------------------------------------------------------------------------------------------------------------
+
+
+def _finish(
+    folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str, watch: Watch
+) -> Crossvalidated:
+    """Bring together what the studies left behind: result, table, methods, report, model."""
+    from segpipe.crossval.pool import pool, summarise, write_table
+    from segpipe.graph import Journal, standings
+
+    found = standings(_graph(folder, design, splits, device, None), Journal(folder.journal))
+    pooled = pool(folder, design, splits, found)
+    model = _final_model(folder, found)
+    if not pooled.cases:
+        lost = {job: s.reason for job, s in found.items() if s.state in ("failed", "blocked")}
+        return Crossvalidated(folder, found, None, model, lost)
+    result = summarise(folder, design, splits, pooled, found)
+    result.write(folder.result)
+    write_table(folder.table, splits, pooled)
+    _report(folder, design, splits, result, pooled, found, model)
+    return Crossvalidated(folder, found, result, model, _lost(result))
+
+
+def _final_model(folder: CrossvalFolder, found: dict[str, Standing]) -> Path | None:
+    """The model of all cases, where it lies in the first place to look for it."""
+    from segpipe.artefact import write_atomically
+    from segpipe.crossval.schema import FINAL
+
+    standing = found.get(f"{FINAL}/model")
+    if standing is None or standing.state != "done":
+        return None
+    write_atomically(folder.model, folder.study(FINAL).model.read_bytes())
+    return folder.model
+
+
+def _lost(result: CrossvalResult) -> dict[str, str]:
+    return result.unfinished | result.failed
+
+
+def _report(
+    folder: CrossvalFolder,
+    design: CrossvalDesign,
+    splits: CrossvalSplits,
+    result: CrossvalResult,
+    pooled: Pooled,
+    found: dict[str, Standing],
+    model: Path | None,
+) -> None:
+    from segpipe.artefact import write_atomically
+    from segpipe.crossval.draw import draw_calibration, draw_scores
+    from segpipe.crossval.methods import Trainings, methods
+    from segpipe.crossval.page import write_page
+    from segpipe.reporting.run import draw_extremes
+    from segpipe.training.schema import TrainingRecord
+
+    records = [
+        TrainingRecord.read(path)
+        for study in splits.studies
+        for path in sorted(folder.study(study.name).workspace.root.glob("models/*/*/fold_*/record.json"))
+    ]
+    text = methods(design, splits, result, Trainings.of(records))
+    write_atomically(folder.methods, text.encode())
+    figures = [
+        (
+            "Dice of every test case; colours are outer folds, lines medians.",
+            draw_scores(pooled.scores, result.labels.names, folder.root / "scores.png"),
+        )
+    ]
+    if result.calibration:
+        drawn = draw_calibration(result.calibration, folder.root / "calibration.png")
+        figures.append(
+            (
+                "Reliability of the labels' probabilities around the structures; on the broken line they are frequencies.",
+                drawn,
+            )
+        )
+    where = {case.case: pooled.folders[name] for name, scores in pooled.scores.items() for case in scores}
+    extremes = draw_extremes(pooled.cases, _matched(folder), result.labels, where, folder.root)
+    figures += [("Lines: reference. Colour: prediction.", picture) for picture in extremes]
+    command = None if model is None else f"segpipe predict IMAGES OUTPUT --model {model}"
+    write_page(folder.page, design, splits, result, pooled, found, methods=text, figures=figures, command=command)
