@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 SLURM = "slurm"
 _CONNECT_S = 30
+_COUNT_AGAIN_S = 2.0
 _FIRST_WORKER_S = 24 * 3600
 """How long a queue may let the first worker wait."""
 
@@ -60,10 +62,18 @@ def cluster_executor(cluster: str, n_workers: int) -> Iterator[Executor]:
         yield _executor(client)
 
 
-def n_workers_of(executor: Executor) -> int:
-    """Workers that a cluster's executor has at the moment; 1 where it has none yet."""
-    client: Any = getattr(executor, "_client", None)
-    return 1 if client is None else max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
+class WorkerCount:
+    """Workers that a cluster's executor has, asked for once a while; 1 where it has none yet."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._client: Any = getattr(executor, "_client", None)
+        self._asked, self._n = -_COUNT_AGAIN_S, 1
+
+    def __call__(self) -> int:
+        """Count them."""
+        if self._client is not None and time.monotonic() - self._asked > _COUNT_AGAIN_S:
+            self._asked, self._n = time.monotonic(), max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
+        return self._n
 
 
 def _executor(client: Client) -> Executor:

@@ -5,6 +5,7 @@ A dataset's workspace (``work``) is ``runs/<dataset name>`` in the current folde
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from segpipe.dataset.convert import Converted
     from segpipe.dataset.run import CheckResult
     from segpipe.evaluation.schema import Evaluation
+    from segpipe.jobs import Workers
     from segpipe.network_costs import NetworkCost
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
@@ -130,6 +132,7 @@ def preprocess(
     *,
     work: PathLike | None = None,
     configuration: str | None = None,
+    cluster: str | None = None,
     jobs: int | None = None,
     watch: Watch = SILENT,
 ) -> PreprocessedIndex:
@@ -143,15 +146,24 @@ def preprocess(
         The workspace; its plan is used, or the default plan is made.
     configuration : str, optional
         The plan's 3d_fullres (2d where there is none) unless given.
+    cluster : str, optional
+        Address of a Dask scheduler, or ``slurm``: its workers read and prepare the cases; all see the same files under the same paths.
     jobs : int, optional
-        Most worker processes.
+        Most worker processes; of SLURM, workers that are asked for.
     watch : Watch
         Told of progress.
     """
     workspace = workspace_of(dataset, work)
-    with alone_in(workspace, watch):
-        current = current_plan(dataset, workspace, jobs, watch)
-        return prepare_arrays(workspace, current, configuration or current.default_configuration(), jobs, watch)
+    with ExitStack() as opened:
+        workers: Workers = jobs
+        if cluster is not None:
+            from segpipe.jobs import open_executor
+
+            workers = opened.enter_context(open_executor(cluster, jobs or 1))
+            workspace, dataset = Workspace(workspace.root.resolve()), Path(dataset).resolve()
+        opened.enter_context(alone_in(workspace, watch))
+        current = current_plan(dataset, workspace, workers, watch)
+        return prepare_arrays(workspace, current, configuration or current.default_configuration(), workers, watch)
 
 
 def train(

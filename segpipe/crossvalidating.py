@@ -14,11 +14,11 @@ from segpipe.steps import SILENT, PathLike, alone_in, fingerprint, recipe_for, w
 from segpipe.watch import Watch
 
 if TYPE_CHECKING:
-    from segpipe.crossval.candidates import Candidate, SearchSpace
-    from segpipe.crossval.folder import CrossvalFolder
-    from segpipe.crossval.pool import Pooled
-    from segpipe.crossval.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
-    from segpipe.crossval.splits import Request
+    from segpipe.crossvalidation.candidates import Candidate, SearchSpace
+    from segpipe.crossvalidation.folder import CrossvalFolder
+    from segpipe.crossvalidation.pool import Pooled
+    from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
+    from segpipe.crossvalidation.splits import Request
     from segpipe.dataset.schema import Dataset
     from segpipe.fingerprint.schema import Fingerprint
     from segpipe.graph import Job, Standing, Told
@@ -131,7 +131,7 @@ def crossval(
     TrainingInterrupted
         When a signal asked to stop.
     """
-    from segpipe.crossval.folder import CrossvalFolder
+    from segpipe.crossvalidation.folder import CrossvalFolder
     from segpipe.locks import locked
 
     workspace = workspace_of(dataset, work)
@@ -166,8 +166,8 @@ def crossval_status(work: PathLike) -> Crossvalidated:
     CrossvalError
         If the workspace holds none.
     """
-    from segpipe.crossval.folder import CrossvalFolder
-    from segpipe.crossval.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
+    from segpipe.crossvalidation.folder import CrossvalFolder
+    from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
     from segpipe.graph import Journal, standings
     from segpipe.locks import is_locked
     from segpipe.workspace import Workspace
@@ -201,8 +201,8 @@ def _matched(folder: CrossvalFolder) -> Dataset:
 def _candidates(
     asked: Sequence[str] | str, trials: int | None, measured: Fingerprint
 ) -> tuple[tuple[Candidate, ...], SearchSpace | None]:
-    from segpipe.crossval.candidates import Candidate, parse_candidates, read_space
-    from segpipe.crossval.search import n_combinations, require_optuna
+    from segpipe.crossvalidation.candidates import Candidate, parse_candidates, read_space
+    from segpipe.crossvalidation.search import n_combinations, require_optuna
 
     texts = (asked,) if isinstance(asked, str) else tuple(asked)
     if len(texts) == 1 and texts[0].endswith(".toml"):
@@ -261,7 +261,7 @@ def _design(
     deterministic: bool,
     seed: int,
 ) -> CrossvalDesign:
-    from segpipe.crossval.schema import CrossvalDesign
+    from segpipe.crossvalidation.schema import CrossvalDesign
     from segpipe.planning.recipe import load_recipe
     from segpipe.steps import FoldSettings
 
@@ -313,8 +313,8 @@ def _request(
     nested: bool,
     final: bool,
 ) -> Request:
-    from segpipe.crossval.groups import column, groups_of
-    from segpipe.crossval.splits import Request, label_strata
+    from segpipe.crossvalidation.groups import column, groups_of
+    from segpipe.crossvalidation.splits import Request, label_strata
     from segpipe.dataset.splits import SPLIT_SEED
 
     usable = frozenset(case.case for case in measured.cases)
@@ -350,9 +350,9 @@ def _splits(
     test_set: PathLike | None,
     file: PathLike | None,
 ) -> CrossvalSplits:
-    from segpipe.crossval.files import read_folds
-    from segpipe.crossval.groups import column
-    from segpipe.crossval.splits import as_listed, divided_evenly, leaving_out, with_test_set
+    from segpipe.crossvalidation.files import read_folds
+    from segpipe.crossvalidation.groups import column
+    from segpipe.crossvalidation.splits import as_listed, divided_evenly, leaving_out, with_test_set
 
     asked = {"--leave-out": leave_out, "--test-set": test_set, "--splits": file}
     given = [name for name, value in asked.items() if value is not None]
@@ -391,7 +391,7 @@ def _tell_groups(
     watch: Watch,
 ) -> None:
     """Say which cases belong together; where a pattern says so, it has to be believed first."""
-    from segpipe.crossval.groups import BY_CASE, describe_groups, is_pattern, looks_grouped
+    from segpipe.crossvalidation.groups import BY_CASE, describe_groups, is_pattern, looks_grouped
 
     groups = dict(request.groups)
     watch.note(f"{len(groups)} usable cases in {len(set(groups.values()))} groups, by {request.grouped_by}")
@@ -412,8 +412,8 @@ def _settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSpli
     CrossvalError
         If they are not.
     """
-    from segpipe.crossval.files import write_for_nnunet
-    from segpipe.crossval.schema import CrossvalDesign, CrossvalSplits
+    from segpipe.crossvalidation.files import write_for_nnunet
+    from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits
 
     if folder.design.is_file() and folder.splits.is_file():
         pairs = ((CrossvalDesign.read(folder.design), design), (CrossvalSplits.read(folder.splits), splits))
@@ -422,8 +422,8 @@ def _settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSpli
             if differing:
                 what = "the dataset" if "dataset_digest" in differing else ", ".join(differing)
                 raise CrossvalError(
-                    f"{folder.root}: holds a cross-validation with other settings ({what} changed since it began), and its numbers "
-                    "are of one design: give the same options and data to continue it, another --work for another one, or delete that folder"
+                    f"{folder.root}: holds a cross-validation with other settings ({what} changed since it began), and its numbers are of "
+                    "one design: give the same options and data to continue it, another --work for another one, or delete that folder"
                 )
         return
     design.write(folder.design)
@@ -437,7 +437,7 @@ def _settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSpli
 def _graph(
     folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str, threads: int | None
 ) -> list[Job]:
-    from segpipe.crossval.design import plan_study
+    from segpipe.crossvalidation.design import plan_study
     from segpipe.graph import Job
     from segpipe.studies import Task, perform
 
@@ -487,7 +487,7 @@ def _run(
         When a signal asked to stop.
     """
     from segpipe.graph import Journal, run_graph
-    from segpipe.jobs import open_executor
+    from segpipe.jobs import capacity_of, open_executor
     from segpipe.training.signals import stop_requests
 
     n_workers, environments, each = (
@@ -501,7 +501,13 @@ def _run(
         with stop_requests() as request, open_executor(cluster, n_workers, environments=environments) as executor:
             with watch.counting("cross-validating", len(graph)) as done:
                 run_graph(
-                    graph, executor, journal, retries=retries, stop=lambda: bool(request), on_event=_teller(watch, done)
+                    graph,
+                    executor,
+                    journal,
+                    retries=retries,
+                    stop=lambda: bool(request),
+                    on_event=_teller(watch, done),
+                    capacity=capacity_of(executor),
                 )
             if request.signal_number is not None:
                 raise TrainingInterrupted(
@@ -533,7 +539,7 @@ def _workers(
     """Local processes, their environments, and the threads of each: one process a GPU, or as many as processors and memory allow."""
     from loky import cpu_count
 
-    from segpipe.crossval.design import n_candidates
+    from segpipe.crossvalidation.design import n_candidates
     from segpipe.jobs import worker_count
     from segpipe.runtime import choose_runtime
 
@@ -572,7 +578,7 @@ def _finish(
     folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str, watch: Watch
 ) -> Crossvalidated:
     """Bring together what the studies left behind: result, table, methods, report, model."""
-    from segpipe.crossval.pool import pool, summarise, write_table
+    from segpipe.crossvalidation.pool import pool, summarise, write_table
     from segpipe.graph import Journal, standings
 
     found = standings(_graph(folder, design, splits, device, None), Journal(folder.journal))
@@ -591,7 +597,7 @@ def _finish(
 def _final_model(folder: CrossvalFolder, found: dict[str, Standing]) -> Path | None:
     """The model of all cases, where it lies in the first place to look for it."""
     from segpipe.artefact import write_atomically
-    from segpipe.crossval.schema import FINAL
+    from segpipe.crossvalidation.schema import FINAL
 
     standing = found.get(f"{FINAL}/model")
     if standing is None or standing.state != "done":
@@ -614,9 +620,9 @@ def _report(
     model: Path | None,
 ) -> None:
     from segpipe.artefact import write_atomically
-    from segpipe.crossval.draw import draw_calibration, draw_scores
-    from segpipe.crossval.methods import Trainings, methods
-    from segpipe.crossval.page import write_page
+    from segpipe.crossvalidation.draw import draw_calibration, draw_scores
+    from segpipe.crossvalidation.methods import Trainings, methods
+    from segpipe.crossvalidation.page import write_page
     from segpipe.reporting.run import draw_extremes
     from segpipe.training.schema import TrainingRecord
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from segpipe.errors import DistillationError
 from segpipe.steps import (
@@ -71,6 +72,7 @@ def distill(
     epochs: int | None = None,
     minutes: float | None = None,
     device: str = "auto",
+    cluster: str | None = None,
     jobs: int | None = None,
     seed: int = 0,
     deterministic: bool = False,
@@ -117,9 +119,14 @@ def distill(
         Also train the (last) student without a teacher, in all else alike.
     compare : bool
         Measure and compare teacher and student when they are trained.
+    cluster : str, optional
+        Address of a Dask scheduler, or ``slurm``: one of its workers does all of it, and sees the same files under the same paths.
     work, epochs, minutes, device, jobs, seed, deterministic, tta, tolerance_mm, resume, watch
         As for ``segpipe.train``.
     """
+    asked = dict(locals())
+    if cluster is not None:
+        return _distill_elsewhere(asked)
     from segpipe.distillation.recipe import load_distillation_recipe
     from segpipe.distillation.spec import parse_term
     from segpipe.distillation.teacher import Teacher
@@ -195,6 +202,30 @@ def distill(
     )
     lost = {f"{name}: {case}": why for name, s in found.scores.items() for case, why in s.failed.items()}
     return replace(done, comparison=found, comparison_folder=folder, failed=done.failed | lost)
+
+
+def _distill_elsewhere(asked: dict[str, Any]) -> Distilled:
+    """Have a worker of a cluster do it; where the worker is lost, another one goes on from its last checkpoint."""
+    from segpipe.jobs import open_executor
+
+    cluster, watch = asked.pop("cluster"), asked.pop("watch")
+    workspace = workspace_of(asked["dataset"], asked["work"])
+    asked |= {"dataset": Path(asked["dataset"]).resolve(), "work": workspace.root.resolve()}
+    begun = asked["work"] / f".distilling-{uuid4().hex}"
+    with open_executor(cluster, 1) as executor:
+        watch.note(f"distilling on {cluster}; it is logged in {asked['work'] / 'models'}")
+        try:
+            return executor.submit(_go_on, asked, begun).result()
+        finally:
+            begun.unlink(missing_ok=True)
+
+
+def _go_on(asked: dict[str, Any], begun: Path) -> Distilled:
+    """Distil; a second call goes on with what the first one left."""
+    again = begun.exists()
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    begun.touch()
+    return distill(**asked | {"resume": asked["resume"] or again})
 
 
 def _require_teachers(terms: tuple[KdTerm, ...], teachers: tuple[Teacher, ...], *, unlabelled: bool) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,6 +142,7 @@ def run_graph(
     retries: int = 1,
     stop: Callable[[], bool] = lambda: False,
     on_event: Callable[[Told], None] = lambda _: None,
+    capacity: Callable[[], int] = lambda: 1,
 ) -> dict[str, Standing]:
     """Do every job that can be done; returns how each stands.
 
@@ -158,8 +160,10 @@ def run_graph(
         Asked now and then; once it says so nothing new is begun, and what runs is left to the executor's owner to stop.
     on_event : callable
         Told of each job that begins, ends or is found done.
+    capacity : callable
+        How many jobs the executor's workers do at a time; it may change.
     """
-    return _Run(jobs, executor, journal, retries, stop, on_event).go()
+    return _Run(jobs, executor, journal, retries, stop, on_event, capacity).go()
 
 
 class _Run:
@@ -171,9 +175,11 @@ class _Run:
         retries: int,
         stop: Callable[[], bool],
         on_event: Callable[[Told], None],
+        capacity: Callable[[], int],
     ) -> None:
         self.jobs = {job.id: job for job in jobs}
         self.executor, self.journal, self.retries, self.stop, self.on_event = executor, journal, retries, stop, on_event
+        self.capacity = capacity
         self.known = journal.read()
         self.found = {job.id: Standing() for job in jobs}
         self.open = {job.id: len(set(job.needs) | set(job.after)) for job in jobs}
@@ -183,21 +189,24 @@ class _Run:
                 self.dependents[other].append(job.id)
         self.running: dict[Future[str], str] = {}
         self.n_ended = 0
+        self.order = {job.id: number for number, job in enumerate(jobs)}
+        self.ready: list[tuple[int, str, str, int]] = []
 
     def go(self) -> dict[str, Standing]:
-        for job in [job for job, n in self.open.items() if not n]:
-            self._begin(job)
-        while self.running and not self.stop():
+        self._consider([job for job, n in self.open.items() if not n])
+        while not self.stop():
+            # No more than there are workers: what is noted as running does run, and the first jobs come first.
+            while self.ready and len(self.running) < self.capacity():
+                self._submit(*heappop(self.ready)[1:])
+            if not self.running:
+                break
             done, _ = wait(self.running, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
             for future in done:
                 self._ended(future)
-        for future in self.running:
-            future.cancel()
         return self.found
 
-    def _begin(self, first: str) -> None:
-        """Begin a job whose time has come, or go on to what depends on it where it need not be done."""
-        due = [first]
+    def _consider(self, due: list[str]) -> None:
+        """Take jobs whose time has come among the ready ones, or go on to what depends on them where they need not be done."""
         while due:
             job = self.jobs[due.pop()]
             missing = [other for other in job.needs if self.found[other].state != "done"]
@@ -213,13 +222,14 @@ class _Run:
             ):
                 self._settle(job, known, due, new=False)
             else:
-                self._submit(job, inputs, attempt=1)
+                heappush(self.ready, (self.order[job.id], job.id, inputs, 1))
 
     def _inputs_of(self, job: Job) -> str:
         others = [self.found[other] for other in (*job.needs, *job.after)]
         return json_digest([job.id, job.identity, [o.output if o.state == "done" else FAILED for o in others]])
 
-    def _submit(self, job: Job, inputs: str, attempt: int) -> None:
+    def _submit(self, name: str, inputs: str, attempt: int) -> None:
+        job = self.jobs[name]
         self.found[job.id] = Standing("running", inputs, attempts=attempt, since=time.time())
         self.journal.note(job.id, "running", inputs=inputs, attempt=attempt)
         self.on_event(Told(job, self.found[job.id], self.n_ended, len(self.jobs)))
@@ -243,15 +253,14 @@ class _Run:
             reason = str(error) if isinstance(error, SegpipeError) else f"{type(error).__name__}: {error}"
             if not stated and begun.attempts <= self.retries:
                 self.journal.note(job.id, "failed", inputs=begun.inputs, attempt=begun.attempts, reason=reason)
-                self._submit(job, begun.inputs, begun.attempts + 1)
+                self._submit(job.id, begun.inputs, begun.attempts + 1)
                 return
             standing = Standing("failed", begun.inputs, "", begun.attempts, spent, reason)
         else:
             standing = Standing("done", begun.inputs, output, begun.attempts, spent)
         due: list[str] = []
         self._settle(job, standing, due)
-        for other in due:
-            self._begin(other)
+        self._consider(due)
 
     def _settle(self, job: Job, standing: Standing, due: list[str], *, new: bool = True) -> None:
         """Take down how a job ended, and collect the jobs that waited for nothing else."""

@@ -84,6 +84,16 @@ def open_executor(
             yield executor
 
 
+def capacity_of(executor: Executor) -> Callable[[], int]:
+    """Return what says how many jobs an executor's workers do at a time; a cluster's come and go."""
+    if isinstance(executor, LocalWorkers):
+        n_workers = executor.n_workers
+        return lambda: n_workers
+    from segpipe.cluster import WorkerCount
+
+    return WorkerCount(executor)
+
+
 class LocalWorkers(Executor):
     """Processes, each of which is given one job at a time; one that is killed takes its own job with it and is replaced.
 
@@ -95,6 +105,7 @@ class LocalWorkers(Executor):
         self._workers = [
             _Worker(shared | dict(environments[n] if environments else {})) for n in range(max(n_workers, 1))
         ]
+        self.n_workers = len(self._workers)
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segpipe.errors import ModelError, SegpipeError
 from segpipe.steps import SILENT, PathLike
@@ -34,6 +34,8 @@ def predict(
     save_uncertainty: bool = False,
     shard: tuple[int, int] = (1, 1),
     device: str = "auto",
+    cluster: str | None = None,
+    jobs: int | None = None,
     resume: bool = False,
     watch: Watch = SILENT,
 ) -> list[PredictionRow]:
@@ -65,11 +67,27 @@ def predict(
         (i, n): only the i-th of n parts of the cases, so that n processes share a folder.
     device : str
         auto, cpu, cuda or cuda:N.
+    cluster : str, optional
+        Address of a Dask scheduler, or ``slurm``: its workers share the cases; all see the same files under the same paths.
+    jobs : int, optional
+        Workers to be asked of SLURM.
     resume : bool
         Skip cases that this model has done already.
     watch : Watch
         Told of progress.
     """
+    if cluster is not None:
+        if shard != (1, 1):
+            raise SegpipeError(
+                "--shard with --cluster: the cluster's workers share the cases already; give one of them"
+            )
+        how = {
+            "folds": folds, "tta": tta, "engine": engine, "precision": precision, "step": step, "postprocess": postprocess,
+            "save_probabilities": save_probabilities, "save_uncertainty": save_uncertainty, "device": device,
+        }  # fmt: skip
+        return _predict_elsewhere(
+            Path(source), Path(output), model, how, cluster, jobs or 1, resume=resume, watch=watch
+        )
     from segpipe.inference.engine import network_cache
     from segpipe.inference.inputs import find_inputs
     from segpipe.inference.predictor import Options, Predictor
@@ -91,6 +109,55 @@ def predict(
     save = Save(save_probabilities, save_uncertainty)
     with watch.counting("predicting", len(cases)) as done:
         return stage(cases, predictor, log, resume=resume, save=save, on_case=lambda row: done(row.case))
+
+
+def _predict_elsewhere(
+    source: Path,
+    output: Path,
+    model: PathLike | Sequence[PathLike],
+    how: dict[str, Any],
+    cluster: str,
+    n_workers: int,
+    *,
+    resume: bool,
+    watch: Watch,
+) -> list[PredictionRow]:
+    """Predict on a cluster: each worker loads the model once and takes its part of the cases."""
+    from concurrent.futures import as_completed
+
+    from segpipe.inference.inputs import find_inputs
+    from segpipe.inference.manifest import Manifest
+    from segpipe.inference.predictor import plan_of, read_any_model
+    from segpipe.io.formats import ending_of
+    from segpipe.jobs import capacity_of, open_executor
+
+    if ending_of(output):
+        raise SegpipeError(f"{output}: --cluster shares out a folder of images; give a folder for the segmentations")
+    paths = [Path(m).resolve() for m in ((model,) if isinstance(model, (str, Path)) else model)]
+    plan = plan_of(read_any_model(paths[0], how["folds"]), paths[0])
+    cases = find_inputs(source, output, len(plan.channel_names))
+    manifest = Manifest(output / "predictions.jsonl")
+    if not resume:
+        # Each part resumes, since a worker that is lost is replaced by another: what is there from before must not count.
+        known = manifest.rows()
+        for row in (known[c.output.name] for c in cases if c.output.name in known):
+            manifest.append(row.model_copy(update={"status": "failed", "reason": "to be predicted again"}))
+    rows: dict[str, PredictionRow] = {}
+    with open_executor(cluster, n_workers) as executor, watch.counting("predicting", len(cases)) as done:
+        n_parts = min(capacity_of(executor)(), len(cases))
+        watch.note(f"{len(cases)} case(s) in {n_parts} part(s) on {cluster}")
+        parts = [
+            executor.submit(
+                predict, source.resolve(), output.resolve(), model=paths, shard=(k, n_parts), resume=True, **how
+            )
+            for k in range(1, n_parts + 1)
+        ]
+        for part in as_completed(parts):
+            for row in part.result():
+                rows[row.output.name] = row
+                done(row.case)
+    manifest.write_table()
+    return [rows[c.output.name] for c in cases]
 
 
 def import_model(

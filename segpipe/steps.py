@@ -86,7 +86,7 @@ def fingerprint(
     workspace: Workspace,
     *,
     resample_channels: bool | None = None,
-    jobs: int | None = None,
+    jobs: Workers = None,
     watch: Watch = SILENT,
 ) -> Fingerprint:
     """Check and measure a dataset; writes dataset.json, fingerprint.json and the decoded cases."""
@@ -113,7 +113,7 @@ def recipe_for(runtime: Runtime) -> str:
 def current_plan(
     dataset: PathLike,
     workspace: Workspace,
-    jobs: int | None,
+    jobs: Workers,
     watch: Watch,
     *,
     recipe: str = "default",

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.artefact import Artefact, json_digest
-from segpipe.crossval.candidates import Candidate
-from segpipe.crossval.folder import CrossvalFolder, StudyFolder
-from segpipe.crossval.schema import CrossvalDesign, CrossvalSplits, OuterFold, Selection
+from segpipe.crossvalidation.candidates import Candidate
+from segpipe.crossvalidation.folder import CrossvalFolder, StudyFolder
+from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits, OuterFold, Selection
 from segpipe.errors import ArtefactError, CrossvalError, ModelError
 from segpipe.graph import Inputs
 from segpipe.locks import locked
@@ -34,7 +34,7 @@ from segpipe.workspace import Workspace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segpipe.crossval.select import Members
+    from segpipe.crossvalidation.select import Members
     from segpipe.dataset.schema import Case
     from segpipe.evaluation.schema import Evaluation
     from segpipe.inference.run import Onlooker
@@ -143,7 +143,7 @@ class _Work:
 
     def complete(self) -> dict[int, CandidatePlan]:
         """Candidates of which every inner fold was trained and scored, by number."""
-        from segpipe.crossval.design import n_candidates
+        from segpipe.crossvalidation.design import n_candidates
 
         found = {}
         for number in range(n_candidates(self.design)):
@@ -258,8 +258,8 @@ def _candidate(work: _Work) -> str:
 
 def _proposed(work: _Work, number: int) -> Candidate:
     """The next candidate of a search, from the trials before."""
-    from segpipe.crossval.search import propose
-    from segpipe.crossval.select import rank
+    from segpipe.crossvalidation.search import propose
+    from segpipe.crossvalidation.select import rank
 
     assert work.design.space is not None
     complete, trials = work.complete(), []
@@ -360,7 +360,7 @@ def _clear_fold(work: _Work) -> None:
 
 def _ensemble(work: _Work) -> str:
     """Predict and score what an inner fold held out, by pairs of candidates."""
-    from segpipe.crossval.select import pairs_to_try
+    from segpipe.crossvalidation.select import pairs_to_try
 
     assert work.task.fold is not None
     complete = work.complete()
@@ -387,8 +387,8 @@ def _select(work: _Work) -> str:
     """Compare all on the same out-of-fold cases, and choose what cleans the winner's segmentations."""
     import json
 
-    from segpipe.crossval.design import n_candidates
-    from segpipe.crossval.select import pairs_to_try, rank, shared_cases
+    from segpipe.crossvalidation.design import n_candidates
+    from segpipe.crossvalidation.select import pairs_to_try, rank, shared_cases
     from segpipe.evaluation.schema import Evaluation
 
     complete = work.complete()

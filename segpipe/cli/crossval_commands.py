@@ -62,7 +62,8 @@ def crossval(
         typer.Option(
             "--group-by",
             metavar="COLUMN|PATTERN",
-            help="What keeps cases together: a manifest's column, or a pattern on case ids such as '^(.+)_'.  [default: patient, where there is that column]",
+            help="What keeps cases together: a manifest's column, or a pattern on case ids such as '^(.+)_'.  "
+            "[default: patient, where there is that column]",
             show_default=False,
         ),
     ] = None,
@@ -247,11 +248,12 @@ def _show_result(done: "Crossvalidated", *, as_json: bool) -> None:
     show_failures("Lost", done.failed)
     if done.result is not None:
         result = done.result
-        rows = [
-            [label, _score(s["dice"].mean), f"{_score(s['dice'].low)} to {_score(s['dice'].high)}", _score(s["dice"].median), _score(s["nsd"].mean),
-             _score(s["hd95_mm"].mean, 2), _score(s["dice"].between_folds_sd), str(s["dice"].n_patients)]
-            for label, s in result.scores.items()
-        ]  # fmt: skip
+        rows = []
+        for label, scores in result.scores.items():
+            dice = scores["dice"]
+            interval = f"{_score(dice.low)} to {_score(dice.high)}"
+            others = [_score(scores["nsd"].mean), _score(scores["hd95_mm"].mean, 2), _score(dice.between_folds_sd)]
+            rows.append([label, _score(dice.mean), interval, _score(dice.median), *others, str(dice.n_patients)])
         kind = "Nested cross-validation" if result.nested else "Not nested, so optimistic"
         columns = [
             "label",

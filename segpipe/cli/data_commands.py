@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from segpipe.cli.options import (
+    ClusterOption,
     ConfigurationOption,
     DatasetArg,
     JobsOption,
@@ -161,6 +162,7 @@ def preprocess(
     dataset: DatasetArg,
     configuration: ConfigurationOption = None,
     work: WorkOption = None,
+    cluster: ClusterOption = None,
     jobs: JobsOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -172,7 +174,12 @@ def preprocess(
     from segpipe.steps import workspace_of
 
     index = commands.preprocess(
-        dataset, work=work, configuration=configuration, jobs=jobs, watch=watch(quiet=quiet or as_json)
+        dataset,
+        work=work,
+        configuration=configuration,
+        cluster=cluster,
+        jobs=jobs,
+        watch=watch(quiet=quiet or as_json),
     )
     workspace = workspace_of(dataset, work)
     left_out = Fingerprint.read(workspace.fingerprint).left_out | index.failed

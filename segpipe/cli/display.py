@@ -11,6 +11,9 @@ from rich.table import Table
 
 from segpipe.watch import Watch
 
+MANY = 20
+"""Items from which on it is told how far they are, where no bar can show it."""
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -53,8 +56,8 @@ class RichWatch(Watch):
     def counting(self, title: str, total: int | None) -> Iterator[Callable[[str], None]]:
         """Count finished items."""
         if not self.console.is_terminal:
-            self.note(f"{title} ..." if total is None else f"{title}: {total} case(s) ...")
-            yield lambda _: None
+            self.note(f"{title} ..." if total is None else f"{title}: {total} ...")
+            yield _each_tenth(title, total, self.note) if total else lambda _: None
             return
         with _progress(self.console) as bars:
             task = bars.add_task(escape(title), total=total, text="")
@@ -69,6 +72,19 @@ class RichWatch(Watch):
         with _progress(self.console) as bars:
             task = bars.add_task(escape(title), total=1.0, text="")
             yield lambda share, _left, text: bars.update(task, completed=share, text=escape(text))
+
+
+def _each_tenth(title: str, total: int, note: Callable[[str], None]) -> Callable[[str], None]:
+    """Tell of finished items, a line each tenth of them; of few, nothing."""
+    done = 0
+
+    def show(name: str) -> None:
+        nonlocal done
+        done += 1
+        if total >= MANY and done * 10 // total > (done - 1) * 10 // total:
+            note(f"{title}: {done} of {total}, {name}")
+
+    return show
 
 
 def _tenths(title: str, note: Callable[[str], None]) -> Callable[[float, float | None, str], None]:

@@ -7,6 +7,7 @@ import typer
 
 from segpipe.cli.data_commands import FAILED_CASES
 from segpipe.cli.options import (
+    ClusterOption,
     DatasetArg,
     DeterministicOption,
     DeviceOption,
@@ -115,6 +116,7 @@ def distill(
     tolerance_mm: ToleranceOption = 1.0,
     work: WorkOption = None,
     device: DeviceOption = "auto",
+    cluster: ClusterOption = None,
     jobs: JobsOption = None,
     seed: SeedOption = 0,
     deterministic: DeterministicOption = False,
@@ -145,6 +147,7 @@ def distill(
         epochs=epochs,
         minutes=minutes,
         device=device,
+        cluster=cluster,
         jobs=jobs,
         seed=seed,
         deterministic=deterministic,

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from segpipe.cli.data_commands import FAILED_CASES
-from segpipe.cli.options import DeviceOption, JobsOption, JsonOption, QuietOption, ResumeOption, TtaOption
+from segpipe.cli.options import (
+    ClusterJobsOption,
+    ClusterOption,
+    DeviceOption,
+    JobsOption,
+    JsonOption,
+    QuietOption,
+    ResumeOption,
+    TtaOption,
+)
 
 
 class EngineName(StrEnum):
@@ -79,6 +88,8 @@ def predict(
     ] = "1/1",
     resume: ResumeOption = False,
     device: DeviceOption = "auto",
+    cluster: ClusterOption = None,
+    jobs: ClusterJobsOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,6 +111,8 @@ def predict(
         save_uncertainty=save_uncertainty,
         shard=_shard(shard),
         device=device,
+        cluster=cluster,
+        jobs=jobs,
         resume=resume,
         watch=watch(quiet=quiet or as_json),
     )

@@ -78,6 +78,10 @@ ClusterOption = Annotated[
         show_default=False,
     ),
 ]
+ClusterJobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Workers to ask SLURM for.  [default: 1]", show_default=False),
+]
 ToleranceOption = Annotated[
     float, typer.Option("--tolerance-mm", min=0, help="Tolerance of the normalised surface Dice (NSD).")
 ]

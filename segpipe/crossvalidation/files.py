@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from segpipe.artefact import write_atomically
-from segpipe.crossval.schema import CrossvalSplits, OuterFold
+from segpipe.crossvalidation.schema import CrossvalSplits, OuterFold
 from segpipe.dataset.splits import Fold
 from segpipe.errors import CrossvalError
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from segpipe.comparison.schema import ALL_LABELS
-from segpipe.crossval.schema import Calibration
-from segpipe.crossval.statistics import case_value
+from segpipe.crossvalidation.schema import Calibration
+from segpipe.crossvalidation.statistics import case_value
 from segpipe.evaluation.schema import CaseScores
 
 _WIDEST_INCHES = 14.0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from segpipe.comparison.schema import ALL_LABELS
 from segpipe.comparison.statistics import N_BOOTSTRAP
-from segpipe.crossval.design import n_candidates
-from segpipe.crossval.groups import BY_CASE
-from segpipe.crossval.pool import NAME_BETWEEN
-from segpipe.crossval.schema import FINAL, CrossvalDesign, CrossvalResult, CrossvalSplits
+from segpipe.crossvalidation.design import n_candidates
+from segpipe.crossvalidation.groups import BY_CASE
+from segpipe.crossvalidation.pool import NAME_BETWEEN
+from segpipe.crossvalidation.schema import FINAL, CrossvalDesign, CrossvalResult, CrossvalSplits
 from segpipe.metrics.calibration import N_BINS
 from segpipe.training.schema import TrainingRecord
 from segpipe.version import __version__
@@ -20,13 +20,15 @@ _REFERENCES = {
     "nnunet": "Isensee F, Jaeger PF, Kohl SAA, Petersen J, Maier-Hein KH. nnU-Net: a self-configuring method for deep learning-based "
     "biomedical image segmentation. Nature Methods 2021;18:203-211.",
     "stratified": "Sechidis K, Tsoumakas G, Vlahavas I. On the stratification of multi-label data. ECML PKDD 2011:145-158.",
-    "optuna": "Akiba T, Sano S, Yanase T, Ohta T, Koyama M. Optuna: a next-generation hyperparameter optimization framework. KDD 2019:2623-2631.",
-    "nsd": "Nikolov S, Blackwell S, Zverovitch A, et al. Clinically applicable segmentation of head and neck anatomy for radiotherapy: deep "
-    "learning algorithm development and validation study. Journal of Medical Internet Research 2021;23:e26151.",
+    "optuna": "Akiba T, Sano S, Yanase T, Ohta T, Koyama M. Optuna: a next-generation hyperparameter optimization framework. KDD "
+    "2019:2623-2631.",
+    "nsd": "Nikolov S, Blackwell S, Zverovitch A, et al. Clinically applicable segmentation of head and neck anatomy for radiotherapy: "
+    "deep learning algorithm development and validation study. Journal of Medical Internet Research 2021;23:e26151.",
     "bootstrap": "Efron B, Tibshirani RJ. An Introduction to the Bootstrap. Chapman and Hall, 1993.",
     "wilcoxon": "Wilcoxon F. Individual comparisons by ranking methods. Biometrics Bulletin 1945;1:80-83.",
     "holm": "Holm S. A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 1979;6:65-70.",
-    "kerby": "Kerby DS. The simple difference formula: an approach to teaching nonparametric correlation. Comprehensive Psychology 2014;3:11.IT.3.1.",
+    "kerby": "Kerby DS. The simple difference formula: an approach to teaching nonparametric correlation. Comprehensive Psychology "
+    "2014;3:11.IT.3.1.",
     "ece": "Naeini MP, Cooper GF, Hauskrecht M. Obtaining well calibrated probabilities using Bayesian binning. AAAI 2015:2901-2907.",
 }
 
@@ -99,8 +101,8 @@ def _say_splits(text: _Text, design: CrossvalDesign, splits: CrossvalSplits, res
     if not design.nested:
         n = len(splits.final.inner) if splits.final else 0
         text.say(
-            f"{who} were divided into {n} folds{whole}{spread} (seed {splits.seed}). What was chosen was chosen on the same folds that it was "
-            f"measured on, and the plan was made from all cases: scores are optimistic {text.cite('nested')}."
+            f"{who} were divided into {n} folds{whole}{spread} (seed {splits.seed}). What was chosen was chosen on the same folds "
+            f"that it was measured on, and the plan was made from all cases: scores are optimistic {text.cite('nested')}."
         )
         return
     outer = {
@@ -138,8 +140,8 @@ def _say_choices(
         text.say(f"{len(design.candidates)} candidates were compared: {'; '.join(c.text for c in design.candidates)}.")
     pairs = " and averages of two candidates' probabilities" if design.ensembles and n_candidates(design) > 1 else ""
     text.say(
-        f"Single candidates{pairs} were ranked by the mean over labels of the mean Dice of the same out-of-fold cases, on which removal of small "
-        "components and filling of holes were chosen too; thresholds of probabilities were not tuned."
+        f"Single candidates{pairs} were ranked by the mean over labels of the mean Dice of the same out-of-fold cases, on which removal "
+        "of small components and filling of holes were chosen too; thresholds of probabilities were not tuned."
     )
     text.say(
         "The chosen candidate was then trained on all cases of its study."
@@ -149,9 +151,9 @@ def _say_choices(
     if trainings is not None:
         mirrored = "with" if design.tta else "without"
         text.say(
-            f"In all {trainings.n} networks were trained (recipe {design.recipe.name}, {_range(trainings.epochs)} epochs, {_range(trainings.iterations)} "
-            f"iterations each, seed {design.seed}) on {'; '.join(trainings.devices)} with segpipe {__version__} and {', '.join(trainings.versions)}; "
-            f"predictions were made {mirrored} averaging over mirrored images."
+            f"In all {trainings.n} networks were trained (recipe {design.recipe.name}, {_range(trainings.epochs)} epochs, "
+            f"{_range(trainings.iterations)} iterations each, seed {design.seed}) on {'; '.join(trainings.devices)} with segpipe "
+            f"{__version__} and {', '.join(trainings.versions)}; predictions were made {mirrored} averaging over mirrored images."
         )
     chosen = _counted({name: w for name, w in result.chosen.items() if name != FINAL or not design.nested})
     if chosen:
@@ -161,8 +163,9 @@ def _say_choices(
 def _say_statistics(text: _Text, result: CrossvalResult) -> None:
     spread = result.scores[ALL_LABELS]["dice"]
     text.say(
-        f"Segmentations were scored by Dice, normalised surface Dice at {result.tolerance_mm:g} mm {text.cite('nsd')} and the 95th percentile of the "
-        "Hausdorff distance; a label found in only one of prediction and reference counts with Dice 0, a label in neither does not count."
+        f"Segmentations were scored by Dice, normalised surface Dice at {result.tolerance_mm:g} mm {text.cite('nsd')} and the 95th "
+        "percentile of the Hausdorff distance; a label found in only one of prediction and reference counts with Dice 0, a label in "
+        "neither does not count."
     )
     text.say(
         "Scores of a patient's scans, and of repeats, were averaged first; intervals are 95 % percentile intervals of the mean from "
@@ -180,13 +183,13 @@ def _say_statistics(text: _Text, result: CrossvalResult) -> None:
         )
     if result.tests:
         text.say(
-            f"Candidates were compared on the test cases, patient by patient, by Wilcoxon's signed rank test {text.cite('wilcoxon')} with Holm's "
-            f"correction {text.cite('holm')} and the matched-pairs rank-biserial correlation {text.cite('kerby')}."
+            f"Candidates were compared on the test cases, patient by patient, by Wilcoxon's signed rank test {text.cite('wilcoxon')} "
+            f"with Holm's correction {text.cite('holm')} and the matched-pairs rank-biserial correlation {text.cite('kerby')}."
         )
     if result.calibration:
         text.say(
-            f"Calibration was measured by the expected calibration error of each label {text.cite('ece')} in {N_BINS} bins, over voxels in the box "
-            "around the reference's foreground widened by 10 mm, each case weighing the same."
+            f"Calibration was measured by the expected calibration error of each label {text.cite('ece')} in {N_BINS} bins, over "
+            "voxels in the box around the reference's foreground widened by 10 mm, each case weighing the same."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from segpipe.crossval.schema import Ranked
+from segpipe.crossvalidation.schema import Ranked
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels
 

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from segpipe.artefact import write_atomically
 from segpipe.comparison.schema import METRICS
-from segpipe.crossval.pool import NAME_BETWEEN, Pooled
-from segpipe.crossval.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
+from segpipe.crossvalidation.pool import NAME_BETWEEN, Pooled
+from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
 from segpipe.graph import Standing, counts
 from segpipe.reporting.figures import as_data_url
 
@@ -43,7 +43,10 @@ def write_page(
         How to predict with the model of all cases.
     """
     environment = Environment(
-        loader=PackageLoader("segpipe.crossval"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("segpipe.crossvalidation"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["score"] = _score
     environment.filters["joined"] = NAME_BETWEEN.join

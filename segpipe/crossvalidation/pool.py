@@ -10,8 +10,8 @@ from pathlib import Path
 
 from segpipe.artefact import write_atomically
 from segpipe.comparison.schema import ALL_LABELS
-from segpipe.crossval.folder import CrossvalFolder
-from segpipe.crossval.schema import (
+from segpipe.crossvalidation.folder import CrossvalFolder
+from segpipe.crossvalidation.schema import (
     Bin,
     Calibration,
     CrossvalDesign,
@@ -20,7 +20,7 @@ from segpipe.crossval.schema import (
     OuterFold,
     Selection,
 )
-from segpipe.crossval.statistics import paired_tests, spread, spreads
+from segpipe.crossvalidation.statistics import paired_tests, spread, spreads
 from segpipe.evaluation.reliability import CaseReliability
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.fingerprint.schema import Fingerprint

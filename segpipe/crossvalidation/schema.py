@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from segpipe.artefact import Artefact, Record
-from segpipe.crossval.candidates import Candidate, SearchSpace
+from segpipe.crossvalidation.candidates import Candidate, SearchSpace
 from segpipe.dataset.splits import Fold
 from segpipe.errors import CrossvalError
 from segpipe.labels import Labels

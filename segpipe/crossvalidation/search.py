@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from segpipe.crossval.candidates import Candidate, Range, SearchSpace
+from segpipe.crossvalidation.candidates import Candidate, Range, SearchSpace
 from segpipe.errors import CrossvalError
 
 N_RANDOM = 5

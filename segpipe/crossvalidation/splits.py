@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from segpipe.artefact import json_digest
-from segpipe.crossval.schema import FINAL, CrossvalSplits, OuterFold, Scheme
+from segpipe.crossvalidation.schema import FINAL, CrossvalSplits, OuterFold, Scheme
 from segpipe.dataset.splits import Fold, make_splits
 from segpipe.errors import CrossvalError
 from segpipe.fingerprint.schema import CaseFingerprint

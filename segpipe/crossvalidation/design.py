@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from segpipe.crossval.schema import CrossvalDesign, OuterFold
+from segpipe.crossvalidation.schema import CrossvalDesign, OuterFold
 
 Maker = Callable[..., str]
 """Takes down a job of a study and what it waits for; returns its id."""

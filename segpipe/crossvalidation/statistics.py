@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from segpipe.comparison.schema import ALL_LABELS, METRICS, Metric
 from segpipe.comparison.statistics import bootstrap_interval, difference, paired_scores
-from segpipe.crossval.schema import PairedTest, Spread
+from segpipe.crossvalidation.schema import PairedTest, Spread
 from segpipe.evaluation.schema import CaseScores
 from segpipe.evaluation.score import mean_over_labels
 

@@ -1,0 +1,255 @@
+"""Work as a graph: what is kept, what is done again, what a failure stops; on local processes and on a Dask cluster."""
+
+import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from segpipe.errors import ClusterError, CrossvalError, TrainingInterrupted, WorkerKilledError
+from segpipe.graph import Job, Journal, counts, run_graph, standings
+from segpipe.jobs import LocalWorkers, capacity_of, map_cases, open_executor
+from tests.dask_cluster import dask_cluster
+
+pytest.importorskip("distributed")
+
+
+def write(folder: Path, name: str, inputs) -> str:
+    """Leave a file, and a line for each time that it was done."""
+    with (folder / "done.txt").open("a") as file:
+        file.write(f"{name} {','.join(sorted(inputs.outputs))}\n")
+    (folder / name).write_text(inputs.digest)
+    return inputs.digest
+
+
+def fail(folder: Path, inputs) -> str:
+    raise CrossvalError(f"{folder}: cannot be done")
+
+
+def fail_once(folder: Path, inputs) -> str:
+    if not (folder / "tried").exists():
+        (folder / "tried").touch()
+        raise RuntimeError("a passing trouble")
+    return "ok"
+
+
+def die_once(folder: Path, inputs) -> str:
+    if not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "ok"
+
+
+def slow(folder: Path, name: str, inputs) -> str:
+    """Say that it began, wait, and finish once: what is there is found, whoever asked for it."""
+    if name in lines(folder / "finished.txt"):
+        return name
+    with (folder / "begun.txt").open("a") as file:
+        file.write(f"{name} {os.getpid()}\n")
+    time.sleep(0.8)
+    with (folder / "finished.txt").open("a") as file:
+        file.write(f"{name}\n")
+    return name
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def chain(folder: Path) -> list[Job]:
+    return [
+        Job("a", write, (folder, "a"), artefact=folder / "a"),
+        Job("b", write, (folder, "b"), needs=("a",), artefact=folder / "b"),
+        Job("c", write, (folder, "c"), needs=("a", "b"), artefact=folder / "c"),
+    ]
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def run(jobs, folder, executor=None, **options):
+    journal = Journal(folder / "jobs.jsonl")
+    try:
+        with executor or ThreadPoolExecutor(2) as pool:
+            return run_graph(jobs, pool, journal, capacity=lambda: 2, **options)
+    finally:
+        journal.close()
+
+
+def test_each_job_is_done_after_what_it_needs_and_never_again(tmp_path):
+    found = run(chain(tmp_path), tmp_path)
+    assert [s.state for s in found.values()] == ["done"] * 3
+    assert lines(tmp_path / "done.txt") == ["a ", "b a", "c a,b"]
+    run(chain(tmp_path), tmp_path)
+    assert len(lines(tmp_path / "done.txt")) == 3
+
+
+def test_what_depends_on_changed_work_is_done_again(tmp_path):
+    run(chain(tmp_path), tmp_path)
+    _, *rest = chain(tmp_path)
+    run([Job("a", write, (tmp_path, "a"), artefact=tmp_path / "a", identity="other"), *rest], tmp_path)
+    assert len(lines(tmp_path / "done.txt")) == 6
+
+
+def test_a_lost_artefact_is_made_again(tmp_path):
+    run(chain(tmp_path), tmp_path)
+    (tmp_path / "b").unlink()
+    run(chain(tmp_path), tmp_path)
+    # What b comes to is the same, so that c stands.
+    assert lines(tmp_path / "done.txt")[3:] == ["b a"]
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path):
+    jobs = [
+        Job("bad", fail, (tmp_path,)),
+        Job("good", write, (tmp_path, "good")),
+        Job("needs bad", write, (tmp_path, "x"), needs=("bad",)),
+        Job("goes on", write, (tmp_path, "y"), after=("bad", "good")),
+    ]
+    found = run(jobs, tmp_path)
+    assert {job: s.state for job, s in found.items()} == {
+        "bad": "failed", "good": "done", "needs bad": "blocked", "goes on": "done",
+    }  # fmt: skip
+    assert "cannot be done" in found["bad"].reason
+    assert found["bad"].attempts == 1, "a stated reason stays one"
+    assert "needs bad, which failed" in found["needs bad"].reason
+    assert "y good" in lines(tmp_path / "done.txt"), "who goes on is told what there is"
+    journal = Journal(tmp_path / "jobs.jsonl")
+    assert counts(standings(jobs, journal).values()) == {
+        "done": 2,
+        "running": 0,
+        "waiting": 0,
+        "failed": 1,
+        "blocked": 1,
+    }
+
+
+def test_a_failed_job_is_tried_again_the_next_time(tmp_path):
+    job = Job("a", fail, (tmp_path,))
+    assert run([job], tmp_path)["a"].state == "failed"
+    assert run([Job("a", write, (tmp_path, "a"))], tmp_path)["a"].state == "done"
+
+
+def test_an_unstated_failure_is_tried_again_at_once(tmp_path):
+    assert run([Job("a", fail_once, (tmp_path,))], tmp_path)["a"].attempts == 2
+    (tmp_path / "tried").unlink()
+    found = run([Job("b", fail_once, (tmp_path,))], tmp_path, retries=0)
+    assert (found["b"].state, found["b"].reason) == ("failed", "RuntimeError: a passing trouble")
+
+
+def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path):
+    run(chain(tmp_path), tmp_path)
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(path.read_text() + '{"job": "c", "sta')
+    journal = Journal(path)
+    journal.note("c", "failed", reason="x")
+    journal.close()
+    assert Journal(path).read()["c"].state == "failed"
+    assert Journal(path).read()["b"].state == "done"
+
+
+def test_nothing_begins_after_a_stop(tmp_path):
+    found = run(chain(tmp_path), tmp_path, stop=lambda: True)
+    assert [s.state for s in found.values()] == ["waiting"] * 3
+
+
+def test_a_killed_process_takes_no_other_job_with_it(tmp_path):
+    jobs = [Job("dies", die_once, (tmp_path,)), *(Job(f"s{n}", slow, (tmp_path, f"s{n}")) for n in range(3))]
+    with open_executor(None, 2) as executor:
+        journal = Journal(tmp_path / "jobs.jsonl")
+        found = run_graph(jobs, executor, journal, capacity=capacity_of(executor))
+        journal.close()
+    assert {s.state for s in found.values()} == {"done"}
+    assert found["dies"].attempts == 2
+    assert sorted(lines(tmp_path / "finished.txt")) == ["s0", "s1", "s2"]
+    events = [json.loads(line) for line in lines(tmp_path / "jobs.jsonl")]
+    assert any(e["job"] == "dies" and e["state"] == "failed" and "SIGKILL" in e["reason"] for e in events)
+
+
+def test_without_retries_a_killed_process_is_told(tmp_path):
+    workers = LocalWorkers(1)
+    with pytest.raises(WorkerKilledError, match="SIGKILL"):
+        workers.submit(die_once, tmp_path, None).result()
+    assert workers.submit(double, 4).result() == 8, "the next job has a new process"
+    workers.shutdown()
+
+
+def test_workers_see_their_own_environment():
+    with open_executor(
+        None, 2, environments=[{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+    ) as executor:
+        seen = {executor.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() for _ in range(4)}
+    assert seen <= {"5", "7"}
+
+
+def test_an_interrupted_training_survives_its_way_between_processes():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(TrainingInterrupted("stopped", signal_number=15)))
+    assert (str(error), error.signal_number, error.exit_code) == ("stopped", 15, 143)
+
+
+def kill_a_busy_one(cluster, folder: Path, killed: list[str]) -> None:
+    """Kill a worker in the middle of the third job or a later one."""
+    while not killed:
+        begun = [line.split() for line in lines(folder / "begun.txt")]
+        name, pid = begun[-1] if begun else ("", "")
+        if len(begun) >= 3 and name not in lines(folder / "finished.txt"):
+            os.kill(int(pid), signal.SIGKILL)
+            killed.append(name)
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_dask_worker_killed_in_mid_job_loses_nothing(tmp_path):
+    """The same jobs as on local processes, the same outputs; each finished once, though one was begun twice."""
+    jobs = [Job(f"s{n}", slow, (tmp_path, f"s{n}")) for n in range(6)]
+    jobs.append(Job("last", write, (tmp_path, "last"), needs=tuple(job.id for job in jobs)))
+    with dask_cluster(tmp_path, 2) as cluster, open_executor(cluster.address, 2) as executor:
+        assert capacity_of(executor)() == 2
+        journal, killed = Journal(tmp_path / "jobs.jsonl"), []
+        killer = threading.Thread(target=kill_a_busy_one, args=(cluster, tmp_path, killed))
+        killer.start()
+        found = run_graph(jobs, executor, journal, capacity=capacity_of(executor))
+        killer.join()
+        journal.close()
+    assert killed
+    assert {s.state for s in found.values()} == {"done"}
+    assert sorted(lines(tmp_path / "finished.txt")) == [f"s{n}" for n in range(6)]
+    assert len(lines(tmp_path / "done.txt")) == 1
+    assert len(lines(tmp_path / "begun.txt")) == 7, "the killed one was begun again"
+    elsewhere = tmp_path / "local"
+    elsewhere.mkdir()
+    again = [Job(job.id, job.function, (elsewhere, *job.arguments[1:]), job.needs) for job in jobs]
+    assert {job: s.output for job, s in run(again, elsewhere).items()} == {job: s.output for job, s in found.items()}
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_cluster_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("segpipe.cluster._CONNECT_S", 5)
+    with pytest.raises(ClusterError, match="expected the address of a scheduler"), open_executor("here", 1):
+        pass
+    with dask_cluster(tmp_path, 0) as cluster:
+        with (
+            pytest.raises(ClusterError, match="has no worker; start some with `dask worker tcp"),
+            open_executor(cluster.address, 1),
+        ):
+            pass
+        cluster.add_worker("--nthreads", "2", "--no-nanny")
+        cluster.wait_for(1)
+        with pytest.raises(ClusterError, match="does 2 jobs at a time"), open_executor(cluster.address, 1):
+            pass
+    with pytest.raises(ClusterError, match="no scheduler answers"), open_executor(cluster.address, 1):
+        pass
+
+
+@pytest.mark.slow
+def test_cases_are_mapped_over_a_cluster(tmp_path):
+    with dask_cluster(tmp_path, 1) as cluster, open_executor(cluster.address, 1) as executor:
+        found = {o.item: o.value for o in map_cases(double, [1, 2, 3], limit=executor, bytes_each=1)}
+    assert found == {1: 2, 2: 4, 3: 6}
