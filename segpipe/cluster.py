@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SLURM = "slurm"
+_SUBMIT = "sbatch"
 _CONNECT_S = 30
 _COUNT_AGAIN_S = 2.0
 _FIRST_WORKER_S = 24 * 3600
@@ -102,6 +104,8 @@ def _slurm_workers(n_workers: int) -> Iterator[Any]:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise ClusterError("--cluster slurm: needs dask-jobqueue; install segpipe with the extra `cluster`") from error
+    if shutil.which(_SUBMIT) is None:
+        raise ClusterError(f"--cluster slurm: there is no {_SUBMIT} here; run this where jobs can be submitted")
     try:
         queue = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"])
     except (ValueError, TypeError, OSError) as error:
@@ -109,8 +113,5 @@ def _slurm_workers(n_workers: int) -> Iterator[Any]:
             f"--cluster slurm: {error}; say in ~/.config/dask/jobqueue.yaml what a worker is to get (docs/stages/crossval.md)"
         ) from error
     with queue:
-        try:
-            queue.scale(jobs=n_workers)
-        except (RuntimeError, OSError) as error:
-            raise ClusterError(f"--cluster slurm: sbatch failed ({error})") from error
+        queue.scale(jobs=n_workers)
         yield queue

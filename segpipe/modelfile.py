@@ -81,7 +81,8 @@ class ModelFile:
         if self.previous is not None:
             hashed.update(self.previous.digest(self.previous.used(self.folds_before(folds))).encode())
         for other in self.others:
-            hashed.update(other.digest(other.used(folds)).encode())
+            theirs = folds if folds and all(fold in other.folds for fold in folds) else other.used(())
+            hashed.update(other.digest(theirs).encode())
         return hashed.hexdigest()
 
     def folds_before(self, folds: tuple[str, ...]) -> tuple[str, ...]:

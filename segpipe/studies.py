@@ -416,6 +416,8 @@ def _select(work: _Work) -> str:
     }
     if design_pairs and len(evaluated) == len(singles):
         left_out["pairs of candidates"] = "not every inner fold was predicted by them; the jobs say why"
+    unscored = sorted(set(work.study.train) - set(cases))
+    left_out |= dict.fromkeys(unscored, "this case was not scored by every candidate, and none is compared on it")
     selection = Selection(
         study=work.study.name,
         ranking=ranking,

@@ -119,11 +119,17 @@ def _say_splits(text: _Text, design: CrossvalDesign, splits: CrossvalSplits, res
     )
     text.say(
         "Intensity statistics, target spacing, patch and batch sizes and network topology were derived by the rules of nnU-Net "
-        f"{text.cite('nnunet')} from the outer training cases alone, anew in every outer fold; the outer test cases were first read by the "
-        "trained, selected and packed model."
+        f"{text.cite('nnunet')} from the outer training cases alone, anew in every outer fold; no outer test case entered these, a "
+        "training, or any choice."
     )
     if result.failed:
-        text.say(f"{len(result.failed)} test case(s) could not be scored and are listed with the reasons.")
+        text.say(
+            f"{len(result.failed)} case(s) were left out, or could not be trained on or scored; they are listed with the reasons."
+        )
+    if "labels" in splits.stratified_by:
+        text.say(
+            "The division knew which labels each case has, and whether they are small or large; nothing after it did."
+        )
 
 
 def _say_choices(

@@ -26,6 +26,7 @@ from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.fingerprint.schema import Fingerprint
 from segpipe.graph import Standing
 from segpipe.metrics.calibration import Counts
+from segpipe.preprocessing.schema import PreprocessedIndex
 
 WINNER = "winner"
 NAME_BETWEEN = " + "
@@ -46,7 +47,7 @@ class Pooled:
     selections: dict[str, Selection] = field(default_factory=dict)
     """By study."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Cases without a score, with the reasons."""
+    """Cases that were lost on the way, with the reasons."""
 
     @property
     def cases(self) -> list[CaseScores]:
@@ -58,9 +59,13 @@ def pool(
     folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, found: Mapping[str, Standing]
 ) -> Pooled:
     """Read what the studies left behind, as far as they got."""
-    pooled = Pooled()
+    measured = Fingerprint.read(folder.workspace.fingerprint)
+    pooled = Pooled(failed={case: f"left out: {reason}" for case, reason in measured.left_out.items()})
     for study in splits.studies:
         place = folder.study(study.name)
+        for file in sorted((place.root / "preprocessed").glob("*.json")):
+            lost = PreprocessedIndex.read(file).failed
+            pooled.failed |= {f"{case} ({study.name})": f"not trained on: {reason}" for case, reason in lost.items()}
         if found[f"{study.name}/select"].state == "done":
             pooled.selections[study.name] = Selection.read(place.selection)
         if study.test:
@@ -204,7 +209,7 @@ def write_table(path: Path, splits: CrossvalSplits, pooled: Pooled) -> None:
                 values = {k: _written(v) for k, v in score.model_dump().items()}
                 writer.writerow({**row, "label": label, **values, "ece": _written(ece), "chosen": chosen})
     for lost, reason in pooled.failed.items():
-        fold = reason.partition(":")[0]
+        fold = reason.partition(":")[0] if reason.partition(":")[0] in repeats else ""
         writer.writerow(
             {
                 "repeat": repeats.get(fold, 0),

@@ -140,7 +140,7 @@ class Selection(Artefact):
     """The best one first."""
     winner: tuple[str, ...]
     left_out: dict[str, str] = {}
-    """Candidates that could not be compared, with the reasons."""
+    """Candidates that could not be compared, and cases that they were not compared on, with the reasons."""
     cases: tuple[str, ...]
     """Out-of-fold cases that all were compared on."""
     postprocessing: JsonValue
@@ -225,6 +225,6 @@ class CrossvalResult(Artefact):
     """Winner of each study."""
     n_missed: int
     failed: dict[str, str] = {}
-    """Cases that were not scored, with the reasons."""
+    """Cases that were left out, or not trained on or scored, with the reasons."""
     unfinished: dict[str, str] = {}
     """Jobs that failed, with the reasons."""

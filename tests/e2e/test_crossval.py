@@ -303,6 +303,18 @@ def test_on_a_cluster_with_a_killed_worker_the_result_is_the_same(whole, place, 
     assert {s.state for s in standing.values()} == {"done"}
 
 
+def test_a_pattern_is_shown_and_has_to_be_confirmed(place):
+    line = command(place, "pattern", "--group-by", r"_(\d)")
+    shown = subprocess.run(line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert shown.returncode == 1
+    assert "case_5" in shown.stderr, "groups are shown with their cases"
+    assert "2 more" in shown.stderr
+    assert "confirm them with --yes" in shown.stderr
+    assert not (place / "pattern" / "crossval" / "design.json").exists()
+    nothing = subprocess.run([*line, "--status"], capture_output=True, text=True, check=False)
+    assert "holds no cross-validation; begin one" in nothing.stderr
+
+
 def test_a_fold_that_fails_does_not_stop_the_others(place):
     """One candidate asks for more than its network can do; the others are compared, and it is told why not this one."""
     done = crossval(place, "failing", candidates=("3d_fullres", "3d_lowres"), final=False)

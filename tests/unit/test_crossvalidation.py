@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -157,9 +157,10 @@ def test_presence_and_volume_of_labels_are_strata():
 
     cases = [case("a", {1: 10}), case("b", {1: 20}), case("c", {1: 300}), case("d", {})]
     strata = label_strata(cases, {1: "tumour"})
-    assert strata == {
-        "a": ("tumour present", "tumour small"), "b": ("tumour present", "tumour medium"), "c": ("tumour present", "tumour large"), "d": ("tumour absent",),
-    }  # fmt: skip
+    present = {"a": "small", "b": "medium", "c": "large"}
+    assert strata == {c: ("tumour present", f"tumour {size}") for c, size in present.items()} | {
+        "d": ("tumour absent",)
+    }
 
 
 def test_repeats_divide_anew_and_the_first_one_is_the_same():
@@ -271,10 +272,10 @@ def test_groups_by_a_column_a_pattern_or_not_at_all():
 
 def test_a_column_or_pattern_that_does_not_fit_is_refused():
     columns = {c: {"patient": g} for c, g in PATIENTS.items()} | {"p3_scan0": {}}
-    with pytest.raises(CrossvalError, match="1 case.* no value in that column, such as 'p3_scan0'"):
+    with pytest.raises(CrossvalError, match=r"1 case.* no value in that column, such as 'p3_scan0'"):
         groups_of(dataset(columns), PATIENTS, "patient")
     with pytest.raises(
-        CrossvalError, match="does not match the case 'p0_scan0'; expected a column .the manifest has patient"
+        CrossvalError, match=r"does not match the case 'p0_scan0'; expected a column .the manifest has patient"
     ):
         groups_of(dataset(columns), PATIENTS, "hospital")
     with pytest.raises(CrossvalError, match="not a regular expression"):
@@ -494,7 +495,7 @@ def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni(values):
     for p, adjusted in zip(values, corrected, strict=True):
         assert p - 1e-12 <= adjusted <= min(1.0, p * len(values)) + 1e-12
     order = np.argsort(values, kind="stable")
-    assert all(corrected[a] <= corrected[b] + 1e-12 for a, b in zip(order, order[1:], strict=False))
+    assert all(corrected[a] <= corrected[b] + 1e-12 for a, b in pairwise(order))
 
 
 def test_paired_tests_are_those_of_scipy_with_effect_sizes():

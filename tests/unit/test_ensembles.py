@@ -1,0 +1,186 @@
+"""Model files of several members; and probabilities held against a reference while a case is predicted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from segpipe import models
+from segpipe.crossvalidation.pool import _calibration
+from segpipe.dataset.load import load_image
+from segpipe.distillation.teacher import Teacher
+from segpipe.errors import CaseError, ModelError
+from segpipe.evaluation.reliability import MARGIN_MM, CaseReliability, Reliability
+from segpipe.inference.inputs import find_inputs
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.run import predict
+from segpipe.io.formats import read_volume, write_volume
+from segpipe.modelfile import ModelFile
+from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule
+from segpipe.training.initial import InitialWeights
+from tests.phantoms import axis_grid
+from tests.strategies import ORIENTATIONS
+from tests.unit.test_inference import small_plan, threshold_predictor
+from tests.unit.test_nnunet_models import model_of
+
+SHAPE = (16, 20, 24)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two models apart, and as one file."""
+    plan = small_plan()
+    one, two = model_of(plan), model_of(plan, "2d", folds=("1", "2"), axes=(0, 1))
+    one.write(tmp_path / "one.segpipe")
+    two.write(tmp_path / "two.segpipe")
+    replace(one, others=(two,)).write(tmp_path / "both.segpipe")
+    return tmp_path
+
+
+def test_a_file_of_two_members_predicts_as_the_two_files_do(pair):
+    image = np.random.default_rng(0).normal(1, 1, SHAPE).astype(np.float32)
+    apart = Predictor.load((pair / "one.segpipe", pair / "two.segpipe"))
+    together = Predictor.load(pair / "both.segpipe")
+    np.testing.assert_array_equal(together.predict(image, (2.0, 1.5, 1.0)), apart.predict(image, (2.0, 1.5, 1.0)))
+    alone = Predictor.load(pair / "one.segpipe")
+    assert together.digest not in (alone.digest, apart.digest)
+
+
+def test_members_come_back_and_count_in_the_digest(pair):
+    both = ModelFile.read(pair / "both.segpipe")
+    assert [m.configuration for m in both.members] == ["3d_fullres", "2d"]
+    assert both.members[0].others == ()
+    assert list(both.others[0].folds) == ["1", "2"]
+    both.write(pair / "again.segpipe")
+    assert (pair / "again.segpipe").read_bytes() == (pair / "both.segpipe").read_bytes()
+    other = replace(both, others=(model_of(small_plan(), "2d", folds=("1",)),))
+    assert other.digest(()) != both.digest(())
+
+
+def test_an_ensemble_keeps_its_post_processing(pair):
+    rules = PostprocessingRules(rules=(Rule(label=EVERYTHING, keep="largest"),), chosen_on="x", n_cases=1, trials=())
+    both = ModelFile.read(pair / "both.segpipe")
+    replace(both, postprocessing_json=rules.to_json()).write(pair / "cleaned.segpipe")
+    assert Predictor.load(pair / "cleaned.segpipe").rules == rules.rules
+
+
+def test_what_takes_a_single_model_says_so(pair):
+    both = pair / "both.segpipe"
+    for use in (
+        lambda: models.export_model(both, pair / "out"),
+        lambda: InitialWeights.of(both),
+        lambda: Teacher.load(both, fold=0),
+    ):
+        with pytest.raises(ModelError, match="is an ensemble of 3d_fullres, 2d"):
+            use()
+
+
+# Reliability ---------------------------------------------------------------------------------------------------------------------
+
+
+def scan(folder, orientation=ORIENTATIONS[0]):
+    """An image that says what it is: 1 and 2 where the labels are, and its reference, a little smaller."""
+    grid = axis_grid(SHAPE)
+    drawn = np.zeros(SHAPE, dtype=np.float32)
+    drawn[4:10, 4:12, 4:12] = 1
+    reference = np.zeros(SHAPE, dtype=np.uint16)
+    values = small_plan().labels.values
+    reference[4:10, 4:12, 4:10] = values[1]
+    write_volume(folder / "in" / "a.nii.gz", orientation.apply(drawn), grid.reoriented(orientation))
+    write_volume(folder / "ref" / "a.nii.gz", orientation.apply(reference), grid.reoriented(orientation))
+    return drawn, reference
+
+
+@pytest.mark.parametrize("number", [0, 17, 41])
+def test_probabilities_are_counted_where_the_reference_lies(tmp_path, number):
+    """Against the whole volume's probabilities, saved by prediction itself; whatever the axes of the file."""
+    drawn, reference = scan(tmp_path, ORIENTATIONS[number])
+    predictor = threshold_predictor(small_plan())
+    counting = Reliability(predictor.plan, {"a": tmp_path / "ref" / "a.nii.gz"}, tmp_path / "counts")
+    shown = []
+
+    def onlooker(case, image):
+        sink = counting.sink_of(case, image)
+
+        def both(placement, number, probabilities):
+            shown.append(probabilities.numpy().copy())
+            sink(placement, number, probabilities)
+
+        return both
+
+    rows = predict(
+        find_inputs(tmp_path / "in", tmp_path / "out", 1), predictor, tmp_path / "out" / "p.jsonl", onlooker=onlooker
+    )
+    assert rows[0].status == "done"
+    found = CaseReliability.read(tmp_path / "counts" / "a.json")
+    probabilities = np.stack(shown, axis=1)
+    # The crop is the box of what is not zero; around the reference's box lie 10 mm of it.
+    box = tuple(slice(4, n) for n in (10, 12, 12))
+    inside = probabilities[:, : drawn[box].shape[0]]
+    there = reference[box] > 0
+    name = predictor.plan.labels.names[0]
+    counts = found.counts(name)
+    assert counts.n.sum() == there.size
+    assert counts.present.sum() == there.sum()
+    assert counts.probability.sum() == pytest.approx(float(inside[1].sum()), rel=1e-4)
+    assert MARGIN_MM / 1.0 > 2, "the margin covers the crop"
+
+
+def test_far_from_the_structure_nothing_is_counted(tmp_path):
+    grid = axis_grid((16, 20, 60))
+    image = np.ones((16, 20, 60), dtype=np.float32)
+    reference = np.zeros(image.shape, dtype=np.uint16)
+    reference[4:8, 4:8, 4:8] = small_plan().labels.values[1]
+    write_volume(tmp_path / "in" / "a.nii.gz", image, grid)
+    write_volume(tmp_path / "ref" / "a.nii.gz", reference, grid)
+    predictor = threshold_predictor(small_plan())
+    counting = Reliability(predictor.plan, {"a": tmp_path / "ref" / "a.nii.gz"}, tmp_path / "counts")
+    predict(
+        find_inputs(tmp_path / "in", tmp_path / "out", 1),
+        predictor,
+        tmp_path / "out" / "p.jsonl",
+        onlooker=counting.sink_of,
+    )
+    counts = CaseReliability.read(tmp_path / "counts" / "a.json").counts(predictor.plan.labels.names[0])
+    # 2, 1.5 and 1 mm: 5, 7 and 10 voxels on each side, as far as the image goes.
+    assert counts.n.sum() == (8 + 5) * (8 + 7) * (8 + 10)
+
+
+def test_a_reference_without_structures_is_not_counted_and_one_on_another_grid_costs_its_case(tmp_path):
+    scan(tmp_path)
+    predictor, grid = threshold_predictor(small_plan()), axis_grid(SHAPE)
+    write_volume(tmp_path / "empty.nii.gz", np.zeros(SHAPE, dtype=np.uint8), grid)
+    write_volume(tmp_path / "other.nii.gz", np.ones((4, 4, 4), dtype=np.uint8), axis_grid((4, 4, 4)))
+    image = load_image("a", [tmp_path / "in" / "a.nii.gz"], predictor.plan.channel_names, predictor.plan.orientation)
+    empty = Reliability(predictor.plan, {"a": tmp_path / "empty.nii.gz"}, tmp_path)
+    assert empty.sink_of("a", image) is None
+    with pytest.raises(CaseError, match="reference"):
+        Reliability(predictor.plan, {"a": tmp_path / "other.nii.gz"}, tmp_path).sink_of("a", image)
+
+
+def test_each_case_weighs_the_same_in_the_calibration():
+    def case(name, n, present):
+        bins = np.zeros((3, 15))
+        bins[:, 10] = n, 0.7 * n, present * n
+        return CaseReliability(case=name, bins={"l": tuple(tuple(row) for row in bins.tolist())})
+
+    class Pooled:
+        reliability = {"fold_0": [case("small", 10, 0.5)], "fold_1": [case("large", 10_000, 0.9)]}
+
+    found = _calibration(Pooled(), ("l",))["l"]
+    assert found.n_cases == 2
+    assert (found.bins[0].probability, found.bins[0].frequency) == pytest.approx((0.7, 0.7))
+    assert found.ece == pytest.approx(0.0)
+
+
+def test_predictions_shown_to_an_onlooker_are_those_that_are_written(tmp_path):
+    scan(tmp_path)
+    predictor = threshold_predictor(small_plan())
+    cases = find_inputs(tmp_path / "in", tmp_path / "plain", 1)
+    predict(cases, predictor, tmp_path / "plain" / "p.jsonl")
+    watched = find_inputs(tmp_path / "in", tmp_path / "watched", 1)
+    predict(watched, predictor, tmp_path / "watched" / "p.jsonl", onlooker=lambda *_: lambda *_: None)
+    one, two = (read_volume(c[0].output).array for c in (cases, watched))
+    np.testing.assert_array_equal(one, two)
+    assert torch.tensor(one.astype(np.int64)).unique().numel() > 1
