@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
-from segpipe.steps import SILENT, PathLike, alone_in, fingerprint, recipe_for, workspace_of
+from segpipe.steps import SILENT, FoldSettings, PathLike, alone_in, fingerprint, recipe_for, workspace_of
 from segpipe.watch import Watch
 
 if TYPE_CHECKING:
-    from segpipe.crossvalidation.candidates import Candidate, SearchSpace
     from segpipe.crossvalidation.folder import CrossvalFolder
     from segpipe.crossvalidation.pool import Pooled
     from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 _PROGRAM_BYTES = 1_500_000_000
 """What a process that trains holds beside its data: libraries, network, one batch being made."""
-LABELS = "labels"
-"""Stands among the columns to stratify by for the presence and volume of every label."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +127,12 @@ def crossval(
     TrainingInterrupted
         When a signal asked to stop.
     """
+    from segpipe.crossvalidation.asked import candidates_asked, request_of, require_sound, settle, splits_asked
     from segpipe.crossvalidation.folder import CrossvalFolder
+    from segpipe.crossvalidation.schema import CrossvalDesign
     from segpipe.locks import locked
+    from segpipe.planning.recipe import load_recipe
+    from segpipe.runtime import choose_runtime
 
     workspace = workspace_of(dataset, work)
     folder = CrossvalFolder(workspace)
@@ -140,20 +140,35 @@ def crossval(
         with alone_in(workspace, watch):
             measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
         matched = _matched(folder)
-        listed, space = _candidates(candidates, trials, measured)
-        design = _design(
-            measured, listed, space, trials, recipe, device,
-            nested=nested, inner_folds=inner_folds if nested else 0, refit=refit, final=final, ensembles=ensembles, epochs=epochs,
-            minutes=minutes, tta=tta, tolerance_mm=tolerance_mm, deterministic=deterministic, seed=seed,
-        )  # fmt: skip
-        request = _request(
+        listed, space = candidates_asked(candidates, trials, measured)
+        FoldSettings(epochs=epochs, minutes=minutes)
+        design = CrossvalDesign(
+            dataset_name=measured.dataset_name,
+            recipe=load_recipe(recipe or recipe_for(choose_runtime(device))),
+            candidates=listed,
+            space=space,
+            n_trials=trials,
+            nested=nested,
+            inner_folds=inner_folds if nested else 0,
+            refit=refit,
+            final=final,
+            ensembles=ensembles,
+            epochs=epochs,
+            minutes=minutes,
+            tta=tta,
+            tolerance_mm=tolerance_mm,
+            deterministic=deterministic,
+            seed=seed,
+        )
+        require_sound(design)
+        request = request_of(
             matched, measured, group_by, stratify_by,
             n_folds=folds, n_inner=inner_folds, n_repeats=repeats, seed=seed, nested=nested, final=final,
         )  # fmt: skip
-        divided = _splits(request, matched, leave_out, test_set, splits)
+        divided = splits_asked(request, matched, leave_out, test_set, splits)
         if not folder.design.is_file():
             _tell_groups(matched, request, group_by, believe, watch)
-        _settle(folder, design, divided)
+        settle(folder, design, divided)
         _run(folder, design, divided, measured, device, cluster, jobs, threads, retries, watch)
         return _finish(folder, design, divided, device, watch)
 
@@ -198,191 +213,6 @@ def _matched(folder: CrossvalFolder) -> Dataset:
     return Dataset.read(folder.workspace.dataset)
 
 
-def _candidates(
-    asked: Sequence[str] | str, trials: int | None, measured: Fingerprint
-) -> tuple[tuple[Candidate, ...], SearchSpace | None]:
-    from segpipe.crossvalidation.candidates import Candidate, parse_candidates, read_space
-    from segpipe.crossvalidation.search import n_combinations, require_optuna
-
-    texts = (asked,) if isinstance(asked, str) else tuple(asked)
-    if len(texts) == 1 and texts[0].endswith(".toml"):
-        space = read_space(Path(texts[0]))
-        if trials is None:
-            listed = space.candidates()
-            _require_first_stages(listed)
-            return listed, None
-        require_optuna()
-        if "3d_cascade_fullres" in space.configuration:
-            raise CrossvalError(
-                "--trials: a cascade cannot be searched for, since it needs its first stage; list it in --candidates"
-            )
-        n = n_combinations(space)
-        if n is not None and n <= trials:
-            raise CrossvalError(
-                f"--trials {trials}: {texts[0]} has {n} combination(s); leave out --trials to try them all"
-            )
-        return (), space
-    if trials is not None:
-        raise CrossvalError("--trials: searches among the alternatives of a TOML file; give one with --candidates")
-    if not texts:
-        flat = all(min(case.shape) == 1 for case in measured.cases)
-        return tuple(Candidate(configuration=c) for c in ("2d", *(() if flat else ("3d_fullres",)))), None
-    listed = parse_candidates(texts)
-    _require_first_stages(listed)
-    return listed, None
-
-
-def _require_first_stages(listed: tuple[Candidate, ...]) -> None:
-    """Raise unless a cascade's first stage is a candidate before it."""
-    for number, candidate in enumerate(listed):
-        if candidate.configuration == "3d_cascade_fullres":
-            first = candidate.model_copy(update={"configuration": "3d_lowres"})
-            if first not in listed[:number]:
-                raise CrossvalError(f"candidate {candidate.text}: learns from {first.text}; list that one before it")
-
-
-def _design(
-    measured: Fingerprint,
-    listed: tuple[Candidate, ...],
-    space: SearchSpace | None,
-    trials: int | None,
-    recipe: PathLike | None,
-    device: str,
-    *,
-    epochs: int | None,
-    minutes: float | None,
-    nested: bool,
-    inner_folds: int,
-    refit: bool,
-    final: bool,
-    ensembles: bool,
-    tta: bool,
-    tolerance_mm: float,
-    deterministic: bool,
-    seed: int,
-) -> CrossvalDesign:
-    from segpipe.crossvalidation.schema import CrossvalDesign
-    from segpipe.planning.recipe import load_recipe
-    from segpipe.steps import FoldSettings
-
-    FoldSettings(epochs=epochs, minutes=minutes)
-    if recipe is None:
-        from segpipe.runtime import choose_runtime
-
-        recipe = recipe_for(choose_runtime(device))
-    chosen = load_recipe(recipe)
-    for candidate in listed:
-        settings = candidate.changed(chosen.training)
-        if refit and settings.patience_epochs is not None:
-            raise CrossvalError(
-                f"--refit: candidate {candidate.text} stops by held-out cases (patience_epochs), and a training on all cases has none; "
-                "leave out one of the two"
-            )
-    if not nested and not final:
-        raise CrossvalError("--no-nested with --no-final: nothing would be left to do; give one of them")
-    return CrossvalDesign(
-        dataset_name=measured.dataset_name,
-        recipe=chosen,
-        candidates=listed,
-        space=space,
-        n_trials=trials,
-        nested=nested,
-        inner_folds=inner_folds,
-        refit=refit,
-        final=final,
-        ensembles=ensembles,
-        epochs=epochs,
-        minutes=minutes,
-        tta=tta,
-        tolerance_mm=tolerance_mm,
-        deterministic=deterministic,
-        seed=seed,
-    )
-
-
-def _request(
-    matched: Dataset,
-    measured: Fingerprint,
-    group_by: str | None,
-    stratify_by: Sequence[str],
-    *,
-    n_folds: int,
-    n_inner: int,
-    n_repeats: int,
-    seed: int,
-    nested: bool,
-    final: bool,
-) -> Request:
-    from segpipe.crossvalidation.groups import column, groups_of
-    from segpipe.crossvalidation.splits import Request, label_strata
-    from segpipe.dataset.splits import SPLIT_SEED
-
-    usable = frozenset(case.case for case in measured.cases)
-    by, groups = groups_of(matched, usable, group_by)
-    strata: dict[str, tuple[str, ...]] = {}
-    for name in stratify_by:
-        if name == LABELS:
-            names = {value: target.name for target in measured.labels.targets for value in target.values}
-            found = label_strata(measured.cases, names)
-        else:
-            found = {case: (f"{name}={value}",) for case, value in column(matched, usable, name).items()}
-        strata = {case: (*strata.get(case, ()), *found[case]) for case in groups}
-    return Request(
-        groups=groups,
-        grouped_by=by,
-        n_folds=n_folds,
-        n_inner=n_inner,
-        # Seed 0 divides as `segpipe train` and nnU-Net do.
-        seed=SPLIT_SEED + seed,
-        dataset_digest=measured.digest(),
-        n_repeats=n_repeats,
-        strata=strata,
-        stratified_by=tuple(stratify_by),
-        nested=nested,
-        final=final,
-    )
-
-
-def _splits(
-    request: Request,
-    matched: Dataset,
-    leave_out: str | None,
-    test_set: PathLike | None,
-    file: PathLike | None,
-) -> CrossvalSplits:
-    from segpipe.crossvalidation.files import read_folds
-    from segpipe.crossvalidation.groups import column
-    from segpipe.crossvalidation.splits import as_listed, divided_evenly, leaving_out, with_test_set
-
-    asked = {"--leave-out": leave_out, "--test-set": test_set, "--splits": file}
-    given = [name for name, value in asked.items() if value is not None]
-    if len(given) > 1:
-        raise CrossvalError(f"{' and '.join(given)} are two ways to divide the cases; give one")
-    if given and request.n_repeats > 1:
-        raise CrossvalError(
-            f"--repeats {request.n_repeats} with {given[0]}: there is but one such division; leave out one of the two"
-        )
-    if leave_out is not None:
-        return leaving_out(request, column(matched, request.groups, leave_out))
-    if file is not None:
-        return as_listed(request, read_folds(Path(file)))
-    if test_set is not None:
-        name, equals, value = str(test_set).partition("=")
-        if equals:
-            return with_test_set(request, [c for c, v in column(matched, request.groups, name).items() if v == value])
-        return with_test_set(request, _listed_cases(Path(test_set)))
-    return divided_evenly(request)
-
-
-def _listed_cases(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise CrossvalError(
-            f"--test-set {path}: cannot be read ({error.strerror}); expected a file with a case id a line, or COLUMN=VALUE"
-        ) from error
-
-
 def _tell_groups(
     matched: Dataset,
     request: Request,
@@ -404,33 +234,6 @@ def _tell_groups(
         watch.note(hint)
 
 
-def _settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits) -> None:
-    """Take down the design and the splits, or make sure that they are the ones that work began with.
-
-    Raises
-    ------
-    CrossvalError
-        If they are not.
-    """
-    from segpipe.crossvalidation.files import write_for_nnunet
-    from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits
-
-    if folder.design.is_file() and folder.splits.is_file():
-        pairs = ((CrossvalDesign.read(folder.design), design), (CrossvalSplits.read(folder.splits), splits))
-        for before, now in pairs:
-            differing = [name for name in type(now).model_fields if getattr(before, name) != getattr(now, name)]
-            if differing:
-                what = "the dataset" if "dataset_digest" in differing else ", ".join(differing)
-                raise CrossvalError(
-                    f"{folder.root}: holds a cross-validation with other settings ({what} changed since it began), and its numbers are of "
-                    "one design: give the same options and data to continue it, another --work for another one, or delete that folder"
-                )
-        return
-    design.write(folder.design)
-    splits.write(folder.splits)
-    write_for_nnunet(splits, folder.nnunet_splits)
-
-
 # The jobs ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -439,7 +242,8 @@ def _graph(
 ) -> list[Job]:
     from segpipe.crossvalidation.design import plan_study
     from segpipe.graph import Job
-    from segpipe.studies import Task, perform
+    from segpipe.studies.perform import perform
+    from segpipe.studies.work import Task
 
     jobs: list[Job] = []
     identity = design.digest() + splits.digest()
@@ -486,19 +290,28 @@ def _run(
     TrainingInterrupted
         When a signal asked to stop.
     """
+    from segpipe.crossvalidation.design import n_candidates
     from segpipe.graph import Journal, run_graph
     from segpipe.jobs import capacity_of, open_executor
+    from segpipe.local_workers import plan_workers
     from segpipe.training.signals import stop_requests
 
-    n_workers, environments, each = (
-        (jobs or 1, [], threads) if cluster else _workers(design, splits, measured, device, jobs, threads)
-    )
-    graph = _graph(folder, design, splits, device, each)
-    where = cluster or f"{n_workers} process(es) of {each} thread(s)"
+    local = None
+    if cluster is None:
+        n_trainings = sum(len(study.inner) for study in splits.studies) * n_candidates(design)
+        local = plan_workers(device, n_trainings, _job_bytes(design, measured), limit=jobs, threads=threads)
+        where = f"{local.n_workers} process(es) of {local.threads} thread(s)"
+        graph = _graph(folder, design, splits, local.device, local.threads)
+    else:
+        where, graph = cluster, _graph(folder, design, splits, device, threads)
     watch.note(f"{len(graph)} jobs of {len(splits.studies)} studies, on {where}; everything is in {folder.root}")
+    environments = () if local is None else local.environments
     journal = Journal(folder.journal)
     try:
-        with stop_requests() as request, open_executor(cluster, n_workers, environments=environments) as executor:
+        with (
+            stop_requests() as request,
+            open_executor(cluster, len(environments) or jobs or 1, environments=environments) as executor,
+        ):
             with watch.counting("cross-validating", len(graph)) as done:
                 run_graph(
                     graph,
@@ -526,42 +339,6 @@ def _teller(watch: Watch, done: Callable[[str], None]) -> Callable[[Told], None]
             watch.note(f"{told.job.id}: {told.standing.reason}")
 
     return tell
-
-
-def _workers(
-    design: CrossvalDesign,
-    splits: CrossvalSplits,
-    measured: Fingerprint,
-    device: str,
-    jobs: int | None,
-    threads: int | None,
-) -> tuple[int, list[dict[str, str]], int]:
-    """Local processes, their environments, and the threads of each: one process a GPU, or as many as processors and memory allow."""
-    from loky import cpu_count
-
-    from segpipe.crossvalidation.design import n_candidates
-    from segpipe.jobs import worker_count
-    from segpipe.runtime import choose_runtime
-
-    kind = choose_runtime(device, deterministic=design.deterministic).device
-    n_trainings = sum(len(study.inner) for study in splits.studies) * n_candidates(design)
-    if kind.type == "cuda":
-        visible = _visible_gpus() if kind.index is None or device == "auto" else [str(kind.index)]
-        n = min(len(visible), jobs or len(visible), n_trainings)
-        environments = [{"CUDA_VISIBLE_DEVICES": name} for name in visible[:n]]
-    else:
-        n, environments = worker_count(jobs, n_trainings, _job_bytes(design, measured)), []
-    each = threads or max(cpu_count() // n, 1)
-    shared = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(each))
-    return n, [shared | (environments[k] if environments else {}) for k in range(n)], each
-
-
-def _visible_gpus() -> list[str]:
-    """GPUs that this process may use, as they are called in its environment."""
-    import torch
-
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named or [str(n) for n in range(torch.cuda.device_count())]
 
 
 def _job_bytes(design: CrossvalDesign, measured: Fingerprint) -> int:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -253,3 +255,55 @@ def test_cases_are_mapped_over_a_cluster(tmp_path):
     with dask_cluster(tmp_path, 1) as cluster, open_executor(cluster.address, 1) as executor:
         found = {o.item: o.value for o in map_cases(double, [1, 2, 3], limit=executor, bytes_each=1)}
     assert found == {1: 2, 2: 4, 3: 6}
+
+
+SBATCH = """#!/bin/bash
+# Runs what it is given here, in the background, and keeps a copy as SLURM does: the file is gone when this returns.
+cp "$1" "$0.$$" && cat "$1" >> "$(dirname "$0")/asked.txt"
+nohup bash "$0.$$" > "$0.$$.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+JOBQUEUE = """jobqueue:
+  slurm:
+    cores: 1
+    memory: 2GB
+    walltime: "00:10:00"
+    job-extra-directives: ["--gres=gpu:1"]
+"""
+
+
+@pytest.mark.slow
+def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
+    """With a stand-in for sbatch that runs the job's script here; in a process of its own, since Dask reads its settings once."""
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "scancel").write_text("#!/bin/bash\nkill $@ || true\n")
+    for name in ("sbatch", "scancel"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "jobqueue.yaml").write_text(JOBQUEUE)
+    code = "from segpipe.jobs import open_executor\nfrom tests.unit.test_graph import double\n"
+    code += "with open_executor('slurm', 2) as executor: print([executor.submit(double, n).result() for n in range(3)])"
+    root = Path(__file__).parents[2]
+    environment = {"DASK_CONFIG": str(tmp_path), "PYTHONPATH": str(root), "HOME": str(tmp_path)}
+    with_sbatch = os.environ | environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=with_sbatch,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "[0, 2, 4]" in ran.stdout, ran.stderr
+    asked = (tmp_path / "asked.txt").read_text()
+    assert "#SBATCH --gres=gpu:1" in asked
+    assert "--nthreads 1" in asked
+    without = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "there is no sbatch here" in without.stderr

@@ -1,0 +1,207 @@
+"""From what a user asked for to a design and a division of the cases, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segpipe.crossvalidation.candidates import Candidate, SearchSpace, parse_candidates, read_space
+from segpipe.crossvalidation.files import read_folds, write_for_nnunet
+from segpipe.crossvalidation.folder import CrossvalFolder
+from segpipe.crossvalidation.groups import column, groups_of
+from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits
+from segpipe.crossvalidation.search import n_combinations, require_optuna
+from segpipe.crossvalidation.splits import (
+    Request,
+    as_listed,
+    divided_evenly,
+    label_strata,
+    leaving_out,
+    with_test_set,
+)
+from segpipe.dataset.schema import Dataset
+from segpipe.dataset.splits import SPLIT_SEED
+from segpipe.errors import CrossvalError
+from segpipe.fingerprint.schema import Fingerprint
+
+LABELS = "labels"
+"""Stands among the columns to stratify by for the presence and volume of every label."""
+
+
+def candidates_asked(
+    asked: Sequence[str] | str, trials: int | None, measured: Fingerprint
+) -> tuple[tuple[Candidate, ...], SearchSpace | None]:
+    """Candidates of a command line or a file; where they are searched for, none and the space.
+
+    Raises
+    ------
+    CrossvalError
+        If they cannot be read, or cannot be trained in this order.
+    """
+    texts = (asked,) if isinstance(asked, str) else tuple(asked)
+    if len(texts) == 1 and texts[0].endswith(".toml"):
+        space = read_space(Path(texts[0]))
+        if trials is None:
+            listed = space.candidates()
+            _require_first_stages(listed)
+            return listed, None
+        require_optuna()
+        if "3d_cascade_fullres" in space.configuration:
+            raise CrossvalError(
+                "--trials: a cascade cannot be searched for, since it needs its first stage; list it in --candidates"
+            )
+        n = n_combinations(space)
+        if n is not None and n <= trials:
+            raise CrossvalError(
+                f"--trials {trials}: {texts[0]} has {n} combination(s); leave out --trials to try them all"
+            )
+        return (), space
+    if trials is not None:
+        raise CrossvalError("--trials: searches among the alternatives of a TOML file; give one with --candidates")
+    if not texts:
+        flat = all(min(case.shape) == 1 for case in measured.cases)
+        return tuple(Candidate(configuration=c) for c in ("2d", *(() if flat else ("3d_fullres",)))), None
+    listed = parse_candidates(texts)
+    _require_first_stages(listed)
+    return listed, None
+
+
+def _require_first_stages(listed: tuple[Candidate, ...]) -> None:
+    """Raise unless a cascade's first stage is a candidate before it."""
+    for number, candidate in enumerate(listed):
+        if candidate.configuration == "3d_cascade_fullres":
+            first = candidate.model_copy(update={"configuration": "3d_lowres"})
+            if first not in listed[:number]:
+                raise CrossvalError(f"candidate {candidate.text}: learns from {first.text}; list that one before it")
+
+
+def require_sound(design: CrossvalDesign) -> None:
+    """Raise where a design contradicts itself.
+
+    Raises
+    ------
+    CrossvalError
+        If a candidate's settings are wrong or cannot be refitted, or nothing would be done.
+    """
+    for candidate in design.candidates:
+        settings = candidate.changed(design.recipe.training)
+        if design.refit and settings.patience_epochs is not None:
+            raise CrossvalError(
+                f"--refit: candidate {candidate.text} stops by held-out cases (patience_epochs), and a training on all cases has none; "
+                "leave out one of the two"
+            )
+    if not design.nested and not design.final:
+        raise CrossvalError("--no-nested with --no-final: nothing would be left to do; give one of them")
+
+
+def request_of(
+    matched: Dataset,
+    measured: Fingerprint,
+    group_by: str | None,
+    stratify_by: Sequence[str],
+    *,
+    n_folds: int,
+    n_inner: int,
+    n_repeats: int,
+    seed: int,
+    nested: bool,
+    final: bool,
+) -> Request:
+    """Groups, strata and numbers of folds.
+
+    Raises
+    ------
+    CrossvalError
+        If a column is missing, or a pattern does not fit.
+    """
+    usable = frozenset(case.case for case in measured.cases)
+    by, groups = groups_of(matched, usable, group_by)
+    strata: dict[str, tuple[str, ...]] = {}
+    for name in stratify_by:
+        if name == LABELS:
+            names = {value: target.name for target in measured.labels.targets for value in target.values}
+            found = label_strata(measured.cases, names)
+        else:
+            found = {case: (f"{name}={value}",) for case, value in column(matched, usable, name).items()}
+        strata = {case: (*strata.get(case, ()), *found[case]) for case in groups}
+    return Request(
+        groups=groups,
+        grouped_by=by,
+        n_folds=n_folds,
+        n_inner=n_inner,
+        # Seed 0 divides as `segpipe train` and nnU-Net do.
+        seed=SPLIT_SEED + seed,
+        dataset_digest=measured.digest(),
+        n_repeats=n_repeats,
+        strata=strata,
+        stratified_by=tuple(stratify_by),
+        nested=nested,
+        final=final,
+    )
+
+
+def splits_asked(
+    request: Request,
+    matched: Dataset,
+    leave_out: str | None,
+    test_set: Path | str | None,
+    file: Path | str | None,
+) -> CrossvalSplits:
+    """Divide the cases in the way that was asked for.
+
+    Raises
+    ------
+    CrossvalError
+        If two ways were asked for, or it cannot be done.
+    """
+    asked = {"--leave-out": leave_out, "--test-set": test_set, "--splits": file}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise CrossvalError(f"{' and '.join(given)} are two ways to divide the cases; give one")
+    if given and request.n_repeats > 1:
+        raise CrossvalError(
+            f"--repeats {request.n_repeats} with {given[0]}: there is but one such division; leave out one of the two"
+        )
+    if leave_out is not None:
+        return leaving_out(request, column(matched, request.groups, leave_out))
+    if file is not None:
+        return as_listed(request, read_folds(Path(file)))
+    if test_set is not None:
+        name, equals, value = str(test_set).partition("=")
+        if equals:
+            return with_test_set(request, [c for c, v in column(matched, request.groups, name).items() if v == value])
+        return with_test_set(request, _listed_cases(Path(test_set)))
+    return divided_evenly(request)
+
+
+def _listed_cases(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise CrossvalError(
+            f"--test-set {path}: cannot be read ({error.strerror}); expected a file with a case id a line, or COLUMN=VALUE"
+        ) from error
+
+
+def settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits) -> None:
+    """Take down the design and the splits, or make sure that they are the ones that work began with.
+
+    Raises
+    ------
+    CrossvalError
+        If they are not.
+    """
+    if folder.design.is_file() and folder.splits.is_file():
+        pairs = ((CrossvalDesign.read(folder.design), design), (CrossvalSplits.read(folder.splits), splits))
+        for before, now in pairs:
+            differing = [name for name in type(now).model_fields if getattr(before, name) != getattr(now, name)]
+            if differing:
+                what = "the dataset" if "dataset_digest" in differing else ", ".join(differing)
+                raise CrossvalError(
+                    f"{folder.root}: holds a cross-validation with other settings ({what} changed since it began), and its numbers are of "
+                    "one design: give the same options and data to continue it, another --work for another one, or delete that folder"
+                )
+        return
+    design.write(folder.design)
+    splits.write(folder.splits)
+    write_for_nnunet(splits, folder.nnunet_splits)

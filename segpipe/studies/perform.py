@@ -1,0 +1,85 @@
+"""A job done, once: in any process, on any machine that sees the same files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.crossvalidation.folder import CrossvalFolder
+from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits
+from segpipe.errors import ArtefactError
+from segpipe.graph import Inputs
+from segpipe.locks import locked
+from segpipe.studies import choosing, preparing, testing, training
+from segpipe.studies.work import Done, Notes, Task, Work
+from segpipe.workspace import Workspace
+
+
+def perform(task: Task, inputs: Inputs) -> str:
+    """Do a job unless it is done, alone; returns the digest of what it made."""
+    main = CrossvalFolder(Workspace(task.root))
+    folder = main.study(task.study)
+    place = folder.job(task.name)
+    # Where the one that asked was killed, or a scheduler gave a worker up too early, another may still be at it.
+    with locked(place, wait=True):
+        record, begun = place / "done.json", place / "begun"
+        known = _done(record)
+        if known is not None and known.inputs == inputs.digest:
+            return known.output
+        record.unlink(missing_ok=True)
+        _share_processors(task.threads)
+        design, splits = CrossvalDesign.read(main.design), CrossvalSplits.read(main.splits)
+        splits.require_apart()
+        work = Work(task, inputs, design, splits.study(task.study), main, folder, Notes(place / "notes.txt"))
+        if not begun.is_file() or begun.read_text() != inputs.digest:
+            # What lies there was made from something else.
+            _KINDS[task.kind].clear(work)
+            begun.write_text(inputs.digest)
+        start = time.monotonic()
+        try:
+            output = _KINDS[task.kind].do(work)
+        except Exception as error:
+            work.watch.note(f"{type(error).__name__}: {error}")
+            raise
+        Done(inputs=inputs.digest, output=output, seconds=round(time.monotonic() - start, 2)).write(record)
+    return output
+
+
+def _done(record: Path) -> Done | None:
+    try:
+        return Done.read(record) if record.is_file() else None
+    except ArtefactError:
+        return None
+
+
+def _share_processors(threads: int | None) -> None:
+    import torch
+    from loky import cpu_count
+
+    torch.set_num_threads(threads or cpu_count())
+
+
+def _nothing(_: Work) -> None:
+    """There is nothing to clear: what is made is written over."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    do: Callable[[Work], str]
+    clear: Callable[[Work], None] = _nothing
+    """Takes away what was made from other inputs."""
+
+
+_KINDS = {
+    "measure": _Kind(preparing.measure),
+    "candidate": _Kind(preparing.candidate),
+    "prepare": _Kind(preparing.prepare),
+    "train": _Kind(training.train, training.clear_fold),
+    "ensemble": _Kind(choosing.ensemble, choosing.clear_ensemble),
+    "select": _Kind(choosing.select),
+    "model": _Kind(choosing.model, choosing.clear_refit),
+    "test": _Kind(testing.test, testing.clear_test),
+    "test_candidate": _Kind(testing.test_candidate, testing.clear_test),
+}
