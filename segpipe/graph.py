@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -27,6 +27,8 @@ STATES: tuple[State, ...] = ("done", "running", "waiting", "failed", "blocked")
 FAILED = "failed"
 """Stands for the output of a job that failed, where another goes on without it."""
 _LOOK_S = 0.5
+_PASSING = (WorkerKilledError, LockedError, TrainingInterrupted)
+"""Stated reasons that may not hold the next time."""
 
 
 @dataclass(frozen=True)
@@ -243,13 +245,13 @@ class _Run:
         spent = round(time.time() - begun.since, 3)
         try:
             output = future.result()
-        except (TrainingInterrupted, CancelledError):
-            # It was told to stop, and will be continued.
-            self.found[job.id] = Standing(inputs=begun.inputs, attempts=begun.attempts)
-            self.journal.note(job.id, "waiting")
-            return
-        except Exception as error:  # noqa: BLE001 - one job's failure is a result; the others go on
-            stated = isinstance(error, SegpipeError) and not isinstance(error, (WorkerKilledError, LockedError))
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - one job's failure is a result; the others go on
+            if self.stop():
+                # A signal to all processes also ends jobs that do not listen to it.
+                self.found[job.id] = Standing()
+                self.journal.note(job.id, "waiting")
+                return
+            stated = isinstance(error, SegpipeError) and not isinstance(error, _PASSING)
             reason = str(error) if isinstance(error, SegpipeError) else f"{type(error).__name__}: {error}"
             if not stated and begun.attempts <= self.retries:
                 self.journal.note(job.id, "failed", inputs=begun.inputs, attempt=begun.attempts, reason=reason)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits
-from segpipe.errors import ArtefactError
+from segpipe.errors import ArtefactError, SegpipeError
 from segpipe.graph import Inputs
 from segpipe.locks import locked
 from segpipe.studies import choosing, preparing, testing, training
@@ -41,7 +42,8 @@ def perform(task: Task, inputs: Inputs) -> str:
         try:
             output = _KINDS[task.kind].do(work)
         except Exception as error:
-            work.watch.note(f"{type(error).__name__}: {error}")
+            told = str(error) if isinstance(error, SegpipeError) else traceback.format_exc()
+            work.watch.note(f"{type(error).__name__}: {told}")
             raise
         Done(inputs=inputs.digest, output=output, seconds=round(time.monotonic() - start, 2)).write(record)
     return output

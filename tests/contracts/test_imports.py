@@ -13,7 +13,8 @@ TORCH_FREE = [
     "reporting.run", "io.formats", "interop.nnunet.plans", "interop.nnunet.fingerprint", "phantoms", "jobs", "cli.app",
     "cli.display", "cli.plan_page", "cli.inference_commands", "models", "postprocessing.run", "postprocessing.choose",
     "commands", "steps", "line", "distilling", "comparing", "distillation.recipe", "comparison.tables", "comparison.draw",
-    "graph", "cluster", "memory", "studies.perform", "crossvalidating", "crossvalidation.pool", "crossvalidation.page", "crossvalidation.search",
+    "graph", "cluster", "memory", "studies.perform", "crossvalidating", "crossvalidation.pool", "crossvalidation.page",
+    "crossvalidation.search",
     "cli.crossval_commands",
 ]  # fmt: skip
 
