@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from segpipe.errors import ClusterError
+from segpipe.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -23,7 +24,7 @@ _FIRST_WORKER_S = 24 * 3600
 
 
 @contextmanager
-def cluster_executor(cluster: str, n_workers: int) -> Iterator[Executor]:
+def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Iterator[Executor]:
     """Executor whose jobs run on a cluster's workers; every machine sees the same files under the same paths.
 
     A job whose worker is lost is begun again on another one, by Dask.
@@ -34,11 +35,14 @@ def cluster_executor(cluster: str, n_workers: int) -> Iterator[Executor]:
         Address of a scheduler, or ``slurm``: then workers are asked for as ``~/.config/dask/jobqueue.yaml`` says.
     n_workers : int
         To be asked of SLURM.
+    bytes_each : int
+        Forecast of what a job holds.
 
     Raises
     ------
     ClusterError
-        If Dask is not installed, no scheduler answers, or a worker would do several jobs at a time.
+        If Dask is not installed, no scheduler answers, or a worker would do several jobs at a time, end a job for its memory, or
+        runs another version.
     """
     try:
         from distributed import Client
@@ -49,6 +53,7 @@ def cluster_executor(cluster: str, n_workers: int) -> Iterator[Executor]:
     if cluster == SLURM:
         with _slurm_workers(n_workers) as queue, Client(queue, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
+            _require_fit(client, cluster, bytes_each)
             yield _executor(client)
         return
     if "://" not in cluster:
@@ -60,7 +65,7 @@ def cluster_executor(cluster: str, n_workers: int) -> Iterator[Executor]:
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with `dask scheduler`"
         ) from error
     with client:
-        _require_one_job_each(client, cluster)
+        _require_fit(client, cluster, bytes_each)
         yield _executor(client)
 
 
@@ -84,7 +89,8 @@ def _executor(client: Client) -> Executor:
     return executor
 
 
-def _require_one_job_each(client: Client, cluster: str) -> None:
+def _require_fit(client: Client, cluster: str, bytes_each: int) -> None:
+    """Raise unless the workers that are there can do the jobs."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
     if not workers:
         raise ClusterError(
@@ -96,6 +102,22 @@ def _require_one_job_each(client: Client, cluster: str) -> None:
             f"--cluster {cluster}: worker {greedy} does {workers[greedy]['nthreads']} jobs at a time, which would share one process's "
             "memory and GPU; start workers with --nthreads 1, one a GPU"
         )
+    tight = next((name for name, about in workers.items() if 0 < about["memory_limit"] < bytes_each), None)
+    if tight is not None:
+        raise ClusterError(
+            f"--cluster {cluster}: worker {tight} ends jobs that hold more than {workers[tight]['memory_limit'] / 1e9:.1f} GB, and one is "
+            f"forecast to hold {bytes_each / 1e9:.1f} GB; start workers with --memory-limit 0, or with enough"
+        )
+    versions = client.run(_version)
+    other = next((name for name, version in versions.items() if version != __version__), None)
+    if other is not None:
+        raise ClusterError(
+            f"--cluster {cluster}: worker {other} has segpipe {versions[other]}, and {__version__} is here; install the same everywhere"
+        )
+
+
+def _version() -> str:
+    return __version__
 
 
 @contextmanager

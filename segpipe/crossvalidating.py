@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
 from segpipe.steps import SILENT, FoldSettings, PathLike, alone_in, fingerprint, recipe_for, workspace_of
+from segpipe.version import __version__
 from segpipe.watch import Watch
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def crossval(
         listed, space = candidates_asked(candidates, trials, measured)
         FoldSettings(epochs=epochs, minutes=minutes)
         design = CrossvalDesign(
+            software=__version__,
             dataset_name=measured.dataset_name,
             recipe=load_recipe(recipe or recipe_for(choose_runtime(device))),
             candidates=listed,
@@ -310,7 +312,12 @@ def _run(
     try:
         with (
             stop_requests() as request,
-            open_executor(cluster, len(environments) or jobs or 1, environments=environments) as executor,
+            open_executor(
+                cluster,
+                len(environments) or jobs or 1,
+                environments=environments,
+                bytes_each=_job_bytes(design, measured),
+            ) as executor,
         ):
             with watch.counting("cross-validating", len(graph)) as done:
                 run_graph(
@@ -363,7 +370,7 @@ def _finish(
     model = _final_model(folder, found)
     if not pooled.cases:
         lost = {job: s.reason for job, s in found.items() if s.state in ("failed", "blocked")}
-        return Crossvalidated(folder, found, None, model, lost)
+        return Crossvalidated(folder, found, None, model, lost or {"all cases": "none was scored"})
     result = summarise(folder, design, splits, pooled, found)
     result.write(folder.result)
     write_table(folder.table, splits, pooled)
@@ -384,7 +391,7 @@ def _final_model(folder: CrossvalFolder, found: dict[str, Standing]) -> Path | N
 
 
 def _lost(result: CrossvalResult) -> dict[str, str]:
-    return result.unfinished | result.failed
+    return result.unfinished | dict(lost.told for lost in result.lost)
 
 
 def _report(
@@ -424,8 +431,12 @@ def _report(
                 drawn,
             )
         )
-    where = {case.case: pooled.folders[name] for name, scores in pooled.scores.items() for case in scores}
-    extremes = draw_extremes(pooled.cases, _matched(folder), result.labels, where, folder.root)
+    # Of several repeats the first: a case has one score there, and one segmentation.
+    repeats = {fold.name: fold.repeat for fold in splits.outer}
+    first = {name: scores for name, scores in pooled.scores.items() if repeats.get(name, 0) == 0}
+    where = {case.case: pooled.folders[name] for name, scores in first.items() for case in scores}
+    drawn_of = [case for scores in first.values() for case in scores]
+    extremes = draw_extremes(drawn_of, _matched(folder), result.labels, where, folder.root)
     figures += [("Lines: reference. Colour: prediction.", picture) for picture in extremes]
     command = None if model is None else f"segpipe predict IMAGES OUTPUT --model {model}"
     write_page(folder.page, design, splits, result, pooled, found, methods=text, figures=figures, command=command)

@@ -210,7 +210,17 @@ def _distill_elsewhere(asked: dict[str, Any]) -> Distilled:
 
     cluster, watch = asked.pop("cluster"), asked.pop("watch")
     workspace = workspace_of(asked["dataset"], asked["work"])
-    asked |= {"dataset": Path(asked["dataset"]).resolve(), "work": workspace.root.resolve()}
+    teachers = asked["teacher"]
+    teachers = (teachers,) if isinstance(teachers, (str, Path)) else teachers
+    recipe, unlabelled = asked["recipe"], asked["unlabelled"]
+    # The worker's current folder is another one.
+    asked |= {
+        "dataset": Path(asked["dataset"]).resolve(),
+        "work": workspace.root.resolve(),
+        "teacher": tuple(Path(path).resolve() for path in teachers),
+        "recipe": Path(recipe).resolve() if Path(recipe).suffix == ".toml" else recipe,
+        "unlabelled": None if unlabelled is None else Path(unlabelled).resolve(),
+    }
     begun = asked["work"] / f".distilling-{uuid4().hex}"
     with open_executor(cluster, 1) as executor:
         watch.note(f"distilling on {cluster}; it is logged in {asked['work'] / 'models'}")

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segpipe.artefact import json_digest
-from segpipe.errors import LockedError, SegpipeError, TrainingInterrupted, WorkerKilledError
+from segpipe.errors import ClusterError, SegpipeError, TrainingInterrupted, WorkerKilledError
 
 State = Literal["waiting", "running", "done", "failed", "blocked"]
 STATES: tuple[State, ...] = ("done", "running", "waiting", "failed", "blocked")
 FAILED = "failed"
 """Stands for the output of a job that failed, where another goes on without it."""
 _LOOK_S = 0.5
-_PASSING = (WorkerKilledError, LockedError, TrainingInterrupted)
+_PASSING = (WorkerKilledError, TrainingInterrupted)
 """Stated reasons that may not hold the next time."""
 
 
@@ -168,6 +168,12 @@ def run_graph(
     return _Run(jobs, executor, journal, retries, stop, on_event, capacity).go()
 
 
+def _lost(error: BaseException) -> ClusterError:
+    return ClusterError(
+        f"the workers, or who gives them jobs, are gone ({type(error).__name__}: {error}); what is done is kept: the same command continues"
+    )
+
+
 class _Run:
     def __init__(
         self,
@@ -237,7 +243,11 @@ class _Run:
         self.on_event(Told(job, self.found[job.id], self.n_ended, len(self.jobs)))
         waited = {other: self.found[other] for other in (*job.needs, *job.after)}
         given = Inputs(inputs, {other: s.output for other, s in waited.items() if s.state == "done"})
-        self.running[self.executor.submit(job.function, *job.arguments, given)] = job.id
+        try:
+            future = self.executor.submit(job.function, *job.arguments, given)
+        except Exception as error:
+            raise _lost(error) from error
+        self.running[future] = job.id
 
     def _ended(self, future: Future[str]) -> None:
         job = self.jobs[self.running.pop(future)]
@@ -245,11 +255,15 @@ class _Run:
         spent = round(time.time() - begun.since, 3)
         try:
             output = future.result()
+        except CancelledError as error:
+            if not self.stop():
+                raise _lost(error) from error
+            self._put_back(job)
+            return
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - one job's failure is a result; the others go on
             if self.stop():
                 # A signal to all processes also ends jobs that do not listen to it.
-                self.found[job.id] = Standing()
-                self.journal.note(job.id, "waiting")
+                self._put_back(job)
                 return
             stated = isinstance(error, SegpipeError) and not isinstance(error, _PASSING)
             reason = str(error) if isinstance(error, SegpipeError) else f"{type(error).__name__}: {error}"
@@ -263,6 +277,11 @@ class _Run:
         due: list[str] = []
         self._settle(job, standing, due)
         self._consider(due)
+
+    def _put_back(self, job: Job) -> None:
+        """A job that was told to stop will be continued."""
+        self.found[job.id] = Standing()
+        self.journal.note(job.id, "waiting")
 
     def _settle(self, job: Job, standing: Standing, due: list[str], *, new: bool = True) -> None:
         """Take down how a job ended, and collect the jobs that waited for nothing else."""

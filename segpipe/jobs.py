@@ -8,6 +8,7 @@ a time, so that the one that kills it is named and the others are not lost.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 import threading
@@ -21,7 +22,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from loky import cpu_count, get_reusable_executor
-from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
+from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 
 from segpipe.errors import CaseError, SegpipeError, WorkerKilledError
 from segpipe.memory import free_bytes
@@ -50,7 +51,7 @@ class Outcome(Generic[Item, Result]):
 
 @contextmanager
 def open_executor(
-    cluster: str | None, n_workers: int, *, environments: Sequence[Mapping[str, str]] = ()
+    cluster: str | None, n_workers: int, *, environments: Sequence[Mapping[str, str]] = (), bytes_each: int = 0
 ) -> Iterator[Executor]:
     """Executor of jobs that take minutes or hours, on this machine or on a cluster; a worker does one at a time.
 
@@ -62,6 +63,8 @@ def open_executor(
         Local processes, or workers that SLURM is asked for.
     environments : sequence of mapping
         Variables of each local worker's environment; the processors are shared out where they do not say otherwise.
+    bytes_each : int
+        Forecast of what a job holds, which a cluster's workers must be allowed.
 
     Raises
     ------
@@ -80,7 +83,7 @@ def open_executor(
     else:
         from segpipe.cluster import cluster_executor
 
-        with cluster_executor(cluster, n_workers) as executor:
+        with cluster_executor(cluster, n_workers, bytes_each) as executor:
             yield executor
 
 
@@ -125,7 +128,7 @@ class LocalWorkers(Executor):
         """Ask what runs to stop: trainings save their state first."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
-            worker.terminate()
+            worker.stop()
 
     def _call(self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
         worker = self._idle.get()
@@ -141,6 +144,7 @@ class _Worker:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
         self._pool: Any = None
+        self._stopping = False
 
     def call(self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
         if self._pool is None:
@@ -148,13 +152,18 @@ class _Worker:
                 max_workers=1, env=self._environment, initializer=_end_with, initargs=(os.getpid(),)
             )
         try:
-            result: Result = self._pool.submit(function, *args, **kwargs).result()
-        except TerminatedWorkerError as error:
+            future = self._pool.submit(function, *args, **kwargs)
+            if self._stopping:
+                # Its process may have started after the others were told.
+                self.stop()
+            result: Result = future.result()
+        except BrokenProcessPool as error:
             self.close()
-            raise WorkerKilledError(f"its process was killed ({_how_it_ended(error)})") from error
+            raise WorkerKilledError(f"its process was lost ({_how_it_ended(error)})") from error
         return result
 
-    def terminate(self) -> None:
+    def stop(self) -> None:
+        self._stopping = True
         for process in list(self._pool._processes.values()) if self._pool is not None else ():
             with suppress(ProcessLookupError, AttributeError):
                 process.terminate()
@@ -176,9 +185,9 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-def _how_it_ended(error: TerminatedWorkerError) -> str:
+def _how_it_ended(error: BrokenProcessPool) -> str:
     codes = re.search(r"\{(.*?)\}", str(error))
-    return codes[1] if codes else "no exit code"
+    return codes[1] if codes else (str(error).strip().splitlines() or ["no exit code"])[0]
 
 
 def map_cases(
@@ -199,7 +208,7 @@ def map_cases(
     bytes_each : int
         Peak memory of the largest item.
     """
-    if limit == 1 or not items:
+    if limit == 1 or not items or not _may_start_processes():
         for item in items:
             yield _attempt(function, item)
         return
@@ -225,6 +234,11 @@ def map_cases(
         # Items begin in order: the one whose worker was killed is among the first that are left. Each of these is tried alone.
         for index in sorted(unfinished)[:n_workers]:
             yield _attempt_alone(function, unfinished.pop(index))
+
+
+def _may_start_processes() -> bool:
+    """Whether this process may have others: a worker of Dask's under its nanny may not."""
+    return not multiprocessing.current_process().daemon
 
 
 def _map_elsewhere(
@@ -287,11 +301,15 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
 def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Call a function in a new process, which ends with it: nothing that was done before weighs on its time or its memory.
 
+    Where no process may be started it is called here.
+
     Raises
     ------
     SegpipeError
         If the process is killed; what the function itself raises is passed on.
     """
+    if not _may_start_processes():
+        return function(*args, **kwargs)
     try:
         with ProcessPoolExecutor(max_workers=1) as pool:
             result: Result = pool.submit(function, *args, **kwargs).result()

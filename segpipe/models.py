@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from segpipe.inference.engine import EngineName, Precision
+    from segpipe.inference.inputs import InputCase
+    from segpipe.inference.manifest import Manifest
     from segpipe.inference.schema import PredictionRow
     from segpipe.labels import Labels
     from segpipe.postprocessing.schema import PostprocessingRules
+
+_PARTS_A_WORKER = 3
+"""Parts of a batch that each worker of a cluster gets."""
 
 
 def predict(
@@ -128,6 +133,7 @@ def _predict_elsewhere(
     from segpipe.inference.inputs import find_inputs
     from segpipe.inference.manifest import Manifest
     from segpipe.inference.predictor import plan_of, read_any_model
+    from segpipe.inference.run import shard_of
     from segpipe.io.formats import ending_of
     from segpipe.jobs import capacity_of, open_executor
 
@@ -144,20 +150,41 @@ def _predict_elsewhere(
             manifest.append(row.model_copy(update={"status": "failed", "reason": "to be predicted again"}))
     rows: dict[str, PredictionRow] = {}
     with open_executor(cluster, n_workers) as executor, watch.counting("predicting", len(cases)) as done:
-        n_parts = min(capacity_of(executor)(), len(cases))
+        # A few parts a worker: they take different times, and workers may come and go.
+        n_parts = min(_PARTS_A_WORKER * max(capacity_of(executor)(), n_workers), len(cases))
         watch.note(f"{len(cases)} case(s) in {n_parts} part(s) on {cluster}")
-        parts = [
+        parts = {
             executor.submit(
                 predict, source.resolve(), output.resolve(), model=paths, shard=(k, n_parts), resume=True, **how
-            )
+            ): k
             for k in range(1, n_parts + 1)
-        ]
+        }
         for part in as_completed(parts):
-            for row in part.result():
+            try:
+                found = part.result()
+            except SegpipeError:
+                raise
+            except Exception as error:  # noqa: BLE001 - what a cluster says of a worker that was lost has many types
+                found = _lost_part(shard_of(cases, parts[part], n_parts), manifest, error)
+            for row in found:
                 rows[row.output.name] = row
                 done(row.case)
     manifest.write_table()
     return [rows[c.output.name] for c in cases]
+
+
+def _lost_part(cases: list[InputCase], manifest: Manifest, error: Exception) -> list[PredictionRow]:
+    """Rows of a part whose workers were lost: what they had done, and the others as failed."""
+    from segpipe.inference.schema import PredictionRow
+
+    known = manifest.rows()
+    why = f"its worker was lost ({type(error).__name__}: {error}); run the same command with --resume"
+    return [
+        known[c.output.name]
+        if c.output.name in known and known[c.output.name].status == "done"
+        else PredictionRow(case=c.id, status="failed", output=c.output, reason=why, model="")
+        for c in cases
+    ]
 
 
 def import_model(

@@ -138,7 +138,10 @@ def crossval(
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", min=1, help="Threads of a job.  [default: the processors are shared out]", show_default=False
+            "--threads",
+            min=1,
+            help="Threads of a job.  [default: the processors are shared out; on a cluster all that a worker may use]",
+            show_default=False,
         ),
     ] = None,
     retries: Annotated[

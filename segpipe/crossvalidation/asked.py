@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from segpipe.artefact import Artefact
 from segpipe.crossvalidation.candidates import Candidate, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.files import read_folds, write_for_nnunet
 from segpipe.crossvalidation.folder import CrossvalFolder
@@ -23,6 +24,8 @@ from segpipe.dataset.schema import Dataset
 from segpipe.dataset.splits import SPLIT_SEED
 from segpipe.errors import CrossvalError
 from segpipe.fingerprint.schema import Fingerprint
+from segpipe.networks.catalogue import complete_options
+from segpipe.networks.spec import parse_choice
 
 LABELS = "labels"
 """Stands among the columns to stratify by for the presence and volume of every label."""
@@ -76,22 +79,24 @@ def _require_first_stages(listed: tuple[Candidate, ...]) -> None:
 
 
 def require_sound(design: CrossvalDesign) -> None:
-    """Raise where a design contradicts itself.
+    """Raise where a design contradicts itself, before anything is trained for it.
 
     Raises
     ------
-    CrossvalError
-        If a candidate's settings are wrong or cannot be refitted, or nothing would be done.
+    CrossvalError, NetworkError
+        If a network or a setting is wrong or cannot be refitted, or nothing would be done.
     """
-    for candidate in design.candidates:
+    if not design.nested and not design.final:
+        raise CrossvalError("--no-nested with --no-final: nothing would be left to do; give one of them")
+    for candidate in design.candidates if design.space is None else design.space.samples():
+        if candidate.network is not None:
+            complete_options(parse_choice(candidate.network))
         settings = candidate.changed(design.recipe.training)
         if design.refit and settings.patience_epochs is not None:
             raise CrossvalError(
                 f"--refit: candidate {candidate.text} stops by held-out cases (patience_epochs), and a training on all cases has none; "
                 "leave out one of the two"
             )
-    if not design.nested and not design.final:
-        raise CrossvalError("--no-nested with --no-final: nothing would be left to do; give one of them")
 
 
 def request_of(
@@ -119,8 +124,7 @@ def request_of(
     strata: dict[str, tuple[str, ...]] = {}
     for name in stratify_by:
         if name == LABELS:
-            names = {value: target.name for target in measured.labels.targets for value in target.values}
-            found = label_strata(measured.cases, names)
+            found = label_strata(measured.cases, measured.labels)
         else:
             found = {case: (f"{name}={value}",) for case, value in column(matched, usable, name).items()}
         strata = {case: (*strata.get(case, ()), *found[case]) for case in groups}
@@ -158,6 +162,10 @@ def splits_asked(
     given = [name for name, value in asked.items() if value is not None]
     if len(given) > 1:
         raise CrossvalError(f"{' and '.join(given)} are two ways to divide the cases; give one")
+    if not request.nested and request.n_repeats > 1:
+        raise CrossvalError(
+            f"--repeats {request.n_repeats} with --no-nested: one division both chooses and measures; leave out one of the two"
+        )
     if given and request.n_repeats > 1:
         raise CrossvalError(
             f"--repeats {request.n_repeats} with {given[0]}: there is but one such division; leave out one of the two"
@@ -196,7 +204,7 @@ def settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplit
         for before, now in pairs:
             differing = [name for name in type(now).model_fields if getattr(before, name) != getattr(now, name)]
             if differing:
-                what = "the dataset" if "dataset_digest" in differing else ", ".join(differing)
+                what = _what_differs(differing, before, now)
                 raise CrossvalError(
                     f"{folder.root}: holds a cross-validation with other settings ({what} changed since it began), and its numbers are of "
                     "one design: give the same options and data to continue it, another --work for another one, or delete that folder"
@@ -205,3 +213,10 @@ def settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplit
     design.write(folder.design)
     splits.write(folder.splits)
     write_for_nnunet(splits, folder.nnunet_splits)
+
+
+def _what_differs(differing: list[str], before: Artefact, now: Artefact) -> str:
+    """In a user's words."""
+    if "software" in differing:
+        return f"segpipe {getattr(before, 'software', '')} became {getattr(now, 'software', '')}, and"
+    return "the dataset" if "dataset_digest" in differing else ", ".join(differing)

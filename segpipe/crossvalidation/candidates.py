@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue, ValidationError, model_validator
+from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
 from segpipe.artefact import Record
 from segpipe.errors import CrossvalError
@@ -31,6 +31,12 @@ class Candidate(Record):
     network: str | None = None
     settings: dict[str, JsonValue] = {}
     """Keys of a recipe's [training], dotted where they are nested."""
+
+    @field_validator("network")
+    @classmethod
+    def _in_one_spelling(cls, network: str | None) -> str | None:
+        # Options in another order are the same network, and share its folder.
+        return None if network is None else parse_choice(network).text
 
     @model_validator(mode="after")
     def _known(self) -> Candidate:
@@ -96,6 +102,24 @@ class SearchSpace(Record):
     """Empty for the recipe's alone."""
     settings: dict[str, tuple[JsonValue, ...] | Range] = {}
 
+    @model_validator(mode="after")
+    def _each_once(self) -> SearchSpace:
+        lists = [self.configuration, self.network, *(v for v in self.settings.values() if not isinstance(v, Range))]
+        for values in lists:
+            shown = [json.dumps(value) for value in values]
+            if len(set(shown)) < len(shown) or (not values and values is not self.network):
+                raise ValueError(f"alternatives are {', '.join(shown) or 'none'}; expected at least one, and each once")
+        return self
+
+    def samples(self) -> list[Candidate]:
+        """A few candidates that have every alternative, and both ends of every range, at least once."""
+        first = Candidate(configuration=self.configuration[0])
+        found = [Candidate(configuration=c, network=n) for c in self.configuration for n in self.network or (None,)]
+        for key, values in self.settings.items():
+            tried = (values.low, values.high) if isinstance(values, Range) else values
+            found += [first.model_copy(update={"settings": {key: value}}) for value in tried]
+        return found
+
     def candidates(self) -> tuple[Candidate, ...]:
         """Every combination.
 
@@ -137,8 +161,6 @@ def _parse(text: str) -> Candidate:
     what, _, settings = text.partition("@")
     configuration, _, network = what.partition("+")
     try:
-        if network:
-            parse_choice(network)
         return Candidate(
             configuration=configuration, network=network or None, settings=parse_options(settings) if settings else {}
         )

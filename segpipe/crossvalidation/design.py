@@ -47,14 +47,19 @@ def plan_study(design: CrossvalDesign, study: OuterFold, make: Maker) -> None:
         # In a search each candidate follows from what the ones before came to.
         before = [*planned, *(job for jobs in trained for job in jobs)] if design.space is not None else []
         planned.append(make("candidate", candidate=number, needs=[measured], after=before))
-        arrays = list(prepared.values())
+        # What a search will propose is not known: some of the configurations there may not be planned at all.
+        arrays, others = [], list(prepared.values())
         first: list[str] = []
         if design.space is None:
+            others = []
             configuration = design.candidates[number].configuration
             arrays = [prepared[_ARRAYS.get(configuration, configuration)]]
             first = _first_stage(design, number, trained)
         trained.append(
-            [make("train", candidate=number, fold=k, needs=[planned[number], *arrays, *first]) for k in folds]
+            [
+                make("train", candidate=number, fold=k, needs=[planned[number], *arrays, *first], after=others)
+                for k in folds
+            ]
         )
     settled = [*planned, *(job for jobs in trained for job in jobs)]
     if design.ensembles and len(numbers) > 1:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from segpipe.workspace import Workspace
 
+WINNER = "winner"
+"""Stands for what a study chose, where a candidate has its number."""
+
 
 @dataclass(frozen=True)
 class StudyFolder:
@@ -34,6 +37,10 @@ class StudyFolder:
     def candidate(self, number: int) -> Path:
         """What became of a candidate in this study: its variant, its epochs."""
         return self.root / "candidates" / f"{number}.json"
+
+    def proposal(self, number: int) -> Path:
+        """What a search proposed."""
+        return self.root / "candidates" / f"{number}.proposal.json"
 
     def ensemble(self, numbers: tuple[int, ...], fold: int) -> Path:
         """Folder of an ensemble's segmentations of an inner fold's held-out cases."""

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 
-from segpipe.dataset.schema import Dataset
+from segpipe.dataset.schema import Case, Dataset
 from segpipe.errors import CrossvalError
 
 BY_CASE = "case"
@@ -38,12 +38,26 @@ def groups_of(dataset: Dataset, usable: Collection[str], by: str | None) -> tupl
         if not with_patient:
             return BY_CASE, {case.id: case.id for case in cases}
         by = _PATIENT
-    if by == BY_CASE:
-        return BY_CASE, {case.id: case.id for case in cases}
     columns = column_names(dataset)
-    if by in columns:
-        return by, _by_column(dataset, usable, by)
-    return by, {case.id: _by_pattern(case.id, by, columns) for case in cases}
+    if by == BY_CASE:
+        groups = {case.id: case.id for case in cases}
+    elif by in columns:
+        groups = _by_column(dataset, usable, by)
+    else:
+        groups = {case.id: _by_pattern(case.id, by, columns) for case in cases}
+    _require_whole_patients(cases, groups, by)
+    return by, groups
+
+
+def _require_whole_patients(cases: list[Case], groups: dict[str, str], by: str) -> None:
+    """Raise where the manifest knows patients, and these groups would part one."""
+    seen: dict[str, str] = {}
+    for case in cases:
+        if case.group is not None and seen.setdefault(case.group, groups[case.id]) != groups[case.id]:
+            raise CrossvalError(
+                f"--group-by {by}: patient {case.group!r} has cases in the groups {seen[case.group]!r} and {groups[case.id]!r}, and "
+                "would be trained and tested on; group by patient, or by something that keeps patients whole"
+            )
 
 
 def _by_column(dataset: Dataset, usable: Collection[str], by: str) -> dict[str, str]:

@@ -80,7 +80,7 @@ def methods(design: CrossvalDesign, splits: CrossvalSplits, result: CrossvalResu
     text = _Text()
     _say_splits(text, design, splits, result)
     _say_choices(text, design, splits, result, trainings)
-    _say_statistics(text, result)
+    _say_statistics(text, splits, result)
     listed = "\n".join(f"{n}. {_REFERENCES[name]}" for n, name in enumerate(text.cited, start=1))
     about = f"Design {result.design_digest[:12]}, splits {result.splits_digest[:12]}, segpipe {__version__}."
     return f"## Methods\n\n{' '.join(text.sentences)}\n\n{about}\n\n## References\n\n{listed}\n"
@@ -122,9 +122,10 @@ def _say_splits(text: _Text, design: CrossvalDesign, splits: CrossvalSplits, res
         f"{text.cite('nnunet')} from the outer training cases alone, anew in every outer fold; no outer test case entered these, a "
         "training, or any choice."
     )
-    if result.failed:
+    n_lost = len({lost.case for lost in result.lost})
+    if n_lost:
         text.say(
-            f"{len(result.failed)} case(s) were left out, or could not be trained on or scored; they are listed with the reasons."
+            f"{n_lost} case(s) were left out, or not trained on or scored in some fold; they are listed with the reasons."
         )
     if "labels" in splits.stratified_by:
         text.say(
@@ -166,7 +167,8 @@ def _say_choices(
         text.say(f"Chosen were {chosen}.")
 
 
-def _say_statistics(text: _Text, result: CrossvalResult) -> None:
+def _say_statistics(text: _Text, splits: CrossvalSplits, result: CrossvalResult) -> None:
+    who = {BY_CASE: "scans", "patient": "patients"}.get(splits.grouped_by, "groups")
     spread = result.scores[ALL_LABELS]["dice"]
     text.say(
         f"Segmentations were scored by Dice, normalised surface Dice at {result.tolerance_mm:g} mm {text.cite('nsd')} and the 95th "
@@ -174,8 +176,8 @@ def _say_statistics(text: _Text, result: CrossvalResult) -> None:
         "neither does not count."
     )
     text.say(
-        "Scores of a patient's scans, and of repeats, were averaged first; intervals are 95 % percentile intervals of the mean from "
-        f"{N_BOOTSTRAP} bootstrap samples of patients {text.cite('bootstrap')}."
+        f"Scores of one of these {who}, over its scans and over repeats, were averaged first; intervals are 95 % percentile intervals of "
+        f"the mean from {N_BOOTSTRAP} bootstrap samples of {who} {text.cite('bootstrap')}."
     )
     if spread.mean is not None and spread.low is not None and spread.high is not None:
         between = (
@@ -185,12 +187,15 @@ def _say_statistics(text: _Text, result: CrossvalResult) -> None:
         )
         text.say(
             f"Mean Dice over labels was {spread.mean:.3f} (95 % CI {spread.low:.3f} to {spread.high:.3f}; median {spread.median:.3f}; "
-            f"{spread.n_patients} patients{between})."
+            f"{spread.n_patients} {who}{between})."
         )
     if result.tests:
+        where = (
+            "on the test cases, which none was chosen on" if result.nested else "on the cases that they were chosen on"
+        )
         text.say(
-            f"Candidates were compared on the test cases, patient by patient, by Wilcoxon's signed rank test {text.cite('wilcoxon')} "
-            f"with Holm's correction {text.cite('holm')} and the matched-pairs rank-biserial correlation {text.cite('kerby')}."
+            f"Candidates were compared {where}, by Wilcoxon's signed rank test {text.cite('wilcoxon')} on {who}, with Holm's correction "
+            f"{text.cite('holm')} and the matched-pairs rank-biserial correlation {text.cite('kerby')}."
         )
     if result.calibration:
         text.say(

@@ -10,13 +10,17 @@ from pathlib import Path
 
 from segpipe.artefact import write_atomically
 from segpipe.comparison.schema import ALL_LABELS
-from segpipe.crossvalidation.folder import CrossvalFolder
+from segpipe.crossvalidation.design import n_candidates
+from segpipe.crossvalidation.folder import WINNER, CrossvalFolder
 from segpipe.crossvalidation.schema import (
+    FINAL,
     Bin,
     Calibration,
+    CandidatePlan,
     CrossvalDesign,
     CrossvalResult,
     CrossvalSplits,
+    Lost,
     OuterFold,
     Selection,
 )
@@ -28,7 +32,6 @@ from segpipe.graph import Standing
 from segpipe.metrics.calibration import Counts
 from segpipe.preprocessing.schema import PreprocessedIndex
 
-WINNER = "winner"
 NAME_BETWEEN = " + "
 
 
@@ -46,8 +49,7 @@ class Pooled:
     """Of the test cases, by outer fold."""
     selections: dict[str, Selection] = field(default_factory=dict)
     """By study."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Cases that were lost on the way, with the reasons."""
+    lost: list[Lost] = field(default_factory=list)
 
     @property
     def cases(self) -> list[CaseScores]:
@@ -59,18 +61,18 @@ def pool(
     folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, found: Mapping[str, Standing]
 ) -> Pooled:
     """Read what the studies left behind, as far as they got."""
-    measured = Fingerprint.read(folder.workspace.fingerprint)
-    pooled = Pooled(failed={case: f"left out: {reason}" for case, reason in measured.left_out.items()})
+    left_out = Fingerprint.read(folder.workspace.fingerprint).left_out
+    pooled = Pooled(lost=[Lost(study="", case=c, stage="left out", reason=why) for c, why in sorted(left_out.items())])
     for study in splits.studies:
         place = folder.study(study.name)
-        for file in sorted((place.root / "preprocessed").glob("*.json")):
-            lost = PreprocessedIndex.read(file).failed
-            pooled.failed |= {f"{case} ({study.name})": f"not trained on: {reason}" for case, reason in lost.items()}
+        for file in sorted((place.root / "jobs").glob("prepare_*/index.json")):
+            failed = PreprocessedIndex.read(file).failed
+            pooled.lost += [Lost(study=study.name, case=c, stage="training", reason=why) for c, why in failed.items()]
         if found[f"{study.name}/select"].state == "done":
             pooled.selections[study.name] = Selection.read(place.selection)
         if study.test:
             _take_test(pooled, folder, design, study, found)
-    if not design.nested and "final" in pooled.selections:
+    if not design.nested and FINAL in pooled.selections:
         _take_inner(pooled, folder, design, splits, found)
     return pooled
 
@@ -81,12 +83,12 @@ def _take_test(
     place = folder.study(study.name)
     if found[f"{study.name}/test"].state != "done":
         reason = found[f"{study.name}/test"].reason or "it is not finished"
-        pooled.failed |= dict.fromkeys(study.test, f"{study.name}: no prediction: {reason}")
+        pooled.lost += [Lost(study=study.name, case=case, stage="test", reason=reason) for case in study.test]
         return
     evaluation = Evaluation.read(place.test(WINNER) / "evaluation.json")
     pooled.scores[study.name] = evaluation.cases
     pooled.folders[study.name] = place.test(WINNER)
-    pooled.failed |= {case: f"{study.name}: {reason}" for case, reason in evaluation.failed.items()}
+    _take_failed(pooled, study.name, evaluation)
     files = [place.test(WINNER) / "calibration" / f"{case}.json" for case in study.test]
     pooled.reliability[study.name] = [CaseReliability.read(file) for file in files if file.is_file()]
     for number, candidate in enumerate(design.candidates):
@@ -107,31 +109,34 @@ def _take_inner(
     assert splits.final is not None
     place = folder.study(splits.final.name)
     winner = pooled.selections[splits.final.name].winner
-    texts = [c.text for c in design.candidates]
-    for number, candidate in enumerate(design.candidates):
-        for k in range(len(splits.final.inner)):
-            if found[f"final/train_{number}_fold_{k}"].state != "done":
-                continue
-            variant = _variant_of(place.candidate(number))
-            at = place.workspace.place(candidate.configuration, variant, k)
+    numbers: dict[str, int] = {}
+    for number in range(n_candidates(design)):
+        folds = range(len(splits.final.inner))
+        if any(found[f"{FINAL}/train_{number}_fold_{k}"].state != "done" for k in folds):
+            continue
+        chosen = CandidatePlan.read(place.candidate(number))
+        name = chosen.candidate.text
+        numbers[name] = number
+        for k in folds:
+            at = place.workspace.place(chosen.candidate.configuration, chosen.variant, k)
             evaluation = Evaluation.read(place.workspace.evaluation / at.with_suffix(".json"))
-            pooled.candidates.setdefault(candidate.text, {})[f"fold_{k}"] = evaluation.cases
-            if winner == (candidate.text,):
-                pooled.scores[f"fold_{k}"] = evaluation.cases
-                pooled.folders[f"fold_{k}"] = place.workspace.predictions / at
-                pooled.failed |= {case: f"fold_{k}: {reason}" for case, reason in evaluation.failed.items()}
+            pooled.candidates.setdefault(name, {})[f"fold_{k}"] = evaluation.cases
+            if winner == (name,):
+                _take(pooled, f"fold_{k}", evaluation, place.workspace.predictions / at)
     if len(winner) > 1:
         for k in range(len(splits.final.inner)):
-            at = place.ensemble(tuple(texts.index(name) for name in winner), k)
-            evaluation = Evaluation.read(at / "evaluation.json")
-            pooled.scores[f"fold_{k}"], pooled.folders[f"fold_{k}"] = evaluation.cases, at
-            pooled.failed |= {case: f"fold_{k}: {reason}" for case, reason in evaluation.failed.items()}
+            at = place.ensemble(tuple(numbers[name] for name in winner), k)
+            _take(pooled, f"fold_{k}", Evaluation.read(at / "evaluation.json"), at)
 
 
-def _variant_of(path: Path) -> str:
-    import json
+def _take(pooled: Pooled, fold: str, evaluation: Evaluation, folder: Path) -> None:
+    pooled.scores[fold], pooled.folders[fold] = evaluation.cases, folder
+    _take_failed(pooled, fold, evaluation)
 
-    return str(json.loads(path.read_text())["variant"])
+
+def _take_failed(pooled: Pooled, fold: str, evaluation: Evaluation) -> None:
+    failed = evaluation.failed.items()
+    pooled.lost += [Lost(study=fold, case=case, stage="test", reason=reason) for case, reason in failed]
 
 
 def summarise(
@@ -144,7 +149,6 @@ def summarise(
     """Every statistic of the pooled scores."""
     labels = Fingerprint.read(folder.workspace.fingerprint).labels
     groups = splits.groups
-    flat = {name: [case for scores in folds.values() for case in scores] for name, folds in pooled.candidates.items()}
     return CrossvalResult(
         dataset_name=design.dataset_name,
         design_digest=design.digest(),
@@ -158,10 +162,10 @@ def summarise(
         scores=spreads(pooled.scores, groups, labels.names),
         calibration=_calibration(pooled, labels.names),
         candidates={name: spread(folds, groups, ALL_LABELS, "dice") for name, folds in pooled.candidates.items()},
-        tests=paired_tests(flat, groups),
+        tests=paired_tests(pooled.candidates, groups),
         chosen={name: selection.winner for name, selection in pooled.selections.items()},
         n_missed=sum(score.status == "missed" for case in pooled.cases for score in case.labels.values()),
-        failed=dict(sorted(pooled.failed.items())),
+        lost=tuple(pooled.lost),
         unfinished={job: s.reason or s.state for job, s in found.items() if s.state in ("failed", "blocked")},
     )
 
@@ -198,7 +202,7 @@ def write_table(path: Path, splits: CrossvalSplits, pooled: Pooled) -> None:
     writer.writeheader()
     repeats = {fold.name: fold.repeat for fold in splits.outer}
     for name, scores in pooled.scores.items():
-        study = name if name in pooled.selections else "final"
+        study = name if name in pooled.selections else FINAL
         chosen = NAME_BETWEEN.join(pooled.selections[study].winner)
         counted = {case.case: case for case in pooled.reliability.get(name, [])}
         for case in scores:
@@ -208,18 +212,14 @@ def write_table(path: Path, splits: CrossvalSplits, pooled: Pooled) -> None:
                 ece = said.expected_error() if said is not None and said.n.sum() else None
                 values = {k: _written(v) for k, v in score.model_dump().items()}
                 writer.writerow({**row, "label": label, **values, "ece": _written(ece), "chosen": chosen})
-    for lost, reason in pooled.failed.items():
-        fold = reason.partition(":")[0] if reason.partition(":")[0] in repeats else ""
-        writer.writerow(
-            {
-                "repeat": repeats.get(fold, 0),
-                "fold": fold,
-                "case": lost,
-                "patient": splits.groups.get(lost, ""),
-                "status": "failed",
-                "reason": reason,
-            }
-        )
+    for lost in pooled.lost:
+        # What one study did not train on may well be tested in another.
+        if lost.stage != "training":
+            patient = splits.groups.get(lost.case, "")
+            row = {"repeat": repeats.get(lost.study, 0), "fold": lost.study, "case": lost.case, "patient": patient}
+            writer.writerow(
+                {**row, "status": lost.stage if lost.stage == "left out" else "failed", "reason": lost.reason}
+            )
     write_atomically(path, buffer.getvalue().encode())
 
 

@@ -22,6 +22,8 @@ Scheme = Literal["k-fold", "leave-one-group-out", "fixed test set", "file"]
 class CrossvalDesign(Artefact):
     """What was asked for. Nothing of it may change once work has begun, so that numbers are of one design."""
 
+    software: str
+    """Version of segpipe."""
     dataset_name: str
     recipe: Recipe
     candidates: tuple[Candidate, ...] = ()
@@ -90,6 +92,9 @@ class CrossvalSplits(Artefact):
         CrossvalError
             Naming the fold and the group.
         """
+        names = [fold.name for fold in self.studies]
+        if len(set(names)) < len(names):
+            raise CrossvalError(f"two folds have one name among {', '.join(names)}; give each its own")
         for fold in self.studies:
             _require_apart(fold.name, fold.train, fold.test, self.groups)
             for number, inner in enumerate(fold.inner):
@@ -120,6 +125,24 @@ def _require_apart(where: str, one: tuple[str, ...], other: tuple[str, ...], gro
         raise CrossvalError(
             f"{where}: group {group!r} is on both sides ({sides[0]} is trained on, {sides[1]} is held out); every group belongs to one"
         )
+
+
+class Proposal(Artefact):
+    """What a search tries next in one study, whatever becomes of it."""
+
+    candidate: Candidate
+
+
+class CandidatePlan(Artefact):
+    """What became of a candidate in one study."""
+
+    candidate: Candidate
+    variant: str
+    plan_digest: str
+    epochs: int | None
+    """How long it is trained; None for the recipe's."""
+    step_s: float | None = None
+    """Of a training step, from which the epochs follow that fit the minutes."""
 
 
 class Ranked(Record):
@@ -164,6 +187,7 @@ class Calibration(Record):
     ece: float
     """Expected calibration error: mean distance of probability and frequency, by share."""
     n_cases: int
+    """In every repeat."""
     bins: tuple[Bin, ...]
 
 
@@ -202,6 +226,22 @@ class PairedTest(Record):
     """Mean difference over its standard deviation (Cohen's d of paired values)."""
 
 
+class Lost(Record):
+    """A case that a study did without."""
+
+    study: str
+    """Empty where the case was left out of all."""
+    case: str
+    stage: Literal["left out", "training", "test"]
+    reason: str
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """Which case, and what became of it."""
+        where = f" ({self.study})" if self.study else ""
+        return f"{self.case}{where}", f"{self.stage}: {self.reason}"
+
+
 class CrossvalResult(Artefact):
     """What the outer folds measured."""
 
@@ -224,7 +264,8 @@ class CrossvalResult(Artefact):
     chosen: dict[str, tuple[str, ...]]
     """Winner of each study."""
     n_missed: int
-    failed: dict[str, str] = {}
-    """Cases that were left out, or not trained on or scored, with the reasons."""
+    """Labels that a prediction lacks, over all repeats."""
+    lost: tuple[Lost, ...] = ()
+    """Cases that were left out, or not trained on or scored in a study, with the reasons."""
     unfinished: dict[str, str] = {}
     """Jobs that failed, with the reasons."""

@@ -12,6 +12,7 @@ from segpipe.crossvalidation.schema import FINAL, CrossvalSplits, OuterFold, Sch
 from segpipe.dataset.splits import Fold, make_splits
 from segpipe.errors import CrossvalError
 from segpipe.fingerprint.schema import CaseFingerprint
+from segpipe.labels import Labels
 
 Strata = Mapping[str, tuple[str, ...]]
 """What of each case is to be spread evenly, as names: ``site=A``, ``liver present``, ``liver large``."""
@@ -68,7 +69,12 @@ def leaving_out(request: Request, values: Mapping[str, str]) -> CrossvalSplits:
     names = sorted(set(values.values()))
     if len(names) < 2:
         raise CrossvalError(f"--leave-out: all cases have the value {names[0]!r}; at least 2 values are needed")
-    outer = [(_safe(name, n), 0, {c for c, v in values.items() if v == name}) for n, name in enumerate(names)]
+    called = [_safe(name) for name in names]
+    folders = [c if called.count(c) == 1 and c else f"{c}_{n}" for n, c in enumerate(called)]
+    outer = [
+        (f"without_{folder}", 0, {c for c, v in values.items() if v == name})
+        for folder, name in zip(folders, names, strict=True)
+    ]
     return _completed(request, "leave-one-group-out", outer)
 
 
@@ -97,9 +103,15 @@ def as_listed(request: Request, listed: Sequence[Fold]) -> CrossvalSplits:
         If a fold names a case that there is not, or both trains and tests a group.
     """
     outer = []
+    tested: list[set[str]] = []
     for number, fold in enumerate(listed):
         _require_cases(f"--splits, fold {number}", (*fold.train, *fold.validation), request.groups)
-        outer.append((f"fold_{number}", 0, set(fold.validation), set(fold.train)))
+        held_out = set(fold.validation)
+        # A case that is tested again belongs to a further repeat.
+        repeat = next((r for r, before in enumerate(tested) if not before & held_out), len(tested))
+        tested += [set()] if repeat == len(tested) else []
+        tested[repeat] |= held_out
+        outer.append((f"fold_{number}", repeat, held_out, set(fold.train)))
     return _completed(request, "file", outer)
 
 
@@ -187,7 +199,7 @@ def _stratified(members: Mapping[str, list[str]], n_parts: int, seed: int, strat
             for feature in strata.get(case, ()):
                 held[row, at[feature]] += 1
     lacking = np.tile(held.sum(axis=0) / n_parts, (n_parts, 1))
-    taken, most = np.zeros(n_parts, dtype=int), -(-len(names) // n_parts)
+    taken, share = np.zeros(n_parts, dtype=int), len(names) // n_parts
     left, placed = set(range(len(names))), {}
     while left:
         rows = sorted(left)
@@ -195,12 +207,10 @@ def _stratified(members: Mapping[str, list[str]], n_parts: int, seed: int, strat
         rarest = int(np.argmin(np.where(having > 0, having, np.inf))) if having.any() else -1
         # Large groups first: small ones fill what they leave.
         row = max((r for r in rows if held[r, rarest] > 0), key=lambda r: (held[r, rarest], held[r, -1], -r))
-        # No part takes more than an even share of the groups, and the last ones go where there is none yet.
-        empty = [part for part in range(n_parts) if not taken[part]]
-        open_parts = [part for part in range(n_parts) if taken[part] < most]
-        part = max(
-            empty if len(left) == len(empty) else open_parts, key=lambda p: (lacking[p, rarest], lacking[p, -1], -p)
-        )
+        # Every part gets its even share of the groups, and those that are over go to different parts.
+        spare = len(names) % n_parts - int((taken > share).sum())
+        open_parts = [part for part in range(n_parts) if taken[part] < share + (spare > 0)]
+        part = max(open_parts, key=lambda p: (lacking[p, rarest], lacking[p, -1], -p))
         placed[names[row]] = part
         lacking[part] -= held[row]
         taken[part] += 1
@@ -208,27 +218,20 @@ def _stratified(members: Mapping[str, list[str]], n_parts: int, seed: int, strat
     return placed
 
 
-def label_strata(cases: Sequence[CaseFingerprint], names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
-    """Which labels each case has, and whether its volume of them is small, medium or large among the cases that have it.
-
-    Parameters
-    ----------
-    cases : sequence of CaseFingerprint
-    names : mapping of label value to name
-    """
+def label_strata(cases: Sequence[CaseFingerprint], labels: Labels) -> dict[str, tuple[str, ...]]:
+    """Which labels or regions each case has, and whether its volume of them is small, medium or large among the cases that have it."""
     strata: dict[str, list[str]] = {case.case: [] for case in cases}
-    for value, name in names.items():
+    for target in labels.targets:
+        voxels = {case.case: sum(case.label_voxels.get(value, 0) for value in target.values) for case in cases}
         volumes = {
-            case.case: case.label_voxels[value] * float(np.prod(case.spacing_mm))
-            for case in cases
-            if case.label_voxels.get(value)
+            case.case: voxels[case.case] * float(np.prod(case.spacing_mm)) for case in cases if voxels[case.case]
         }
         thirds = np.percentile(list(volumes.values()), [100 / 3, 200 / 3]) if volumes else ()
         for case, volume in volumes.items():
             size = _VOLUME_NAMES[int(np.searchsorted(thirds, volume))]
-            strata[case] += [f"{name} present", f"{name} {size}"]
+            strata[case] += [f"{target.name} present", f"{target.name} {size}"]
         for case in set(strata) - set(volumes):
-            strata[case].append(f"{name} absent")
+            strata[case].append(f"{target.name} absent")
     return {case: tuple(found) for case, found in strata.items()}
 
 
@@ -246,7 +249,6 @@ def _seed_of(seed: int, name: str) -> int:
     return int(json_digest([seed, name])[:8], 16) % 2**31
 
 
-def _safe(name: str, number: int) -> str:
-    """A group's name as a folder's."""
-    kept = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name)
-    return f"without_{kept or number}"
+def _safe(name: str) -> str:
+    """A group's name as part of a folder's; file systems may not tell upper from lower case."""
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name).lower()

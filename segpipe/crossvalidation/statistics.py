@@ -67,17 +67,17 @@ def case_value(case: CaseScores, label: str, metric: Metric) -> float | None:
     return getattr(case.labels[label], metric) if label in case.labels else None
 
 
-def paired_tests(scores: Mapping[str, Sequence[CaseScores]], patients: Mapping[str, str]) -> tuple[PairedTest, ...]:
+def paired_tests(candidates: Mapping[str, Folds], patients: Mapping[str, str]) -> tuple[PairedTest, ...]:
     """Mean Dice of every pair of candidates, patient by patient, with Holm's correction over all pairs.
 
     Parameters
     ----------
-    scores : mapping of candidate to scores of the outer test cases
+    candidates : mapping of candidate to scores of the test cases, by outer fold
     patients : mapping of case to patient
     """
     found = []
-    for first, second in combinations(scores, 2):
-        paired = paired_scores(tuple(scores[first]), tuple(scores[second]), patients, ALL_LABELS, "dice")
+    for first, second in combinations(candidates, 2):
+        paired = _paired(candidates[first], candidates[second], patients)
         told = difference((first, second), paired, ALL_LABELS, "dice")
         deltas = np.array([paired[1][p] - paired[0][p] for p in sorted(paired[0])])
         found.append((told, deltas))
@@ -97,6 +97,19 @@ def paired_tests(scores: Mapping[str, Sequence[CaseScores]], patients: Mapping[s
         )
         for (told, deltas), p_holm in zip(found, corrected, strict=True)
     )
+
+
+def _paired(first: Folds, second: Folds, patients: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores of each patient by two candidates: paired within each fold, so that a repeat meets the same repeat, then averaged."""
+    sides: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
+    for name in first:
+        if name in second:
+            paired = paired_scores(tuple(first[name]), tuple(second[name]), patients, ALL_LABELS, "dice")
+            for side, found in zip(sides, paired, strict=True):
+                for patient, value in found.items():
+                    side.setdefault(patient, []).append(value)
+    one, other = ({patient: float(np.mean(values)) for patient, values in side.items()} for side in sides)
+    return one, other
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

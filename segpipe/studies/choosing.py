@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from segpipe.artefact import json_digest
-from segpipe.crossvalidation.schema import Selection
+from segpipe.crossvalidation.schema import CandidatePlan, Selection
 from segpipe.errors import CrossvalError
 from segpipe.studies.predicting import predict_and_score
 from segpipe.studies.training import trained
-from segpipe.studies.work import CandidatePlan, Work, output_of
+from segpipe.studies.work import Work, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from segpipe.artefact import json_digest
 from segpipe.crossvalidation.candidates import Candidate
+from segpipe.crossvalidation.schema import CandidatePlan, Proposal
 from segpipe.errors import CrossvalError
 from segpipe.steps import keep_plan_as, make_plan, plan_for_network, prepare_arrays, variant_called
-from segpipe.studies.work import CandidatePlan, Work
+from segpipe.studies.work import Work
 
 if TYPE_CHECKING:
     from segpipe.planning.schema import Plan
@@ -44,7 +45,7 @@ def candidate(work: Work) -> str:
     """Plan for one candidate: its network, its settings, and how long it is trained."""
     assert work.task.candidate is not None
     number = work.task.candidate
-    candidate = _proposed(work, number) if work.design.space is not None else work.design.candidates[number]
+    candidate = work.design.candidates[number] if work.design.space is None else _proposed(work, number)
     from segpipe.planning.run import read_plan
 
     plan = plan_for_network(work.workspace, read_plan(work.workspace), candidate.network, work.watch)
@@ -70,16 +71,16 @@ def _proposed(work: Work, number: int) -> Candidate:
     assert work.design.space is not None
     complete, trials = work.complete(), []
     for before in range(number):
-        if work.task.sibling("candidate", candidate=before).id not in work.inputs.outputs:
-            continue
-        chosen = work.candidate(before)
+        # One that could not be planned or trained was tried too, without a score.
         score = None
         if before in complete:
-            evaluations = work.evaluations(chosen)
+            evaluations = work.evaluations(complete[before])
             cases = [case.case for evaluation in evaluations for case in evaluation.cases]
             score = rank({("",): evaluations}, cases)[0].mean_dice
-        trials.append((chosen.candidate, score))
-    return propose(work.design.space, trials, work.design.seed)
+        trials.append((Proposal.read(work.folder.proposal(before)).candidate, score))
+    proposed = propose(work.design.space, trials, work.design.seed)
+    Proposal(candidate=proposed).write(work.folder.proposal(number))
+    return proposed
 
 
 def _epochs_within(work: Work, plan: Plan, configuration: str) -> tuple[int, float]:
@@ -111,4 +112,7 @@ def prepare(work: Work) -> str:
     from segpipe.planning.run import read_plan
 
     assert work.task.configuration is not None
-    return prepare_arrays(work.workspace, read_plan(work.workspace), work.task.configuration, 1, work.watch).digest()
+    index = prepare_arrays(work.workspace, read_plan(work.workspace), work.task.configuration, 1, work.watch)
+    # Arrays may be deleted later; which cases were lost is still to be told.
+    index.write(work.folder.job(work.task.name) / "index.json")
+    return index.digest()

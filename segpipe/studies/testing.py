@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+from segpipe.crossvalidation.folder import WINNER
 from segpipe.studies.predicting import predict_and_score
 from segpipe.studies.work import Work
 
 if TYPE_CHECKING:
     from segpipe.labels import Labels
-
-WINNER = "winner"
 
 
 def test(work: Work) -> str:

@@ -6,10 +6,11 @@ import shutil
 from typing import TYPE_CHECKING
 
 from segpipe.artefact import json_digest
+from segpipe.crossvalidation.schema import CandidatePlan
 from segpipe.errors import CrossvalError
 from segpipe.locks import locked
 from segpipe.steps import FoldSettings, train_fold
-from segpipe.studies.work import CandidatePlan, Work
+from segpipe.studies.work import Work
 
 if TYPE_CHECKING:
     from segpipe.planning.schema import Plan

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.artefact import Artefact
-from segpipe.crossvalidation.candidates import Candidate
 from segpipe.crossvalidation.folder import CrossvalFolder, StudyFolder
-from segpipe.crossvalidation.schema import CrossvalDesign, OuterFold
-from segpipe.errors import ModelError
+from segpipe.crossvalidation.schema import CandidatePlan, CrossvalDesign, OuterFold
+from segpipe.errors import ArtefactError, ModelError
 from segpipe.graph import Inputs
 from segpipe.watch import Watch
 from segpipe.workspace import Workspace
@@ -23,18 +22,6 @@ if TYPE_CHECKING:
     from segpipe.evaluation.schema import Evaluation
     from segpipe.planning.schema import Plan
     from segpipe.runtime import Runtime
-
-
-class CandidatePlan(Artefact):
-    """What became of a candidate in one study."""
-
-    candidate: Candidate
-    variant: str
-    plan_digest: str
-    epochs: int | None
-    """How long it is trained; None for the recipe's."""
-    step_s: float | None = None
-    """Of a training step, from which the epochs follow that fit the minutes."""
 
 
 class Done(Artefact):
@@ -119,7 +106,13 @@ class Work:
         """A candidate's plan."""
         from segpipe.planning.schema import Plan
 
-        return Plan.read(self.workspace.plan_of(chosen.variant))
+        path = self.workspace.plan_of(chosen.variant)
+        plan = Plan.read(path)
+        if plan.digest() != chosen.plan_digest:
+            raise ArtefactError(
+                f"{path}: is not the plan that {chosen.candidate.text} was made by; delete {self.folder.root} to begin it anew"
+            )
+        return plan
 
     def complete(self) -> dict[int, CandidatePlan]:
         """Candidates of which every inner fold was trained and scored, by number."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 from sklearn.model_selection import KFold
 
+from segpipe.crossvalidation.asked import require_sound, splits_asked
 from segpipe.crossvalidation.candidates import Candidate, Range, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.design import n_candidates, plan_study
 from segpipe.crossvalidation.files import read_folds, write_for_nnunet
@@ -33,9 +34,10 @@ from segpipe.crossvalidation.statistics import holm, paired_tests, rank_biserial
 from segpipe.dataset.match import match_dataset
 from segpipe.dataset.schema import Case, Dataset
 from segpipe.dataset.splits import Fold
-from segpipe.errors import CrossvalError
+from segpipe.errors import CrossvalError, NetworkError
 from segpipe.evaluation.schema import CaseScores, Evaluation, LabelScore
 from segpipe.fingerprint.schema import CaseFingerprint
+from segpipe.labels import Labels, Target
 from segpipe.metrics.calibration import N_BINS, Counts
 from segpipe.planning.recipe import Recipe, TrainingSettings
 
@@ -119,6 +121,7 @@ def test_division_is_a_partition_of_whole_groups_and_no_part_is_empty(sizes, n_p
         held = [{groups[c] for c in part} for part in parts]
         assert all(held)
         assert sum(map(len, held)) == len(set(groups.values()))
+        assert max(map(len, held)) - min(map(len, held)) <= 1
         assert divide(groups, n_parts, seed, chosen, "--folds") == parts
 
 
@@ -156,11 +159,21 @@ def test_presence_and_volume_of_labels_are_strata():
         )
 
     cases = [case("a", {1: 10}), case("b", {1: 20}), case("c", {1: 300}), case("d", {})]
-    strata = label_strata(cases, {1: "tumour"})
+    strata = label_strata(cases, Labels.plain({"tumour": 1}))
     present = {"a": "small", "b": "medium", "c": "large"}
     assert strata == {c: ("tumour present", f"tumour {size}") for c, size in present.items()} | {
         "d": ("tumour absent",)
     }
+
+
+def test_a_region_is_present_where_any_of_its_values_is():
+    whole = Target(name="whole", values=(1, 2), paint=1)
+    labels = Labels(targets=(whole, Target(name="core", values=(2,), paint=2)), regions=True, n_entries=3)
+    one = CaseFingerprint(
+        case="a", shape=(1, 1, 1), spacing_mm=(1.0, 1.0, 1.0), shape_after_crop=(1, 1, 1), label_voxels={1: 5}, ignored_voxels=0,
+        moments=(), percentiles=(),
+    )  # fmt: skip
+    assert label_strata([one], labels) == {"a": ("whole present", "whole small", "core absent")}
 
 
 def test_repeats_divide_anew_and_the_first_one_is_the_same():
@@ -175,7 +188,9 @@ def test_repeats_divide_anew_and_the_first_one_is_the_same():
 def test_leaving_out_a_site_and_a_patient_of_two_sites():
     values = {c: "A" if int(g[1:]) < 5 else "B/2" for c, g in PATIENTS.items()}
     splits = leaving_out(request(), values)
-    assert [(f.name, len(f.test)) for f in splits.outer] == [("without_A", 10), ("without_B-2", 10)]
+    assert [(f.name, len(f.test)) for f in splits.outer] == [("without_a", 10), ("without_b-2", 10)]
+    alike = leaving_out(request(), {c: v.replace("A", "b-2") for c, v in values.items()})
+    assert [(f.name, len(f.test)) for f in alike.outer] == [("without_b-2_0", 10), ("without_b-2_1", 10)]
     with pytest.raises(CrossvalError, match="group 'p0' is on both sides"):
         leaving_out(request(), values | {"p0_scan1": "B/2"})
     with pytest.raises(CrossvalError, match="has no value"):
@@ -248,6 +263,14 @@ def test_a_wrong_file_of_splits_is_refused(tmp_path, content, message):
         read_folds(tmp_path / "splits.json")
 
 
+def test_a_file_whose_cases_are_tested_again_has_repeats():
+    splits = divided_evenly(request(n_repeats=2))
+    listed = [Fold(train=f.train, validation=f.test) for f in splits.outer]
+    again = as_listed(request(), listed)
+    assert again.n_repeats == 2
+    assert [f.repeat for f in again.outer] == [f.repeat for f in splits.outer]
+
+
 def test_a_file_that_divides_a_patient_is_refused():
     case = next(iter(PATIENTS))
     fold = Fold(train=tuple(c for c in PATIENTS if c != case), validation=(case,))
@@ -288,6 +311,18 @@ def test_ids_that_look_like_several_scans_are_pointed_out():
     assert looks_grouped([f"case{n}" for n in range(20)]) is None
 
 
+def test_groups_that_would_part_a_patient_are_refused():
+    columns = {c: {"patient": g, "scanner": c[-1], "site": g[-1]} for c, g in PATIENTS.items()}
+    known = dataset(columns)
+    known = known.model_copy(
+        update={"cases": tuple(c.model_copy(update={"group": PATIENTS[c.id]}) for c in known.cases)}
+    )
+    for by in ("scanner", "case", r"scan(\d)"):
+        with pytest.raises(CrossvalError, match="patient 'p0' has cases in the groups"):
+            groups_of(known, PATIENTS, by)
+    assert groups_of(known, PATIENTS, "site")[0] == "site", "a site keeps its patients whole"
+
+
 def test_columns_of_a_manifest_are_kept(data):
     matched = match_dataset(data / "cardiac_cine")
     by, groups = groups_of(matched, [c.id for c in matched.cases], "patient")
@@ -302,7 +337,7 @@ def test_candidates_as_text_and_back():
     text = '2d,3d_fullres+u2netp,3d_fullres+plain_unet:width=0.5,norm="batch"@learning_rate=0.02,augmentation.enabled=false'
     found = parse_candidates((text,))
     assert [c.configuration for c in found] == ["2d", "3d_fullres", "3d_fullres"]
-    assert found[2].network == 'plain_unet:width=0.5,norm="batch"'
+    assert found[2].network == 'plain_unet:norm="batch",width=0.5'
     assert found[2].settings == {"learning_rate": 0.02, "augmentation.enabled": False}
     assert parse_candidates((found[2].text,))[0] == found[2]
     changed = found[2].changed(TrainingSettings())
@@ -351,6 +386,42 @@ def test_a_space_is_every_combination_or_a_search(tmp_path):
         read_space(path)
 
 
+def designed(**more) -> CrossvalDesign:
+    about = {"software": "0", "dataset_name": "x", "recipe": Recipe(name="r", description="d"), "inner_folds": 2}
+    return CrossvalDesign(**about | more)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"settings": {"momentun": (0.9,)}}, "no setting 'momentun'"),
+        ({"settings": {"momentum": Range(low=0.5, high=1.5)}}, "momentum: Input should be less than 1"),
+        ({"network": ("nothing",)}, "nothing"),
+        ({"settings": {"patience_epochs": (3, 5)}}, "--refit: candidate 2d@patience_epochs=3 stops by held-out cases"),
+    ],
+)
+def test_what_a_search_might_propose_is_checked_before_it_begins(space, message):
+    with pytest.raises((CrossvalError, NetworkError), match=message):
+        require_sound(designed(space=SearchSpace(configuration=("2d",), **space), n_trials=3, refit=True))
+
+
+def test_alternatives_are_given_once():
+    with pytest.raises(ValueError, match="each once"):
+        SearchSpace(configuration=("2d",), network=("plain_unet:width=0.5", "plain_unet:width=0.5"))
+    assert Candidate(configuration="2d", network="plain_unet:width=0.5,norm=batch") == Candidate(
+        configuration="2d", network="plain_unet:norm=batch,width=0.5"
+    )
+
+
+def test_without_nesting_there_are_no_repeats():
+    with pytest.raises(CrossvalError, match="--repeats 3 with --no-nested"):
+        splits_asked(request(n_repeats=3, nested=False), dataset(), None, None, None)
+    with pytest.raises(CrossvalError, match="two ways to divide"):
+        splits_asked(request(), dataset(), "site", "a.txt", None)
+    with pytest.raises(CrossvalError, match="nothing would be left"):
+        require_sound(designed(nested=False, final=False))
+
+
 def test_a_search_goes_where_scores_are_high_repeats_itself_and_nothing():
     space = SearchSpace(
         configuration=("2d", "3d_fullres"), settings={"learning_rate": Range(low=1e-4, high=1.0, log=True)}
@@ -372,8 +443,11 @@ def test_a_search_goes_where_scores_are_high_repeats_itself_and_nothing():
     assert trials != searched(1)
     late = [score(c) for c, _ in trials[15:]]
     assert np.mean(late) > np.mean([s for _, s in trials[:5]])
-    # One that failed counts as tried.
-    assert propose(space, [(trials[0][0], None)], 0) != trials[0][0]
+    # Those that failed count as tried: the search goes on to others.
+    failed = []
+    for _ in range(6):
+        failed.append((propose(space, failed, 0), None))
+    assert len({c.text for c, _ in failed}) == 6
     small = SearchSpace(configuration=("2d", "3d_fullres"), settings={"momentum": (0.9, 0.99)})
     tried = []
     for _ in range(4):
@@ -386,13 +460,7 @@ def test_a_search_goes_where_scores_are_high_repeats_itself_and_nothing():
 
 def study_graph(**more):
     candidates = tuple(Candidate(configuration=c) for c in ("3d_lowres", "3d_cascade_fullres"))
-    about = {
-        "dataset_name": "x",
-        "recipe": Recipe(name="r", description="d"),
-        "candidates": candidates,
-        "inner_folds": 2,
-    }
-    design = CrossvalDesign(**about | more)
+    design = designed(**{"candidates": candidates} | more)
     fold = Fold(train=("a",), validation=("b",))
     study = OuterFold(name="fold_0", repeat=0, train=("a", "b"), test=("t",), inner=(fold, fold))
     jobs = {}
@@ -502,10 +570,10 @@ def test_paired_tests_are_those_of_scipy_with_effect_sizes():
     rng = np.random.default_rng(1)
     first = {str(n): float(v) for n, v in enumerate(rng.uniform(0.5, 0.8, 12))}
     second = {n: v + float(rng.normal(0.05, 0.03)) for n, v in first.items()}
-    told = paired_tests(
-        {"a": [scores(n, l=v) for n, v in first.items()], "b": [scores(n, l=v) for n, v in second.items()]},
-        {n: n for n in first},
-    )
+    given = {
+        name: {"fold_0": [scores(n, l=v) for n, v in side.items()]} for name, side in (("a", first), ("b", second))
+    }
+    told = paired_tests(given, {n: n for n in first})
     deltas = np.array([second[n] - first[n] for n in sorted(first)])
     assert len(told) == 1
     assert told[0].p == pytest.approx(wilcoxon(deltas).pvalue)
@@ -515,6 +583,24 @@ def test_paired_tests_are_those_of_scipy_with_effect_sizes():
     total = len(deltas) * (len(deltas) + 1) / 2
     against = wilcoxon(deltas, alternative="two-sided").statistic
     assert told[0].rank_biserial == pytest.approx(1 - 2 * against / total)
+
+
+def test_repeats_are_paired_with_themselves():
+    """What one gains in a repeat and loses in the other is nothing; and the other way round it is the same nothing."""
+    patients = {str(n): str(n) for n in range(8)}
+    high, low = ([scores(n, l=value) for n in patients] for value in (0.9, 0.5))
+    one = {"repeat_0_fold_0": low, "repeat_1_fold_0": high}
+    two = {"repeat_0_fold_0": high, "repeat_1_fold_0": low}
+    assert paired_tests({"a": one, "b": two}, patients)[0].mean == 0.0
+    better = {name: [scores(n, l=0.6) for n in patients] for name in one}
+    there, back = (
+        paired_tests(dict(pair), patients)[0] for pair in ((("a", one), ("b", better)), (("b", better), ("a", one)))
+    )
+    assert there.mean == pytest.approx(-0.1)
+    assert back.mean == pytest.approx(0.1)
+    assert back.p == there.p
+    # A fold that one candidate lacks is not compared.
+    assert paired_tests({"a": one, "b": {"repeat_0_fold_0": high}}, patients)[0].mean == pytest.approx(0.4)
 
 
 def test_effect_sizes_at_their_ends():
