@@ -82,5 +82,10 @@ def dask_cluster(folder: Path, n_workers: int):
         yield cluster
     finally:
         for process in (*(cluster.workers if cluster else ()), scheduler):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            # A nanny that is killed cannot end its worker.
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

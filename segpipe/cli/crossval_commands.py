@@ -15,6 +15,7 @@ from segpipe.cli.options import (
     JsonOption,
     MinutesOption,
     QuietOption,
+    RecipeOption,
     ResampleOption,
     SeedOption,
     ToleranceOption,
@@ -112,14 +113,7 @@ def crossval(
     final: Annotated[
         bool, typer.Option("--final/--no-final", help="Make a model of all cases, by the same rules.")
     ] = True,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            "--recipe",
-            help="Name of a recipe or a TOML file.  [default: default with a GPU, cpu without]",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
     tta: TtaOption = True,

@@ -18,6 +18,7 @@ from segpipe.cli.options import (
     MinutesOption,
     NetworkOption,
     QuietOption,
+    RecipeOption,
     ResampleOption,
     ResumeOption,
     SeedOption,
@@ -34,14 +35,7 @@ def run(
     dataset: DatasetArg,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            "--recipe",
-            help="Name of a recipe or a TOML file.  [default: default with a GPU, cpu without]",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
     configuration: ConfigurationOption = None,
     network: NetworkOption = None,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Fold to hold out, predict and score.")] = 0,

@@ -50,6 +50,14 @@ NetworkOption = Annotated[
         show_default=False,
     ),
 ]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Name of a recipe or a TOML file.  [default: default with a GPU, cpu without]",
+        show_default=False,
+    ),
+]
 EpochsOption = Annotated[
     int | None,
     typer.Option("--epochs", min=1, help="Train this many epochs.  [default: the recipe's]", show_default=False),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from segpipe.artefact import json_digest
-from segpipe.crossvalidation.schema import CandidatePlan, Selection
+from segpipe.crossvalidation.schema import CandidatePlan, Proposal, Selection
 from segpipe.errors import CrossvalError
 from segpipe.studies.predicting import predict_and_score
 from segpipe.studies.training import trained
@@ -97,8 +97,8 @@ def _called(work: Work, number: int) -> str:
     """A candidate's text, where it got as far as having one."""
     if work.design.space is None:
         return work.design.candidates[number].text
-    path = work.folder.candidate(number)
-    return work.candidate(number).candidate.text if path.is_file() else f"trial {number}"
+    path = work.folder.proposal(number)
+    return Proposal.read(path).candidate.text if path.is_file() else f"trial {number}"
 
 
 def _rules(work: Work, numbers: tuple[int, ...], complete: dict[int, CandidatePlan], cases: tuple[str, ...]) -> str:
