@@ -111,7 +111,7 @@ def crossval(
     recipe, epochs, minutes, tta, tolerance_mm, resample_channels, device, seed, deterministic, watch
         As for ``segpipe.run``; epochs and minutes are each training's, and minutes become a number of epochs.
     cluster : str, optional
-        Address of a Dask scheduler, or ``slurm``.
+        Address of a Dask scheduler, or ``slurm``; the recipe has to be given then.
     jobs : int, optional
         Most processes at a time (of SLURM: workers that are asked for).
     threads : int, optional
@@ -135,6 +135,10 @@ def crossval(
     from segpipe.planning.recipe import load_recipe
     from segpipe.runtime import choose_runtime
 
+    if cluster is not None and recipe is None:
+        raise CrossvalError(
+            f"--cluster {cluster}: which recipe suits is the workers' matter, not this machine's; give --recipe default for GPUs, or cpu"
+        )
     workspace = workspace_of(dataset, work)
     folder = CrossvalFolder(workspace)
     with locked(folder.root, wait=False):

@@ -41,6 +41,7 @@ def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[Trainin
     from segpipe.held_out import prepare_first_stage
     from segpipe.preprocessing.schema import PreprocessedIndex
 
+    _require_own_folds(work)
     plan, configuration = work.plan_of(chosen), chosen.candidate.configuration
     index = PreprocessedIndex.read(work.workspace.prepared_index(plan.arrays_of(configuration)))
     if plan.configuration(configuration).previous_stage is not None:
@@ -55,6 +56,18 @@ def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[Trainin
         work.workspace, plan, index, work.runtime(), settings, configuration=configuration, watch=work.watch
     )
     return record, plan, index
+
+
+def _require_own_folds(work: Work) -> None:
+    """Raise unless the workspace still holds the inner folds of the study: where it held none, a training would make some of its own."""
+    from segpipe.dataset.splits import Splits
+    from segpipe.fingerprint.schema import Fingerprint
+
+    held = Splits.read(work.workspace.splits)
+    if held.folds != work.study.inner or held.dataset_digest != Fingerprint.read(work.workspace.fingerprint).digest():
+        raise CrossvalError(
+            f"{work.workspace.splits}: holds other folds than {work.study.name} has; delete {work.folder.root} to begin it anew"
+        )
 
 
 def clear_fold(work: Work) -> None:

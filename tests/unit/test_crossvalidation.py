@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 from sklearn.model_selection import KFold
 
+import segpipe
 from segpipe.crossvalidation.asked import require_sound, splits_asked
 from segpipe.crossvalidation.candidates import Candidate, Range, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.design import n_candidates, plan_study
@@ -411,6 +412,11 @@ def test_alternatives_are_given_once():
     assert Candidate(configuration="2d", network="plain_unet:width=0.5,norm=batch") == Candidate(
         configuration="2d", network="plain_unet:norm=batch,width=0.5"
     )
+
+
+def test_a_cluster_is_told_its_recipe(tmp_path):
+    with pytest.raises(CrossvalError, match="give --recipe default for GPUs, or cpu"):
+        segpipe.crossval(tmp_path, cluster="tcp://127.0.0.1:1")
 
 
 def test_without_nesting_there_are_no_repeats():
