@@ -57,7 +57,9 @@ def status_of_many(work: Path, n: int) -> dict[str, float]:
     """A cross-validation that leaves out one patient at a time, and says where it stands when most of it is done."""
     candidates = tuple(Candidate(configuration="2d", settings={"momentum": 0.9 + k / 100}) for k in range(10))
     recipe = Recipe(name="r", description="")
-    design = CrossvalDesign(dataset_name="many", recipe=recipe, candidates=candidates, inner_folds=5, final=False)
+    design = CrossvalDesign(
+        software="x", dataset_name="many", recipe=recipe, candidates=candidates, inner_folds=5, final=False
+    )
     # Of each study: one to measure, one to prepare, two a candidate, one a candidate and inner fold, five pairs, select, pack, test.
     n_patients = round(n / (1 + 1 + 2 * 10 + 10 * 5 + 5 + 3))
     groups = {f"p{k:03d}": f"p{k:03d}" for k in range(n_patients)}
