@@ -208,7 +208,9 @@ def write_table(path: Path, splits: CrossvalSplits, pooled: Pooled) -> None:
         for case in scores:
             row = {"repeat": repeats.get(name, 0), "fold": name, "case": case.case, "patient": splits.groups[case.case]}
             for label, score in case.labels.items():
-                said = counted[case.case].counts(label) if case.case in counted else None
+                # A label that no training case of its study had was given no probability.
+                bins = counted.get(case.case)
+                said = bins.counts(label) if bins is not None and label in bins.bins else None
                 ece = said.expected_error() if said is not None and said.n.sum() else None
                 values = {k: _written(v) for k, v in score.model_dump().items()}
                 writer.writerow({**row, "label": label, **values, "ece": _written(ece), "chosen": chosen})

@@ -19,7 +19,8 @@ from segpipe.crossvalidation.candidates import Candidate, Range, SearchSpace, pa
 from segpipe.crossvalidation.design import n_candidates, plan_study
 from segpipe.crossvalidation.files import read_folds, write_for_nnunet
 from segpipe.crossvalidation.groups import describe_groups, groups_of, is_pattern, looks_grouped
-from segpipe.crossvalidation.schema import CrossvalDesign, OuterFold
+from segpipe.crossvalidation.pool import Pooled, write_table
+from segpipe.crossvalidation.schema import CrossvalDesign, OuterFold, Selection
 from segpipe.crossvalidation.search import propose
 from segpipe.crossvalidation.select import pairs_to_try, rank, shared_cases
 from segpipe.crossvalidation.splits import (
@@ -36,6 +37,7 @@ from segpipe.dataset.match import match_dataset
 from segpipe.dataset.schema import Case, Dataset
 from segpipe.dataset.splits import Fold
 from segpipe.errors import CrossvalError, NetworkError
+from segpipe.evaluation.reliability import CaseReliability
 from segpipe.evaluation.schema import CaseScores, Evaluation, LabelScore
 from segpipe.fingerprint.schema import CaseFingerprint
 from segpipe.labels import Labels, Target
@@ -632,3 +634,19 @@ def test_probabilities_that_are_frequencies_have_no_error():
     assert len(both.n) == N_BINS
     assert right.weighing_one().n.sum() == pytest.approx(1)
     assert math.isnan(Counts.none().expected_error())
+
+
+def test_a_label_that_its_study_did_not_know_has_a_row_without_calibration(tmp_path):
+    splits = divided_evenly(request())
+    first = splits.outer[0]
+    known = CaseReliability(case=first.test[0], bins={"l": ((1.0,) * N_BINS,) * 3})
+    selection = Selection(study="fold_0", ranking=(), winner=("2d",), cases=(), postprocessing={})
+    pooled = Pooled(
+        scores={"fold_0": (scores(first.test[0], l=0.5, rare=0.0),)},
+        reliability={"fold_0": [known]},
+        selections={"fold_0": selection},
+    )
+    write_table(tmp_path / "cases.csv", splits, pooled)
+    lines = (tmp_path / "cases.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert [line.split(",")[11] for line in lines[1:]] == ["0", ""]
