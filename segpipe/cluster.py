@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from segpipe.errors import ClusterError
+from segpipe.errors import ClusterError, WorkerKilledError
 from segpipe.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 SLURM = "slurm"
 _SUBMIT = "sbatch"
@@ -24,7 +30,7 @@ _FIRST_WORKER_S = 24 * 3600
 
 
 @contextmanager
-def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Iterator[Executor]:
+def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Iterator[ClusterWorkers]:
     """Executor whose jobs run on a cluster's workers; every machine sees the same files under the same paths.
 
     A job whose worker is lost is begun again on another one, by Dask.
@@ -54,7 +60,7 @@ def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Itera
         with _slurm_workers(n_workers) as queue, Client(queue, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
             _require_fit(client, cluster, bytes_each)
-            yield _executor(client)
+            yield ClusterWorkers(client, cluster)
         return
     if "://" not in cluster:
         raise ClusterError(f"--cluster {cluster}: expected the address of a scheduler, tcp://host:port, or slurm")
@@ -64,29 +70,92 @@ def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Itera
         raise ClusterError(
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with `dask scheduler`"
         ) from error
+    # Its errors reach whoever waits for a job.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with client:
         _require_fit(client, cluster, bytes_each)
-        yield _executor(client)
+        yield ClusterWorkers(client, cluster)
 
 
-class WorkerCount:
-    """Workers that a cluster's executor has, asked for once a while; 1 where it has none yet."""
+class ClusterWorkers(Executor):
+    """Dask's workers as an executor; whatever becomes of a job or of the connection, the job's future says so.
 
-    def __init__(self, executor: Executor) -> None:
-        self._client: Any = getattr(executor, "_client", None)
-        self._asked, self._n = -_COUNT_AGAIN_S, 1
+    Dask's own executor leaves a future waiting for ever where fetching its result fails, as it does when the scheduler is lost in
+    that moment.
 
-    def __call__(self) -> int:
-        """Count them."""
-        if self._client is not None and time.monotonic() - self._asked > _COUNT_AGAIN_S:
-            self._asked, self._n = time.monotonic(), max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
-        return self._n
+    A job whose workers were killed, one after the other, raises WorkerKilledError; all raise ClusterError once the scheduler is lost.
+    """
 
+    def __init__(self, client: Client, cluster: str) -> None:
+        self._client, self._cluster = client, cluster
+        self._asked, self._n = -math.inf, 1
+        self._gone: ClusterError | None = None
 
-def _executor(client: Client) -> Executor:
-    # Not pure: a job leaves files behind, so that the same call twice is two jobs.
-    executor: Executor = client.get_executor(pure=False)
-    return executor
+    def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """Give a picklable function to a worker.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is lost.
+        """
+        self._require_scheduler()
+        try:
+            # Not pure: a job leaves files behind, so that the same call twice is two jobs.
+            remote = self._client.submit(function, *args, pure=False, **kwargs)
+        except Exception as error:
+            raise self._lost(error) from error
+        future: Future[Result] = Future()
+        future.add_done_callback(lambda local: remote.cancel() if local.cancelled() else None)
+        self._client.loop.add_callback(self._follow, remote, future)
+        return future
+
+    def capacity(self) -> int:
+        """Jobs that are done at a time, counted anew every few seconds; 1 where there is no worker yet.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is lost.
+        """
+        self._require_scheduler()
+        if time.monotonic() - self._asked > _COUNT_AGAIN_S:
+            try:
+                n = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            except Exception as error:
+                raise self._lost(error) from error
+            if not n and self._n:
+                logger.warning("%s has no worker left; jobs wait until there is one", self._cluster)
+            self._asked, self._n = time.monotonic(), n
+        return max(self._n, 1)
+
+    async def _follow(self, remote: Any, future: Future[Result]) -> None:
+        """Pass on what becomes of a job. Everything that is raised is passed on too, or its future would never be done."""
+        from distributed import CancelledError, KilledWorker
+
+        # One that was cancelled here meanwhile takes neither.
+        with suppress(InvalidStateError):
+            try:
+                future.set_result(await self._client.gather(remote, asynchronous=True))
+            except KilledWorker as error:
+                future.set_exception(WorkerKilledError(f"its workers were lost one after the other ({error})"))
+            except CancelledError as error:
+                if not future.cancelled():
+                    future.set_exception(self._lost(error))
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the job is told
+                future.set_exception(error)
+
+    def _require_scheduler(self) -> None:
+        if self._gone is not None:
+            raise self._gone
+
+    def _lost(self, error: BaseException) -> ClusterError:
+        why = getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+        self._gone = ClusterError(
+            f"--cluster {self._cluster}: the scheduler is lost ({why}); what is done is kept: see that it runs, "
+            "and the same command continues"
+        )
+        return self._gone
 
 
 def _require_fit(client: Client, cluster: str, bytes_each: int) -> None:
@@ -108,7 +177,13 @@ def _require_fit(client: Client, cluster: str, bytes_each: int) -> None:
             f"--cluster {cluster}: worker {tight} ends jobs that hold more than {workers[tight]['memory_limit'] / 1e9:.1f} GB, and one is "
             f"forecast to hold {bytes_each / 1e9:.1f} GB; start workers with --memory-limit 0, or with enough"
         )
-    versions = client.run(_version)
+    try:
+        versions = client.run(_version)
+    except Exception as error:
+        raise ClusterError(
+            f"--cluster {cluster}: not every worker says which segpipe it has ({type(error).__name__}: {error}); "
+            f"install {__version__} on all"
+        ) from error
     other = next((name for name, version in versions.items() if version != __version__), None)
     if other is not None:
         raise ClusterError(

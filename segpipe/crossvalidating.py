@@ -298,7 +298,7 @@ def _run(
     """
     from segpipe.crossvalidation.design import n_candidates
     from segpipe.graph import Journal, run_graph
-    from segpipe.jobs import capacity_of, open_executor
+    from segpipe.jobs import open_executor
     from segpipe.local_workers import plan_workers
     from segpipe.training.signals import stop_requests
 
@@ -331,7 +331,7 @@ def _run(
                     retries=retries,
                     stop=lambda: bool(request),
                     on_event=_teller(watch, done),
-                    capacity=capacity_of(executor),
+                    capacity=executor.capacity,
                 )
             if request.signal_number is not None:
                 raise TrainingInterrupted(

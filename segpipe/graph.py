@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -164,14 +164,13 @@ def run_graph(
         Told of each job that begins, ends or is found done.
     capacity : callable
         How many jobs the executor's workers do at a time; it may change.
+
+    Raises
+    ------
+    ClusterError
+        If the executor's workers, or who gives them jobs, are lost; what is done is kept.
     """
     return _Run(jobs, executor, journal, retries, stop, on_event, capacity).go()
-
-
-def _lost(error: BaseException) -> ClusterError:
-    return ClusterError(
-        f"the workers, or who gives them jobs, are gone ({type(error).__name__}: {error}); what is done is kept: the same command continues"
-    )
 
 
 class _Run:
@@ -204,7 +203,8 @@ class _Run:
         self._consider([job for job, n in self.open.items() if not n])
         while not self.stop():
             # No more than there are workers: what is noted as running does run, and the first jobs come first.
-            while self.ready and len(self.running) < self.capacity():
+            room = self.capacity() - len(self.running)
+            for _ in range(min(room, len(self.ready))):
                 self._submit(*heappop(self.ready)[1:])
             if not self.running:
                 break
@@ -243,11 +243,7 @@ class _Run:
         self.on_event(Told(job, self.found[job.id], self.n_ended, len(self.jobs)))
         waited = {other: self.found[other] for other in (*job.needs, *job.after)}
         given = Inputs(inputs, {other: s.output for other, s in waited.items() if s.state == "done"})
-        try:
-            future = self.executor.submit(job.function, *job.arguments, given)
-        except Exception as error:
-            raise _lost(error) from error
-        self.running[future] = job.id
+        self.running[self.executor.submit(job.function, *job.arguments, given)] = job.id
 
     def _ended(self, future: Future[str]) -> None:
         job = self.jobs[self.running.pop(future)]
@@ -255,16 +251,14 @@ class _Run:
         spent = round(time.time() - begun.since, 3)
         try:
             output = future.result()
-        except CancelledError as error:
-            if not self.stop():
-                raise _lost(error) from error
-            self._put_back(job)
-            return
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - one job's failure is a result; the others go on
+        except (Exception, KeyboardInterrupt) as error:
             if self.stop():
                 # A signal to all processes also ends jobs that do not listen to it.
                 self._put_back(job)
                 return
+            if isinstance(error, ClusterError):
+                # Nobody is left to do the others.
+                raise
             stated = isinstance(error, SegpipeError) and not isinstance(error, _PASSING)
             reason = str(error) if isinstance(error, SegpipeError) else f"{type(error).__name__}: {error}"
             if not stated and begun.attempts <= self.retries:

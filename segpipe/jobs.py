@@ -19,13 +19,16 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_complete
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from loky import cpu_count, get_reusable_executor
 from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 
 from segpipe.errors import CaseError, SegpipeError, WorkerKilledError
 from segpipe.memory import free_bytes
+
+if TYPE_CHECKING:
+    from segpipe.cluster import ClusterWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class Outcome(Generic[Item, Result]):
 @contextmanager
 def open_executor(
     cluster: str | None, n_workers: int, *, environments: Sequence[Mapping[str, str]] = (), bytes_each: int = 0
-) -> Iterator[Executor]:
+) -> Iterator[LocalWorkers | ClusterWorkers]:
     """Executor of jobs that take minutes or hours, on this machine or on a cluster; a worker does one at a time.
 
     Parameters
@@ -87,16 +90,6 @@ def open_executor(
             yield executor
 
 
-def capacity_of(executor: Executor) -> Callable[[], int]:
-    """Return what says how many jobs an executor's workers do at a time; a cluster's come and go."""
-    if isinstance(executor, LocalWorkers):
-        n_workers = executor.n_workers
-        return lambda: n_workers
-    from segpipe.cluster import WorkerCount
-
-    return WorkerCount(executor)
-
-
 class LocalWorkers(Executor):
     """Processes, each of which is given one job at a time; one that is killed takes its own job with it and is replaced.
 
@@ -108,7 +101,6 @@ class LocalWorkers(Executor):
         self._workers = [
             _Worker(shared | dict(environments[n] if environments else {})) for n in range(max(n_workers, 1))
         ]
-        self.n_workers = len(self._workers)
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -123,6 +115,10 @@ class LocalWorkers(Executor):
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
         for worker in self._workers:
             worker.close()
+
+    def capacity(self) -> int:
+        """Jobs that are done at a time."""
+        return len(self._workers)
 
     def stop(self) -> None:
         """Ask what runs to stop: trainings save their state first."""
@@ -249,7 +245,7 @@ def _map_elsewhere(
         for future in as_completed(futures):
             try:
                 yield future.result()
-            except Exception as error:  # noqa: BLE001 - what a cluster says of a worker that was lost has many types
+            except Exception as error:  # noqa: BLE001 - a case that was lost is a result; the others go on
                 yield Outcome(futures[future], failure=f"its worker was lost ({type(error).__name__}: {error})")
     finally:
         for future in futures:

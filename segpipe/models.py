@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.errors import ModelError, SegpipeError
+from segpipe.errors import ClusterError, ModelError, SegpipeError, WorkerKilledError
 from segpipe.steps import SILENT, PathLike
 from segpipe.watch import Watch
 
@@ -135,7 +135,7 @@ def _predict_elsewhere(
     from segpipe.inference.predictor import plan_of, read_any_model
     from segpipe.inference.run import shard_of
     from segpipe.io.formats import ending_of
-    from segpipe.jobs import capacity_of, open_executor
+    from segpipe.jobs import open_executor
 
     if ending_of(output):
         raise SegpipeError(f"{output}: --cluster shares out a folder of images; give a folder for the segmentations")
@@ -151,7 +151,7 @@ def _predict_elsewhere(
     rows: dict[str, PredictionRow] = {}
     with open_executor(cluster, n_workers) as executor, watch.counting("predicting", len(cases)) as done:
         # A few parts a worker: they take different times, and workers may come and go.
-        n_parts = min(_PARTS_A_WORKER * max(capacity_of(executor)(), n_workers), len(cases))
+        n_parts = min(_PARTS_A_WORKER * max(executor.capacity(), n_workers), len(cases))
         watch.note(f"{len(cases)} case(s) in {n_parts} part(s) on {cluster}")
         parts = {
             executor.submit(
@@ -162,9 +162,9 @@ def _predict_elsewhere(
         for part in as_completed(parts):
             try:
                 found = part.result()
-            except SegpipeError:
-                raise
-            except Exception as error:  # noqa: BLE001 - what a cluster says of a worker that was lost has many types
+            except Exception as error:
+                if isinstance(error, SegpipeError) and not isinstance(error, (ClusterError, WorkerKilledError)):
+                    raise
                 found = _lost_part(shard_of(cases, parts[part], n_parts), manifest, error)
             for row in found:
                 rows[row.output.name] = row
@@ -178,7 +178,7 @@ def _lost_part(cases: list[InputCase], manifest: Manifest, error: Exception) -> 
     from segpipe.inference.schema import PredictionRow
 
     known = manifest.rows()
-    why = f"its worker was lost ({type(error).__name__}: {error}); run the same command with --resume"
+    why = f"not predicted ({type(error).__name__}: {error}); run the same command with --resume"
     return [
         known[c.output.name]
         if c.output.name in known and known[c.output.name].status == "done"

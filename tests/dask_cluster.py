@@ -16,6 +16,7 @@ class Cluster:
 
     address: str
     folder: Path
+    scheduler: subprocess.Popen
     workers: list[subprocess.Popen] = field(default_factory=list)
 
     def add_worker(self, *options: str) -> subprocess.Popen:
@@ -74,7 +75,7 @@ def dask_cluster(folder: Path, n_workers: int):
             time.sleep(0.1)
         import json
 
-        cluster = Cluster(json.loads(file.read_text())["address"], folder)
+        cluster = Cluster(json.loads(file.read_text())["address"], folder, scheduler)
         for _ in range(n_workers):
             cluster.add_worker()
         if n_workers:

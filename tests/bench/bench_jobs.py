@@ -24,7 +24,7 @@ from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import CrossvalDesign
 from segpipe.crossvalidation.splits import Request, divided_evenly
 from segpipe.graph import Job, Journal, counts, run_graph
-from segpipe.jobs import capacity_of, open_executor
+from segpipe.jobs import open_executor
 from segpipe.planning.recipe import Recipe
 from segpipe.workspace import Workspace
 
@@ -47,7 +47,7 @@ def spent(folder: Path, n: int, cluster: str | None) -> float:
             future.result()
         journal = Journal(folder / f"{cluster is None}.jsonl")
         start = time.perf_counter()
-        run_graph(made(n), executor, journal, capacity=capacity_of(executor))
+        run_graph(made(n), executor, journal, capacity=executor.capacity)
         elapsed = time.perf_counter() - start
         journal.close()
     return elapsed

@@ -385,16 +385,19 @@ def test_preprocessing_prediction_and_distillation_on_a_cluster(whole, place, tm
         there = segpipe.preprocess(place / "dataset", work=tmp_path / "there", cluster=cluster.address)
         assert there == here
         images = place / "dataset" / "images"
-        rows = segpipe.predict(images, tmp_path / "out", model=model, tta=False, device="cpu", cluster=cluster.address)
+        # In float16, OpenVINO's choice on some processors, the last digits depend on what else a process does.
+        how = {"model": model, "tta": False, "device": "cpu", "precision": "float32"}
+        rows = segpipe.predict(images, tmp_path / "out", cluster=cluster.address, **how)
         assert len(rows) == 8
         assert {row.status for row in rows} == {"done"}
-        local = segpipe.predict(images, tmp_path / "local", model=model, tta=False, device="cpu")
-        assert [row.volumes_ml for row in rows] == [row.volumes_ml for row in local]
-        again = segpipe.predict(images, tmp_path / "out", model=model, tta=False, device="cpu", cluster=cluster.address)
+        local = segpipe.predict(images, tmp_path / "local", **how)
+        for row, other in zip(rows, local, strict=True):
+            masks = [read_volume(path).array for path in (row.output, other.output)]
+            assert (masks[0] != masks[1]).mean() < 1e-3
+            assert row.volumes_ml == pytest.approx(other.volumes_ml, rel=0.01)
+        again = segpipe.predict(images, tmp_path / "out", cluster=cluster.address, **how)
         assert all(a != b for a, b in zip(again, rows, strict=True)), "without --resume all are predicted again"
-        kept = segpipe.predict(
-            images, tmp_path / "out", model=model, tta=False, device="cpu", cluster=cluster.address, resume=True
-        )
+        kept = segpipe.predict(images, tmp_path / "out", cluster=cluster.address, resume=True, **how)
         assert kept == again
         teacher = segpipe.train(
             place / "dataset", work=tmp_path / "there", epochs=1, device="cpu", jobs=1, tta=False

@@ -14,7 +14,7 @@ import pytest
 
 from segpipe.errors import ClusterError, CrossvalError, TrainingInterrupted, WorkerKilledError
 from segpipe.graph import Job, Journal, counts, run_graph, standings
-from segpipe.jobs import LocalWorkers, capacity_of, map_cases, open_executor
+from segpipe.jobs import LocalWorkers, map_cases, open_executor
 from tests.dask_cluster import dask_cluster
 
 pytest.importorskip("distributed")
@@ -44,6 +44,10 @@ def die_once(folder: Path, inputs) -> str:
         (folder / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return "ok"
+
+
+def die(folder: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def slow(folder: Path, name: str, inputs) -> str:
@@ -169,7 +173,7 @@ def test_a_killed_process_takes_no_other_job_with_it(tmp_path):
     jobs = [Job("dies", die_once, (tmp_path,)), *(Job(f"s{n}", slow, (tmp_path, f"s{n}")) for n in range(3))]
     with open_executor(None, 2) as executor:
         journal = Journal(tmp_path / "jobs.jsonl")
-        found = run_graph(jobs, executor, journal, capacity=capacity_of(executor))
+        found = run_graph(jobs, executor, journal, capacity=executor.capacity)
         journal.close()
     assert {s.state for s in found.values()} == {"done"}
     assert found["dies"].attempts == 2
@@ -201,9 +205,9 @@ def test_an_interrupted_training_survives_its_way_between_processes():
     assert (str(error), error.signal_number, error.exit_code) == ("stopped", 15, 143)
 
 
-def kill_a_busy_one(cluster, folder: Path, killed: list[str]) -> None:
-    """Kill a worker in the middle of the third job or a later one."""
-    while not killed:
+def kill_a_busy_one(folder: Path, killed: list[str], over: threading.Event) -> None:
+    """Kill a worker in the middle of the third job or a later one, unless all is over before."""
+    while not killed and not over.is_set():
         begun = [line.split() for line in lines(folder / "begun.txt")]
         name, pid = begun[-1] if begun else ("", "")
         if len(begun) >= 3 and name not in lines(folder / "finished.txt"):
@@ -218,11 +222,12 @@ def test_a_dask_worker_killed_in_mid_job_loses_nothing(tmp_path):
     jobs = [Job(f"s{n}", slow, (tmp_path, f"s{n}")) for n in range(6)]
     jobs.append(Job("last", write, (tmp_path, "last"), needs=tuple(job.id for job in jobs)))
     with dask_cluster(tmp_path, 2) as cluster, open_executor(cluster.address, 2) as executor:
-        assert capacity_of(executor)() == 2
-        journal, killed = Journal(tmp_path / "jobs.jsonl"), []
-        killer = threading.Thread(target=kill_a_busy_one, args=(cluster, tmp_path, killed))
+        assert executor.capacity() == 2
+        journal, killed, over = Journal(tmp_path / "jobs.jsonl"), [], threading.Event()
+        killer = threading.Thread(target=kill_a_busy_one, args=(tmp_path, killed, over))
         killer.start()
-        found = run_graph(jobs, executor, journal, capacity=capacity_of(executor))
+        found = run_graph(jobs, executor, journal, capacity=executor.capacity)
+        over.set()
         killer.join()
         journal.close()
     assert killed
@@ -234,6 +239,49 @@ def test_a_dask_worker_killed_in_mid_job_loses_nothing(tmp_path):
     elsewhere.mkdir()
     again = [Job(job.id, job.function, (elsewhere, *job.arguments[1:]), job.needs) for job in jobs]
     assert {job: s.output for job, s in run(again, elsewhere).items()} == {job: s.output for job, s in found.items()}
+
+
+@pytest.mark.slow
+def test_a_scheduler_killed_in_mid_job_ends_the_run_and_the_next_one_goes_on(tmp_path):
+    jobs = [Job(f"s{n}", slow, (tmp_path, f"s{n}")) for n in range(4)]
+    journal = Journal(tmp_path / "jobs.jsonl")
+    with dask_cluster(tmp_path, 1) as cluster, open_executor(cluster.address, 1) as executor:
+        killer = threading.Timer(1.2, cluster.scheduler.kill)
+        killer.start()
+        with pytest.raises(ClusterError, match=r"the scheduler is lost .* the same command continues"):
+            run_graph(jobs, executor, journal, capacity=executor.capacity)
+        killer.join()
+        for ask in (lambda: executor.submit(double, 1), executor.capacity):
+            with pytest.raises(ClusterError, match="the scheduler is lost"):
+                ask()
+    journal.close()
+    done = lines(tmp_path / "finished.txt")
+    assert 1 <= len(done) < 4
+    found = run(jobs, tmp_path)
+    assert {s.state for s in found.values()} == {"done"}
+    assert sorted(lines(tmp_path / "finished.txt")) == ["s0", "s1", "s2", "s3"]
+
+
+@pytest.mark.slow
+def test_on_a_cluster_what_a_job_raises_is_passed_on_and_what_kills_its_workers_is_told(tmp_path, caplog):
+    with dask_cluster(tmp_path, 1) as cluster, open_executor(cluster.address, 1) as executor:
+        with pytest.raises(CrossvalError, match="cannot be done"):
+            executor.submit(fail, tmp_path, None).result(timeout=60)
+        waiting = executor.submit(slow, tmp_path, "waiting", None)
+        behind = executor.submit(slow, tmp_path, "behind", None)
+        assert behind.cancel()
+        assert waiting.result(timeout=60) == "waiting"
+        killed = executor.submit(die, tmp_path)
+        for _ in range(3):
+            cluster.workers[-1].wait(timeout=60)
+            cluster.add_worker()
+        with pytest.raises(WorkerKilledError, match="one after the other"):
+            killed.result(timeout=60)
+        cluster.workers[-1].wait(timeout=60)
+        executor._asked = 0.0
+        assert executor.capacity() == 1
+    assert "has no worker left; jobs wait until there is one" in caplog.text
+    assert "behind" not in lines(tmp_path / "finished.txt")
 
 
 @pytest.mark.slow
