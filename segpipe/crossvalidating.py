@@ -15,7 +15,6 @@ from segpipe.watch import Watch
 
 if TYPE_CHECKING:
     from segpipe.crossvalidation.folder import CrossvalFolder
-    from segpipe.crossvalidation.pool import Pooled
     from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
     from segpipe.crossvalidation.splits import Request
     from segpipe.dataset.schema import Dataset
@@ -176,7 +175,7 @@ def crossval(
             _tell_groups(matched, request, group_by, believe, watch)
         settle(folder, design, divided)
         _run(folder, design, divided, measured, device, cluster, jobs, threads, retries, watch)
-        return _finish(folder, design, divided, device, watch)
+        return _finish(folder, design, divided, device)
 
 
 def crossval_status(work: PathLike) -> Crossvalidated:
@@ -362,85 +361,17 @@ def _job_bytes(design: CrossvalDesign, measured: Fingerprint) -> int:
 # The result ----------------------------------------------------------------------------------------------------------------------
 
 
-def _finish(
-    folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str, watch: Watch
-) -> Crossvalidated:
-    """Bring together what the studies left behind: result, table, methods, report, model."""
-    from segpipe.crossvalidation.pool import pool, summarise, write_table
+def _finish(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str) -> Crossvalidated:
+    from segpipe.crossval_report import bring_together
     from segpipe.graph import Journal, standings
 
     found = standings(_graph(folder, design, splits, device, None), Journal(folder.journal))
-    pooled = pool(folder, design, splits, found)
-    model = _final_model(folder, found)
-    if not pooled.cases:
+    result, model = bring_together(folder, design, splits, found)
+    if result is None:
         lost = {job: s.reason for job, s in found.items() if s.state in ("failed", "blocked")}
         return Crossvalidated(folder, found, None, model, lost or {"all cases": "none was scored"})
-    result = summarise(folder, design, splits, pooled, found)
-    result.write(folder.result)
-    write_table(folder.table, splits, pooled)
-    _report(folder, design, splits, result, pooled, found, model)
     return Crossvalidated(folder, found, result, model, _lost(result))
-
-
-def _final_model(folder: CrossvalFolder, found: dict[str, Standing]) -> Path | None:
-    """The model of all cases, where it lies in the first place to look for it."""
-    from segpipe.artefact import write_atomically
-    from segpipe.crossvalidation.schema import FINAL
-
-    standing = found.get(f"{FINAL}/model")
-    if standing is None or standing.state != "done":
-        return None
-    write_atomically(folder.model, folder.study(FINAL).model.read_bytes())
-    return folder.model
 
 
 def _lost(result: CrossvalResult) -> dict[str, str]:
     return result.unfinished | dict(lost.told for lost in result.lost)
-
-
-def _report(
-    folder: CrossvalFolder,
-    design: CrossvalDesign,
-    splits: CrossvalSplits,
-    result: CrossvalResult,
-    pooled: Pooled,
-    found: dict[str, Standing],
-    model: Path | None,
-) -> None:
-    from segpipe.artefact import write_atomically
-    from segpipe.crossvalidation.draw import draw_calibration, draw_scores
-    from segpipe.crossvalidation.methods import Trainings, methods
-    from segpipe.crossvalidation.page import write_page
-    from segpipe.reporting.run import draw_extremes
-    from segpipe.training.schema import TrainingRecord
-
-    records = [
-        TrainingRecord.read(path)
-        for study in splits.studies
-        for path in sorted(folder.study(study.name).workspace.root.glob("models/*/*/fold_*/record.json"))
-    ]
-    text = methods(design, splits, result, Trainings.of(records))
-    write_atomically(folder.methods, text.encode())
-    figures = [
-        (
-            "Dice of every test case; colours are outer folds, lines medians.",
-            draw_scores(pooled.scores, result.labels.names, folder.root / "scores.png"),
-        )
-    ]
-    if result.calibration:
-        drawn = draw_calibration(result.calibration, folder.root / "calibration.png")
-        figures.append(
-            (
-                "Reliability of the labels' probabilities around the structures; on the broken line they are frequencies.",
-                drawn,
-            )
-        )
-    # Of several repeats the first: a case has one score there, and one segmentation.
-    repeats = {fold.name: fold.repeat for fold in splits.outer}
-    first = {name: scores for name, scores in pooled.scores.items() if repeats.get(name, 0) == 0}
-    where = {case.case: pooled.folders[name] for name, scores in first.items() for case in scores}
-    drawn_of = [case for scores in first.values() for case in scores]
-    extremes = draw_extremes(drawn_of, _matched(folder), result.labels, where, folder.root)
-    figures += [("Lines: reference. Colour: prediction.", picture) for picture in extremes]
-    command = None if model is None else f"segpipe predict IMAGES OUTPUT --model {model}"
-    write_page(folder.page, design, splits, result, pooled, found, methods=text, figures=figures, command=command)
