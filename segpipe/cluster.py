@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,10 +24,12 @@ Result = TypeVar("Result")
 
 SLURM = "slurm"
 _SUBMIT = "sbatch"
-_CONNECT_S = 30
+_ANSWER_S = 30
+"""How long a scheduler may take to answer."""
 _COUNT_AGAIN_S = 2.0
-_FIRST_WORKER_S = 24 * 3600
-"""How long a queue may let the first worker wait."""
+_REPLACE_S = 30.0
+_USABLE_SHARE = 0.8
+"""Of its memory limit, from which on Dask gives a worker nothing more to do (``distributed.worker.memory.pause``)."""
 
 
 @contextmanager
@@ -38,7 +41,8 @@ def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Itera
     Parameters
     ----------
     cluster : str
-        Address of a scheduler, or ``slurm``: then workers are asked for as ``~/.config/dask/jobqueue.yaml`` says.
+        Address of a scheduler, or ``slurm``: then workers are asked for as ``~/.config/dask/jobqueue.yaml`` says, and what is given to
+        the executor waits until SLURM has started them.
     n_workers : int
         To be asked of SLURM.
     bytes_each : int
@@ -47,8 +51,7 @@ def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Itera
     Raises
     ------
     ClusterError
-        If Dask is not installed, no scheduler answers, or a worker would do several jobs at a time, end a job for its memory, or
-        runs another version.
+        If Dask is not installed, no scheduler answers, it has no worker, or SLURM takes no job.
     """
     try:
         from distributed import Client
@@ -56,25 +59,28 @@ def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Itera
         raise ClusterError(
             f"--cluster {cluster}: needs Dask; install segpipe with the extra `cluster`, here and on the workers"
         ) from error
+    # What Dask has to say reaches whoever waits for a job.
+    for name in ("distributed.client", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if cluster == SLURM:
         with _slurm_workers(n_workers) as queue, Client(queue, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
-            _require_fit(client, cluster, bytes_each)
-            yield ClusterWorkers(client, cluster)
+            yield ClusterWorkers(client, cluster, bytes_each)
         return
     if "://" not in cluster:
         raise ClusterError(f"--cluster {cluster}: expected the address of a scheduler, tcp://host:port, or slurm")
     try:
-        client = Client(cluster, set_as_default=False, timeout=_CONNECT_S)
+        client = Client(cluster, set_as_default=False, timeout=_ANSWER_S)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with `dask scheduler`"
         ) from error
-    # Its errors reach whoever waits for a job.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with client:
-        _require_fit(client, cluster, bytes_each)
-        yield ClusterWorkers(client, cluster)
+        workers = ClusterWorkers(client, cluster, bytes_each)
+        if not workers.count():
+            raise ClusterError(
+                f"--cluster {cluster}: the scheduler has no worker; start some with `dask worker {cluster} --nthreads 1`"
+            )
+        yield workers
 
 
 class ClusterWorkers(Executor):
@@ -86,25 +92,23 @@ class ClusterWorkers(Executor):
     A job whose workers were killed, one after the other, raises WorkerKilledError; all raise ClusterError once the scheduler is lost.
     """
 
-    def __init__(self, client: Client, cluster: str) -> None:
-        self._client, self._cluster = client, cluster
-        self._asked, self._n = -math.inf, 1
+    def __init__(self, client: Client, cluster: str, bytes_each: int = 0) -> None:
+        self._client, self._cluster, self._bytes_each = client, cluster, bytes_each
+        self._asked, self._n, self._told = -math.inf, 0, False
+        self._known: frozenset[str] = frozenset()
         self._gone: ClusterError | None = None
 
     def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """Give a picklable function to a worker.
+        """Give a picklable function to a worker, or to the first that comes.
 
         Raises
         ------
         ClusterError
             If the scheduler is lost.
         """
-        self._require_scheduler()
-        try:
+        with self._asking():
             # Not pure: a job leaves files behind, so that the same call twice is two jobs.
             remote = self._client.submit(function, *args, pure=False, **kwargs)
-        except Exception as error:
-            raise self._lost(error) from error
         future: Future[Result] = Future()
         future.add_done_callback(lambda local: remote.cancel() if local.cancelled() else None)
         self._client.loop.add_callback(self._follow, remote, future)
@@ -116,18 +120,74 @@ class ClusterWorkers(Executor):
         Raises
         ------
         ClusterError
-            If the scheduler is lost.
+            If the scheduler is lost, or a worker that came does not fit.
         """
         self._require_scheduler()
-        if time.monotonic() - self._asked > _COUNT_AGAIN_S:
-            try:
-                n = len(self._client.scheduler_info(n_workers=-1)["workers"])
-            except Exception as error:
-                raise self._lost(error) from error
-            if not n and self._n:
-                logger.warning("%s has no worker left; jobs wait until there is one", self._cluster)
-            self._asked, self._n = time.monotonic(), n
-        return max(self._n, 1)
+        n = self._n if time.monotonic() - self._asked < _COUNT_AGAIN_S else self.count()
+        if not n and not self._told:
+            logger.warning("--cluster %s: there is no worker; jobs wait until there is one", self._cluster)
+        self._told = not n
+        return max(n, 1)
+
+    def count(self) -> int:
+        """Workers that take jobs, those that came since the last time looked at.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is lost, or a worker would do several jobs at a time, end a job for its memory, or has another version.
+        """
+        with self._asking():
+            about = self._client.sync(self._client.scheduler.identity, callback_timeout=_ANSWER_S)
+        workers: dict[str, Mapping[str, Any]] = about["workers"]
+        self._require_fit({address: worker for address, worker in workers.items() if address not in self._known})
+        self._known = frozenset(workers)
+        self._asked = time.monotonic()
+        # One whose memory is full is paused.
+        self._n = sum(worker.get("status", "running") == "running" for worker in workers.values())
+        return self._n
+
+    def _require_fit(self, workers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise unless workers that came can do the jobs."""
+        if not workers:
+            return
+        for name, about in workers.items():
+            if about["nthreads"] != 1:
+                raise ClusterError(
+                    f"--cluster {self._cluster}: worker {name} does {about['nthreads']} jobs at a time, which would share one process's "
+                    "memory and GPU; start workers with --nthreads 1, one a GPU"
+                )
+            if 0 < _USABLE_SHARE * about["memory_limit"] < self._bytes_each:
+                raise ClusterError(
+                    f"--cluster {self._cluster}: worker {name} has {about['memory_limit'] / 1e9:.1f} GB, of which Dask lets a job use "
+                    f"{_USABLE_SHARE:.0%}, and one is forecast to hold {self._bytes_each / 1e9:.1f} GB; start workers with "
+                    "--memory-limit 0, or with enough"
+                )
+        versions = self._versions(list(workers))
+        other = next((name for name, version in versions.items() if version != __version__), None)
+        if other is not None:
+            raise ClusterError(
+                f"--cluster {self._cluster}: {other} has segpipe {versions[other]}, and {__version__} is here; install the same everywhere"
+            )
+
+    def _versions(self, workers: list[str]) -> dict[str, str]:
+        """Of the scheduler, which unpacks what it is given too, and of workers."""
+
+        async def asked() -> dict[str, str]:
+            client = self._client
+            # Asynchronously both are awaitable, whatever their types say.
+            scheduler: Awaitable[str] = client.run_on_scheduler(_version, asynchronous=True)
+            others: Awaitable[dict[str, str]] = client.run(_version, workers=workers, asynchronous=True)
+            return {"the scheduler": await scheduler} | {f"worker {w}": v for w, v in (await others).items()}
+
+        try:
+            found: dict[str, str] = self._client.sync(asked, callback_timeout=_ANSWER_S)
+        except Exception as error:
+            raise ClusterError(
+                f"--cluster {self._cluster}: the scheduler or a worker does not say which segpipe it has "
+                f"({type(error).__name__}: {error}); install {__version__} on all"
+            ) from error
+        return found
 
     async def _follow(self, remote: Any, future: Future[Result]) -> None:
         """Pass on what becomes of a job. Everything that is raised is passed on too, or its future would never be done."""
@@ -140,10 +200,20 @@ class ClusterWorkers(Executor):
             except KilledWorker as error:
                 future.set_exception(WorkerKilledError(f"its workers were lost one after the other ({error})"))
             except CancelledError as error:
-                if not future.cancelled():
-                    future.set_exception(self._lost(error))
+                # Of a job that raised it itself nothing is known.
+                lost = getattr(error, "reason", None) is not None and not future.cancelled()
+                future.set_exception(self._lost(error) if lost else error)
             except BaseException as error:  # noqa: BLE001 - whoever waits for the job is told
                 future.set_exception(error)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Ask the scheduler for something; what it does not answer means that it is lost."""
+        self._require_scheduler()
+        try:
+            yield
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise self._lost(error) from error
 
     def _require_scheduler(self) -> None:
         if self._gone is not None:
@@ -158,45 +228,13 @@ class ClusterWorkers(Executor):
         return self._gone
 
 
-def _require_fit(client: Client, cluster: str, bytes_each: int) -> None:
-    """Raise unless the workers that are there can do the jobs."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    if not workers:
-        raise ClusterError(
-            f"--cluster {cluster}: the scheduler has no worker; start some with `dask worker {cluster} --nthreads 1`"
-        )
-    greedy = next((name for name, about in workers.items() if about["nthreads"] != 1), None)
-    if greedy is not None:
-        raise ClusterError(
-            f"--cluster {cluster}: worker {greedy} does {workers[greedy]['nthreads']} jobs at a time, which would share one process's "
-            "memory and GPU; start workers with --nthreads 1, one a GPU"
-        )
-    tight = next((name for name, about in workers.items() if 0 < about["memory_limit"] < bytes_each), None)
-    if tight is not None:
-        raise ClusterError(
-            f"--cluster {cluster}: worker {tight} ends jobs that hold more than {workers[tight]['memory_limit'] / 1e9:.1f} GB, and one is "
-            f"forecast to hold {bytes_each / 1e9:.1f} GB; start workers with --memory-limit 0, or with enough"
-        )
-    try:
-        versions = client.run(_version)
-    except Exception as error:
-        raise ClusterError(
-            f"--cluster {cluster}: not every worker says which segpipe it has ({type(error).__name__}: {error}); "
-            f"install {__version__} on all"
-        ) from error
-    other = next((name for name, version in versions.items() if version != __version__), None)
-    if other is not None:
-        raise ClusterError(
-            f"--cluster {cluster}: worker {other} has segpipe {versions[other]}, and {__version__} is here; install the same everywhere"
-        )
-
-
 def _version() -> str:
     return __version__
 
 
 @contextmanager
 def _slurm_workers(n_workers: int) -> Iterator[Any]:
+    """Ask SLURM for workers, and for others in the place of those that ended: their time is limited, and a run may take longer."""
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
@@ -209,6 +247,40 @@ def _slurm_workers(n_workers: int) -> Iterator[Any]:
         raise ClusterError(
             f"--cluster slurm: {error}; say in ~/.config/dask/jobqueue.yaml what a worker is to get (docs/stages/crossval.md)"
         ) from error
-    with queue:
-        queue.scale(jobs=n_workers)
+    over = threading.Event()
+
+    def replace() -> None:
+        while not over.wait(_REPLACE_S):
+            try:
+                _ask_for(queue, n_workers)
+            except ClusterError as error:
+                logger.warning("%s", error)
+
+    watcher = threading.Thread(target=replace, daemon=True)
+    try:
+        _ask_for(queue, n_workers)
+        watcher.start()
         yield queue
+    finally:
+        over.set()
+        try:
+            queue.close()
+        except Exception as error:  # noqa: BLE001 - of many types, and none that matters any more
+            # As it does where a worker was never started; what was done with the others is not lost by it.
+            logger.info("SLURM's workers were not ended in good order: %s: %s", type(error).__name__, error)
+
+
+def _ask_for(queue: Any, n_workers: int) -> None:
+    """Have SLURM start the workers that are missing."""
+
+    async def submitted() -> None:
+        queue.scale(jobs=n_workers)
+        await queue
+
+    try:
+        queue.sync(submitted, callback_timeout=_ANSWER_S)
+    except Exception as error:
+        raise ClusterError(
+            f"--cluster slurm: a worker could not be asked for ({' '.join(str(error).split()) or type(error).__name__}); "
+            f"see that {_SUBMIT} takes what ~/.config/dask/jobqueue.yaml says"
+        ) from error

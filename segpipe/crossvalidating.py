@@ -43,7 +43,7 @@ def crossval(
     dataset: PathLike,
     *,
     work: PathLike | None = None,
-    folds: int = 5,
+    folds: int | None = None,
     repeats: int = 1,
     leave_out: str | None = None,
     test_set: PathLike | None = None,
@@ -51,7 +51,7 @@ def crossval(
     group_by: str | None = None,
     stratify_by: Sequence[str] = (),
     nested: bool = True,
-    inner_folds: int = 3,
+    inner_folds: int | None = None,
     candidates: Sequence[str] | str = (),
     trials: int | None = None,
     ensembles: bool = True,
@@ -81,8 +81,10 @@ def crossval(
         Folder or manifest.
     work : path, optional
         The workspace; on a cluster every worker must see it under the same path.
-    folds, repeats : int
-        Outer folds, and how often the cases are divided anew.
+    folds : int, optional
+        Outer folds: 5 unless given, or what divides the cases otherwise says.
+    repeats : int
+        How often the cases are divided anew.
     leave_out : str, optional
         A column of the manifest, each of whose values is an outer fold.
     test_set : path or str, optional
@@ -95,8 +97,8 @@ def crossval(
         Columns to be spread evenly over folds; ``labels`` for presence and volume of every label.
     nested : bool
         Without it one level of folds both chooses and measures, and scores flatter.
-    inner_folds : int
-        Folds of each outer training set.
+    inner_folds : int, optional
+        Folds of each outer training set: 3 unless given.
     candidates : sequence of str, or str
         As CONFIGURATION[+NETWORK][@setting=value,...], or a TOML file with alternatives; 2d and 3d_fullres unless given.
     trials : int, optional
@@ -127,7 +129,7 @@ def crossval(
     TrainingInterrupted
         When a signal asked to stop.
     """
-    from segpipe.crossvalidation.asked import candidates_asked, request_of, require_sound, settle, splits_asked
+    from segpipe.crossvalidation.asked import N_INNER, candidates_asked, request_of, require_sound, settle, splits_asked
     from segpipe.crossvalidation.folder import CrossvalFolder
     from segpipe.crossvalidation.schema import CrossvalDesign
     from segpipe.locks import locked
@@ -154,7 +156,7 @@ def crossval(
             space=space,
             n_trials=trials,
             nested=nested,
-            inner_folds=inner_folds if nested else 0,
+            inner_folds=(inner_folds or N_INNER) if nested else 0,
             refit=refit,
             final=final,
             ensembles=ensembles,
@@ -170,7 +172,7 @@ def crossval(
             matched, measured, group_by, stratify_by,
             n_folds=folds, n_inner=inner_folds, n_repeats=repeats, seed=seed, nested=nested, final=final,
         )  # fmt: skip
-        divided = splits_asked(request, matched, leave_out, test_set, splits)
+        divided = splits_asked(request, matched, leave_out, test_set, splits, n_folds=folds)
         if not folder.design.is_file():
             _tell_groups(matched, request, group_by, believe, watch)
         settle(folder, design, divided)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from loky import cpu_count, get_reusable_executor
 from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 
-from segpipe.errors import CaseError, SegpipeError, WorkerKilledError
+from segpipe.errors import CaseError, ClusterError, SegpipeError, WorkerKilledError
 from segpipe.memory import free_bytes
 
 if TYPE_CHECKING:
@@ -245,6 +245,8 @@ def _map_elsewhere(
         for future in as_completed(futures):
             try:
                 yield future.result()
+            except ClusterError:
+                raise
             except Exception as error:  # noqa: BLE001 - a case that was lost is a result; the others go on
                 yield Outcome(futures[future], failure=f"its worker was lost ({type(error).__name__}: {error})")
     finally:

@@ -11,6 +11,9 @@ from filelock import FileLock, Timeout
 
 from segpipe.errors import LockedError
 
+_MOMENT_S = 1.0
+_TELL_AGAIN_S = 600.0
+
 
 @contextmanager
 def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
@@ -23,7 +26,7 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
     wait : bool
         Wait for another process to finish, or raise.
     note : callable
-        Told when there is something to wait for.
+        Told when there is something to wait for, and every ten minutes again.
 
     Raises
     ------
@@ -34,7 +37,8 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
     holder = folder / ".lock.holder"
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
+        # Whoever only looks whether it is locked holds it for a moment.
+        lock.acquire(timeout=_MOMENT_S)
     except Timeout as error:
         who = _read(holder)
         if not wait:
@@ -42,7 +46,10 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
                 f"{folder}: another segpipe works here ({who}); wait until it ends, or use another --work"
             ) from error
         note(f"{folder}: waiting for another segpipe ({who})")
-        lock.acquire()
+        while not _acquired(lock, _TELL_AGAIN_S):
+            note(
+                f"{folder}: still waiting for another segpipe ({_read(holder)}); where that one is gone, free its lock on the file server"
+            )
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}")
         yield
@@ -50,14 +57,20 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
         lock.release()
 
 
+def _acquired(lock: FileLock, within_s: float) -> bool:
+    try:
+        lock.acquire(timeout=within_s)
+    except Timeout:
+        return False
+    return True
+
+
 def is_locked(folder: Path) -> bool:
     """Whether somebody works in a folder at the moment."""
     if not (folder / ".lock").exists():
         return False
     lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+    if not _acquired(lock, 0):
         return True
     lock.release()
     return False

@@ -30,14 +30,10 @@ class Cluster:
             "127.0.0.1",
         ]
         options = options or ("--nthreads", "1", "--no-nanny")
-        # Tests' own functions travel by reference: a worker must be able to import them.
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
-        }
         log = (self.folder / f"worker_{len(self.workers)}.log").open("w")
         with log:
             worker = subprocess.Popen(
-                [*command, *options], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, env=environment
+                [*command, *options], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, env=_environment()
             )
         self.workers.append(worker)
         return worker
@@ -47,6 +43,13 @@ class Cluster:
 
         with Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(n, timeout=60)
+
+
+def _environment() -> dict[str, str]:
+    """Tests' own functions travel by reference: workers must be able to import them, and the scheduler, which unpacks them too."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
+    }
 
 
 @contextmanager
@@ -65,7 +68,11 @@ def dask_cluster(folder: Path, n_workers: int):
     log = (folder / "scheduler.log").open("w")
     with log:
         scheduler = subprocess.Popen(
-            [*command, "--scheduler-file", str(file)], cwd=folder, stdout=log, stderr=subprocess.STDOUT
+            [*command, "--scheduler-file", str(file)],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
         )
     cluster = None
     try:

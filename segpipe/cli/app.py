@@ -73,5 +73,8 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"segpipe: {where}{error.strerror}; make room, then run the same command with --resume", err=True)
+        typer.echo(
+            f"segpipe: {where}{error.strerror}; make room, then give the same command again, with --resume where it has that",
+            err=True,
+        )
         sys.exit(1)

@@ -29,10 +29,19 @@ if TYPE_CHECKING:
 
 def crossval(
     dataset: DatasetArg,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Outer folds, which measure.")] = 5,
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", min=2, help="Outer folds, which measure.  [default: 5]", show_default=False),
+    ] = None,
     inner_folds: Annotated[
-        int, typer.Option("--inner-folds", min=2, help="Folds of each outer training set, which choose.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            "--inner-folds",
+            min=2,
+            help="Folds of each outer training set, which choose.  [default: 3]",
+            show_default=False,
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Divide the cases anew so many times.")] = 1,
     leave_out: Annotated[
         str | None,

@@ -27,6 +27,8 @@ from segpipe.fingerprint.schema import Fingerprint
 from segpipe.networks.catalogue import complete_options
 from segpipe.networks.spec import parse_choice
 
+N_FOLDS, N_INNER = 5, 3
+"""Outer and inner folds unless asked for."""
 LABELS = "labels"
 """Stands among the columns to stratify by for the presence and volume of every label."""
 
@@ -105,8 +107,8 @@ def request_of(
     group_by: str | None,
     stratify_by: Sequence[str],
     *,
-    n_folds: int,
-    n_inner: int,
+    n_folds: int | None,
+    n_inner: int | None,
     n_repeats: int,
     seed: int,
     nested: bool,
@@ -117,8 +119,10 @@ def request_of(
     Raises
     ------
     CrossvalError
-        If a column is missing, or a pattern does not fit.
+        If a column is missing, a pattern does not fit, or there are no inner folds to have a number of.
     """
+    if n_inner is not None and not nested:
+        raise CrossvalError(f"--inner-folds {n_inner} with --no-nested: there are none; leave out one of the two")
     usable = frozenset(case.case for case in measured.cases)
     by, groups = groups_of(matched, usable, group_by)
     strata: dict[str, tuple[str, ...]] = {}
@@ -131,8 +135,8 @@ def request_of(
     return Request(
         groups=groups,
         grouped_by=by,
-        n_folds=n_folds,
-        n_inner=n_inner,
+        n_folds=n_folds or N_FOLDS,
+        n_inner=n_inner or N_INNER,
         # Seed 0 divides as `segpipe train` and nnU-Net do.
         seed=SPLIT_SEED + seed,
         dataset_digest=measured.digest(),
@@ -150,8 +154,12 @@ def splits_asked(
     leave_out: str | None,
     test_set: Path | str | None,
     file: Path | str | None,
+    *,
+    n_folds: int | None = None,
 ) -> CrossvalSplits:
     """Divide the cases in the way that was asked for.
+
+    A number of folds is refused where another way says how many there are.
 
     Raises
     ------
@@ -162,6 +170,10 @@ def splits_asked(
     given = [name for name, value in asked.items() if value is not None]
     if len(given) > 1:
         raise CrossvalError(f"{' and '.join(given)} are two ways to divide the cases; give one")
+    if given and n_folds is not None:
+        raise CrossvalError(
+            f"--folds {n_folds} with {given[0]}: it says itself how many folds there are; leave out --folds"
+        )
     if not request.nested and request.n_repeats > 1:
         raise CrossvalError(
             f"--repeats {request.n_repeats} with --no-nested: one division both chooses and measures; leave out one of the two"

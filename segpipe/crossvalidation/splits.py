@@ -127,8 +127,14 @@ def _completed(request: Request, scheme: Scheme, outer: Sequence[tuple]) -> Cros
     final = None
     everything = tuple(sorted(request.groups))
     if not request.nested:
+        again = next((f.name for f in folds if f.repeat), None)
+        if again is not None:
+            raise CrossvalError(
+                f"--splits with --no-nested: {again} tests cases that another fold tests too, and one division both chooses and measures; "
+                "give a file in which each case is tested once"
+            )
         # One level alone: what is chosen on is what is measured on.
-        inner = tuple(Fold(train=f.train, validation=f.test) for f in folds if f.repeat == 0)
+        inner = tuple(Fold(train=f.train, validation=f.test) for f in folds)
         final = OuterFold(name=FINAL, repeat=0, train=everything, test=(), inner=inner)
     elif request.final:
         inner = _inner(request, FINAL, set(everything))

@@ -24,7 +24,8 @@ def perform(task: Task, inputs: Inputs) -> str:
     folder = main.study(task.study)
     place = folder.job(task.name)
     # Where the one that asked was killed, or a scheduler gave a worker up too early, another may still be at it.
-    with locked(place, wait=True):
+    notes = Notes(place / "notes.txt")
+    with locked(place, wait=True, note=notes.note):
         record, begun = place / "done.json", place / "begun"
         known = _done(record)
         if known is not None and known.inputs == inputs.digest:
@@ -33,7 +34,7 @@ def perform(task: Task, inputs: Inputs) -> str:
         _share_processors(task.threads)
         design, splits = CrossvalDesign.read(main.design), CrossvalSplits.read(main.splits)
         splits.require_apart()
-        work = Work(task, inputs, design, splits.study(task.study), main, folder, Notes(place / "notes.txt"))
+        work = Work(task, inputs, design, splits.study(task.study), main, folder, notes)
         if not begun.is_file() or begun.read_text() != inputs.digest:
             # What lies there was made from something else.
             _KINDS[task.kind].clear(work)

@@ -71,6 +71,9 @@ def _proposed(work: Work, number: int) -> Candidate:
     assert work.design.space is not None
     complete, trials = work.complete(), []
     for before in range(number):
+        if not work.folder.proposal(before).is_file():
+            # Lost before it was even proposed.
+            continue
         # One that could not be planned or trained was tried too, without a score.
         score = None
         if before in complete:

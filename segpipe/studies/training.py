@@ -24,6 +24,7 @@ def train(work: Work) -> str:
 
     assert work.task.candidate is not None
     assert work.task.fold is not None
+    work.cases(work.study.inner[work.task.fold].validation)
     record, plan, index = trained(work, work.candidate(work.task.candidate), work.task.fold)
     held_out = score_held_out(
         work.workspace, plan, index, work.task.fold, work.runtime(), configuration=record.configuration, tta=work.design.tta,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from segpipe.artefact import Artefact
 from segpipe.crossvalidation.folder import CrossvalFolder, StudyFolder
 from segpipe.crossvalidation.schema import CandidatePlan, CrossvalDesign, OuterFold
-from segpipe.errors import ArtefactError, ModelError
+from segpipe.errors import ArtefactError, CrossvalError, ModelError
 from segpipe.graph import Inputs
 from segpipe.watch import Watch
 from segpipe.workspace import Workspace
@@ -136,10 +136,24 @@ class Work:
         return [Evaluation.read(self.workspace.evaluation / place.with_suffix(".json")) for place in places]
 
     def cases(self, ids: Collection[str]) -> list[Case]:
-        """Cases of the dataset, by their ids."""
-        from segpipe.dataset.schema import Dataset
+        """Cases of the dataset, by their ids.
 
-        return list(Dataset.read(self.main.workspace.dataset).only(frozenset(ids)).cases)
+        Raises
+        ------
+        CrossvalError
+            If a file is not the one that was read when the cases were divided.
+        """
+        from segpipe.dataset.schema import Dataset, FileStamp
+
+        found = list(Dataset.read(self.main.workspace.dataset).only(frozenset(ids)).cases)
+        for case in found:
+            for stamp in (*case.images, *((case.label,) if case.label is not None else ())):
+                if not stamp.path.exists() or FileStamp.of(stamp.path) != stamp:
+                    raise CrossvalError(
+                        f"case {case.id!r}: {stamp.path} has changed since the cases were divided, or is gone; the same command looks "
+                        "whether its content has"
+                    )
+        return found
 
     def model_of(self, chosen: CandidatePlan) -> Path:
         """Model file of a candidate's inner folds.

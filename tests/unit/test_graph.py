@@ -1,6 +1,7 @@
 """Work as a graph: what is kept, what is done again, what a failure stops; on local processes and on a Dask cluster."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -224,11 +225,13 @@ def test_a_dask_worker_killed_in_mid_job_loses_nothing(tmp_path):
     with dask_cluster(tmp_path, 2) as cluster, open_executor(cluster.address, 2) as executor:
         assert executor.capacity() == 2
         journal, killed, over = Journal(tmp_path / "jobs.jsonl"), [], threading.Event()
-        killer = threading.Thread(target=kill_a_busy_one, args=(tmp_path, killed, over))
+        killer = threading.Thread(target=kill_a_busy_one, args=(tmp_path, killed, over), daemon=True)
         killer.start()
-        found = run_graph(jobs, executor, journal, capacity=executor.capacity)
-        over.set()
-        killer.join()
+        try:
+            found = run_graph(jobs, executor, journal, capacity=executor.capacity)
+        finally:
+            over.set()
+            killer.join()
         journal.close()
     assert killed
     assert {s.state for s in found.values()} == {"done"}
@@ -241,15 +244,24 @@ def test_a_dask_worker_killed_in_mid_job_loses_nothing(tmp_path):
     assert {job: s.output for job, s in run(again, elsewhere).items()} == {job: s.output for job, s in found.items()}
 
 
+def kill_at_the_second(cluster, folder: Path, over: threading.Event) -> None:
+    """Kill the scheduler once a second job has begun."""
+    while len(lines(folder / "begun.txt")) < 2 and not over.wait(0.02):
+        pass
+    cluster.scheduler.kill()
+
+
 @pytest.mark.slow
 def test_a_scheduler_killed_in_mid_job_ends_the_run_and_the_next_one_goes_on(tmp_path):
     jobs = [Job(f"s{n}", slow, (tmp_path, f"s{n}")) for n in range(4)]
     journal = Journal(tmp_path / "jobs.jsonl")
     with dask_cluster(tmp_path, 1) as cluster, open_executor(cluster.address, 1) as executor:
-        killer = threading.Timer(1.2, cluster.scheduler.kill)
+        over = threading.Event()
+        killer = threading.Thread(target=kill_at_the_second, args=(cluster, tmp_path, over), daemon=True)
         killer.start()
         with pytest.raises(ClusterError, match=r"the scheduler is lost .* the same command continues"):
             run_graph(jobs, executor, journal, capacity=executor.capacity)
+        over.set()
         killer.join()
         for ask in (lambda: executor.submit(double, 1), executor.capacity):
             with pytest.raises(ClusterError, match="the scheduler is lost"):
@@ -278,15 +290,19 @@ def test_on_a_cluster_what_a_job_raises_is_passed_on_and_what_kills_its_workers_
         with pytest.raises(WorkerKilledError, match="one after the other"):
             killed.result(timeout=60)
         cluster.workers[-1].wait(timeout=60)
-        executor._asked = 0.0
+        deadline = time.monotonic() + 30
+        while executor.count() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert executor.count() == 0, "the scheduler noticed"
+        executor._asked = -math.inf
         assert executor.capacity() == 1
-    assert "has no worker left; jobs wait until there is one" in caplog.text
+    assert "there is no worker; jobs wait until there is one" in caplog.text
     assert "behind" not in lines(tmp_path / "finished.txt")
 
 
 @pytest.mark.slow
 def test_what_is_wrong_with_a_cluster_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("segpipe.cluster._CONNECT_S", 5)
+    monkeypatch.setattr("segpipe.cluster._ANSWER_S", 5)
     with pytest.raises(ClusterError, match="expected the address of a scheduler"), open_executor("here", 1):
         pass
     with dask_cluster(tmp_path, 0) as cluster:
@@ -356,6 +372,7 @@ def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
         env=os.environ | environment,
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
         cwd=tmp_path,
     )
