@@ -176,7 +176,7 @@ def test_without_nesting_the_leak_is_in_the_artefacts(whole, place):
     """The same poison, in cases that a fold holds out: it reaches the plan, and through it every network."""
     if not (place / "poisoned").is_dir():
         poisoned(place, CrossvalSplits.read(whole.folder.splits).study("fold_0").test)
-    runs = [crossval(place, f"flat {name}", name, ("3d_fullres",), nested=False) for name in ("dataset", "poisoned")]
+    runs = [crossval(place, f"flat {name}", name, ("3d_fullres",), nested=False, inner_folds=None) for name in ("dataset", "poisoned")]
     assert not runs[0].result.nested
     assert "optimistic" in runs[0].folder.methods.read_text()
     studies = [run.folder.study("final") for run in runs]

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scipy.stats import wilcoxon
 from sklearn.model_selection import KFold
 
 import segpipe
-from segpipe.crossvalidation.asked import require_sound, splits_asked
+from segpipe.crossvalidation.asked import request_of, require_sound, splits_asked
 from segpipe.crossvalidation.candidates import Candidate, Range, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.design import n_candidates, plan_study
 from segpipe.crossvalidation.files import read_folds, write_for_nnunet
@@ -419,6 +420,25 @@ def test_alternatives_are_given_once():
 def test_a_cluster_is_told_its_recipe(tmp_path):
     with pytest.raises(CrossvalError, match="give --recipe default for GPUs, or cpu"):
         segpipe.crossval(tmp_path, cluster="tcp://127.0.0.1:1")
+
+
+def test_a_number_of_folds_that_means_nothing_is_refused():
+    with pytest.raises(CrossvalError, match=r"--folds 4 with --leave-out: it says itself how many"):
+        splits_asked(request(), dataset(), "site", None, None, n_folds=4)
+    assert len(splits_asked(request(n_folds=4), dataset(), None, None, None, n_folds=4).outer) == 4
+    asked = {"n_folds": None, "n_repeats": 1, "seed": 0, "final": True}
+    measured = SimpleNamespace(cases=[SimpleNamespace(case=c) for c in PATIENTS], digest=lambda: "d")
+    with pytest.raises(CrossvalError, match="--inner-folds 4 with --no-nested"):
+        request_of(dataset(), measured, None, (), n_inner=4, nested=False, **asked)
+    made = request_of(dataset(), measured, None, (), n_inner=None, nested=False, **asked)
+    assert (made.n_folds, made.n_inner) == (5, 3)
+
+
+def test_without_nesting_a_file_tests_each_case_once():
+    once = divided_evenly(request(nested=False)).final.inner
+    assert as_listed(request(nested=False), once).final.inner == once
+    with pytest.raises(CrossvalError, match="fold_5 tests cases that another fold tests too"):
+        as_listed(request(nested=False), (*once, once[2]))
 
 
 def test_without_nesting_there_are_no_repeats():

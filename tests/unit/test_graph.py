@@ -311,10 +311,27 @@ def test_what_is_wrong_with_a_cluster_is_said(tmp_path, monkeypatch):
             open_executor(cluster.address, 1),
         ):
             pass
-        cluster.add_worker("--nthreads", "2", "--no-nanny")
+        good = cluster.add_worker("--nthreads", "1", "--no-nanny", "--memory-limit", "2GB")
         cluster.wait_for(1)
-        with pytest.raises(ClusterError, match="does 2 jobs at a time"), open_executor(cluster.address, 1):
+        with (
+            pytest.raises(ClusterError, match=r"has 2.0 GB, of which Dask lets a job use 80%, and one is .* 1.7 GB"),
+            open_executor(cluster.address, 1, bytes_each=1_700_000_000),
+        ):
             pass
+        with monkeypatch.context() as patched:
+            patched.setattr("segpipe.cluster.__version__", "0.0.0")
+            with (
+                pytest.raises(ClusterError, match=r"the scheduler has segpipe .*, and 0\.0\.0 is here"),
+                open_executor(cluster.address, 1),
+            ):
+                pass
+        with open_executor(cluster.address, 1, bytes_each=1_500_000_000) as executor:
+            # Those that come later are looked at too.
+            cluster.add_worker("--nthreads", "2", "--no-nanny")
+            cluster.wait_for(2)
+            with pytest.raises(ClusterError, match="does 2 jobs at a time"):
+                executor.count()
+        assert good.poll() is None
     with pytest.raises(ClusterError, match="no scheduler answers"), open_executor(cluster.address, 1):
         pass
 
@@ -349,8 +366,25 @@ def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
     for name in ("sbatch", "scancel"):
         (tmp_path / name).chmod(0o755)
     (tmp_path / "jobqueue.yaml").write_text(JOBQUEUE)
-    code = "from segpipe.jobs import open_executor\nfrom tests.unit.test_graph import double\n"
-    code += "with open_executor('slurm', 2) as executor: print([executor.submit(double, n).result() for n in range(3)])"
+    code = """
+import os, signal, segpipe.cluster
+from segpipe.errors import ClusterError
+from segpipe.jobs import open_executor
+from tests.unit.test_graph import double
+
+segpipe.cluster._REPLACE_S = 0.5
+try:
+    with open_executor("slurm", 2) as executor:
+        print([executor.submit(double, n).result() for n in range(3)])
+        pids = set()
+        while len(pids) < 2:
+            pids.add(executor.submit(os.getpid).result())
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        print("replaced", executor.submit(os.getpid).result() not in pids)
+except ClusterError as error:
+    print(f"{error}")
+"""
     root = Path(__file__).parents[2]
     environment = {"DASK_CONFIG": str(tmp_path), "PYTHONPATH": str(root), "HOME": str(tmp_path)}
     with_sbatch = os.environ | environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -364,6 +398,7 @@ def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
         cwd=tmp_path,
     )
     assert "[0, 2, 4]" in ran.stdout, ran.stderr
+    assert "replaced True" in ran.stdout, "SLURM is asked for others when workers' time is over"
     asked = (tmp_path / "asked.txt").read_text()
     assert "#SBATCH --gres=gpu:1" in asked
     assert "--nthreads 1" in asked
@@ -376,4 +411,17 @@ def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
         check=False,
         cwd=tmp_path,
     )
-    assert "there is no sbatch here" in without.stderr
+    assert "there is no sbatch here" in without.stdout
+    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 'invalid partition specified: gpu' >&2\nexit 1\n")
+    refused = subprocess.run(
+        [sys.executable, "-c", code],
+        env=with_sbatch,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "a worker could not be asked for" in refused.stdout
+    assert "invalid partition specified: gpu); see that sbatch takes" in refused.stdout
+    assert "Traceback" not in refused.stderr

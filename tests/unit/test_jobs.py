@@ -1,10 +1,11 @@
 import os
 import signal
+from concurrent.futures import Executor, Future
 from functools import partial
 
 import pytest
 
-from segpipe.errors import CaseError
+from segpipe.errors import CaseError, ClusterError, WorkerKilledError
 from segpipe.jobs import map_cases, worker_count
 from segpipe.memory import free_bytes
 
@@ -28,6 +29,29 @@ def test_a_failure_is_the_outcome_of_its_item_alone(limit):
     assert outcomes[3].failure == "three is no case"
     assert "out of memory" in outcomes[4].failure
     assert "unexpected KeyError" in outcomes[5].failure
+
+
+class Gone(Executor):
+    """Takes everything, and is then lost."""
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        future.set_exception(self.error)
+        return future
+
+
+@pytest.mark.parametrize("error", [ClusterError("gone"), WorkerKilledError("killed")])
+def test_a_lost_cluster_is_no_fault_of_the_cases_and_a_lost_worker_one_of_its_case(error):
+    workers = Gone()
+    workers.error = error
+    mapped = map_cases(work, [1, 2], limit=workers, bytes_each=1)
+    if isinstance(error, ClusterError):
+        with pytest.raises(ClusterError, match="gone"):
+            list(mapped)
+    else:
+        assert {o.item: o.failure for o in mapped} == dict.fromkeys(
+            (1, 2), "its worker was lost (WorkerKilledError: killed)"
+        )
 
 
 @pytest.mark.parametrize("bytes_each", [1, 2**60])

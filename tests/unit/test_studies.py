@@ -1,0 +1,51 @@
+"""What a job of a study may look at, and what it makes of what is missing; without training."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+import segpipe
+from segpipe.crossvalidation.candidates import Candidate, SearchSpace
+from segpipe.crossvalidation.folder import CrossvalFolder
+from segpipe.crossvalidation.schema import Proposal
+from segpipe.errors import CrossvalError
+from segpipe.studies import preparing
+from segpipe.studies.work import Work
+from segpipe.workspace import Workspace
+from tests.phantoms import write_small_dataset
+
+
+def test_a_file_that_changed_since_the_cases_were_divided_is_not_scored(tmp_path):
+    dataset = write_small_dataset(tmp_path / "dataset", n_cases=3, shape=(16, 16, 16))
+    segpipe.plan(dataset, work=tmp_path / "work", recipe="cpu", jobs=1)
+    main = CrossvalFolder(Workspace(tmp_path / "work"))
+    work = Work(task=None, inputs=None, design=None, study=None, main=main, folder=None, watch=None)
+    case = work.cases(["case_1"])[0]
+    assert case.id == "case_1"
+    state = case.label.path.stat()
+    os.utime(case.label.path, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000_000))
+    assert [c.id for c in work.cases(["case_0", "case_2"])] == ["case_0", "case_2"]
+    with pytest.raises(CrossvalError, match=r"case 'case_1': .*case_1.* has changed since the cases were divided"):
+        work.cases(["case_0", "case_1"])
+    # Its content has not: the next command sees that, and goes on.
+    segpipe.plan(dataset, work=tmp_path / "work", recipe="cpu", jobs=1)
+    assert len(work.cases(["case_0", "case_1"])) == 2
+    case.images[0].path.unlink()
+    with pytest.raises(CrossvalError, match="or is gone"):
+        work.cases(["case_1"])
+
+
+def test_a_trial_that_was_lost_before_it_was_proposed_does_not_end_the_search(tmp_path):
+    pytest.importorskip("optuna")
+    space = SearchSpace(configuration=("2d", "3d_fullres"), settings={"learning_rate": (0.01, 0.02, 0.03)})
+
+    class Folder:
+        def proposal(self, number):
+            return tmp_path / f"{number}.json"
+
+    work = SimpleNamespace(design=SimpleNamespace(space=space, seed=0), folder=Folder(), complete=dict)
+    tried = Candidate(configuration="2d", settings={"learning_rate": 0.01})
+    Proposal(candidate=tried).write(Folder().proposal(1))
+    assert preparing._proposed(work, 2) != tried
+    assert Proposal.read(Folder().proposal(2)).candidate in space.candidates()
