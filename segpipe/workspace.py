@@ -178,17 +178,22 @@ class Workspace:
         """Files of one decoded case."""
         return CaseFiles((self.decoded or self.root / "cases") / case)
 
+    @property
+    def arrays(self) -> Path:
+        """Everything that was prepared, for all configurations."""
+        return self.root / "preprocessed"
+
     def preprocessed(self, configuration: str) -> Path:
         """Folder of the arrays of one configuration."""
-        return self.root / "preprocessed" / configuration
+        return self.arrays / configuration
 
     def prepared_index(self, configuration: str) -> Path:
         """What was prepared for a configuration."""
-        return self.root / "preprocessed" / f"{configuration}.json"
+        return self.arrays / f"{configuration}.json"
 
     def first_stage(self, configuration: str, variant: str) -> Path:
         """Folder of what the first stage of a cascade found, on the grid of its second."""
-        return self.root / "preprocessed" / configuration / variant
+        return self.arrays / configuration / variant
 
     def soft_labels(self, configuration: str, key: str) -> Path:
         """Folder of what a teacher says of the prepared cases of a configuration."""

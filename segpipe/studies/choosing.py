@@ -123,7 +123,8 @@ def _rules(work: Work, numbers: tuple[int, ...], complete: dict[int, CandidatePl
 
 
 def model(work: Work) -> str:
-    """Pack the winner: its inner folds averaged, or trained once more on all the study's cases."""
+    """Pack the winner: its inner folds averaged, or trained once more on all the study's cases. Then arrays are not needed any more."""
+    from segpipe.crossvalidation.design import n_candidates
     from segpipe.postprocessing.schema import PostprocessingRules
 
     selection = Selection.read(work.folder.selection)
@@ -132,6 +133,9 @@ def model(work: Work) -> str:
     rules = PostprocessingRules.model_validate_json(json.dumps(selection.postprocessing))
     model = replace(members[0], postprocessing_json=rules.to_json() if rules.rules else "", others=tuple(members[1:]))
     model.write(work.folder.model)
+    if len(complete) == n_candidates(work.design):
+        # The last training of this study is over, and the arrays of every study would fill disks.
+        shutil.rmtree(work.workspace.arrays, ignore_errors=True)
     return model.digest(model.used(()))
 
 

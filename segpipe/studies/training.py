@@ -9,7 +9,7 @@ from segpipe.artefact import json_digest
 from segpipe.crossvalidation.schema import CandidatePlan
 from segpipe.errors import CrossvalError
 from segpipe.locks import locked
-from segpipe.steps import FoldSettings, train_fold
+from segpipe.steps import FoldSettings, prepare_arrays, train_fold
 from segpipe.studies.work import Work
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[Trainin
 
     _require_own_folds(work)
     plan, configuration = work.plan_of(chosen), chosen.candidate.configuration
-    index = PreprocessedIndex.read(work.workspace.prepared_index(plan.arrays_of(configuration)))
+    path = work.workspace.prepared_index(plan.arrays_of(configuration))
+    if not path.is_file():
+        # They are taken away when the study is done, and this is done again.
+        with locked(work.workspace.arrays, wait=True):
+            prepare_arrays(work.workspace, plan, configuration, 1, work.watch)
+    index = PreprocessedIndex.read(path)
     if plan.configuration(configuration).previous_stage is not None:
         with locked(work.workspace.first_stage(configuration, plan.recipe), wait=True):
             index = prepare_first_stage(

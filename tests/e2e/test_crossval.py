@@ -24,6 +24,7 @@ from segpipe.fingerprint.schema import Fingerprint
 from segpipe.graph import Journal
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.planning.schema import Plan
+from segpipe.steps import SILENT, prepare_arrays
 from segpipe.workspace import Workspace
 from tests.dask_cluster import dask_cluster
 from tests.phantoms import write_small_dataset
@@ -156,6 +157,10 @@ def test_poisoned_test_cases_change_nothing_before_they_are_predicted(whole, pla
         "candidates/1.json",
     ):
         assert (first.root / name).read_bytes() == (second.root / name).read_bytes(), name
+    for study in (first, second):
+        assert not study.workspace.arrays.exists(), "what no training needs any more does not fill the disk"
+        for configuration in ("2d", "3d_fullres"):
+            prepare_arrays(study.workspace, Plan.read(study.workspace.plan), configuration, 1, SILENT)
     arrays = sorted(p.relative_to(first.root) for p in first.root.glob("preprocessed/**/*.b2nd"))
     weights = sorted(p.relative_to(first.root) for p in first.root.glob("models/**/weights.safetensors"))
     scores = sorted(p.relative_to(first.root) for p in first.root.glob("evaluation/**/*.json"))
@@ -172,11 +177,28 @@ def test_poisoned_test_cases_change_nothing_before_they_are_predicted(whole, pla
     ).read_bytes()
 
 
+def test_a_training_that_is_lost_later_is_done_again_without_the_arrays(whole, place):
+    shutil.copytree(place / "whole", place / "again")
+    folder = CrossvalFolder(Workspace(place / "again"))
+    study = folder.study("fold_1")
+    shutil.rmtree(study.workspace.arrays, ignore_errors=True)
+    shutil.rmtree(study.job("train_0_fold_0"))
+    shutil.rmtree(study.job("train_0_fold_1"))
+    shutil.rmtree(study.root / "models")
+    assert outputs(folder) != outputs(whole.folder)
+    done = crossval(place, "again", final=False)
+    assert not done.failed
+    assert_the_same(whole, folder)
+
+
 def test_without_nesting_the_leak_is_in_the_artefacts(whole, place):
     """The same poison, in cases that a fold holds out: it reaches the plan, and through it every network."""
     if not (place / "poisoned").is_dir():
         poisoned(place, CrossvalSplits.read(whole.folder.splits).study("fold_0").test)
-    runs = [crossval(place, f"flat {name}", name, ("3d_fullres",), nested=False, inner_folds=None) for name in ("dataset", "poisoned")]
+    runs = [
+        crossval(place, f"flat {name}", name, ("3d_fullres",), nested=False, inner_folds=None)
+        for name in ("dataset", "poisoned")
+    ]
     assert not runs[0].result.nested
     assert "optimistic" in runs[0].folder.methods.read_text()
     studies = [run.folder.study("final") for run in runs]
