@@ -59,7 +59,8 @@ def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Itera
         raise ClusterError(
             f"--cluster {cluster}: needs Dask; install segpipe with the extra `cluster`, here and on the workers"
         ) from error
-    # What Dask has to say reaches whoever waits for a job.
+    # What matters of it reaches whoever waits for a job.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     for name in ("distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if cluster == SLURM:
@@ -236,13 +237,16 @@ def _version() -> str:
 def _slurm_workers(n_workers: int) -> Iterator[Any]:
     """Ask SLURM for workers, and for others in the place of those that ended: their time is limited, and a run may take longer."""
     try:
+        from dask import config
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise ClusterError("--cluster slurm: needs dask-jobqueue; install segpipe with the extra `cluster`") from error
     if shutil.which(_SUBMIT) is None:
         raise ClusterError(f"--cluster slurm: there is no {_SUBMIT} here; run this where jobs can be submitted")
     try:
-        queue = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"])
+        # Its web page would be open to everybody in the network.
+        options = {"dashboard": False} | (config.get("jobqueue.slurm.scheduler-options", None) or {})
+        queue = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"], scheduler_options=options)
     except (ValueError, TypeError, OSError) as error:
         raise ClusterError(
             f"--cluster slurm: {error}; say in ~/.config/dask/jobqueue.yaml what a worker is to get (docs/stages/crossval.md)"
