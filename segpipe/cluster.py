@@ -244,8 +244,8 @@ def _slurm_workers(n_workers: int) -> Iterator[Any]:
     if shutil.which(_SUBMIT) is None:
         raise ClusterError(f"--cluster slurm: there is no {_SUBMIT} here; run this where jobs can be submitted")
     try:
-        # Its web page would be open to everybody in the network.
-        options = {"dashboard": False} | (config.get("jobqueue.slurm.scheduler-options", None) or {})
+        # Its web pages would be open to everybody in the network.
+        options = {"dashboard": False, "dashboard_address": "127.0.0.1:0"} | (config.get("jobqueue.slurm.scheduler-options", None) or {})
         queue = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"], scheduler_options=options)
     except (ValueError, TypeError, OSError) as error:
         raise ClusterError(

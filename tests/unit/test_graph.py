@@ -68,6 +68,12 @@ def slow_getenv(name: str) -> str | None:
     return os.getenv(name)
 
 
+def slow_pids() -> tuple[int, int]:
+    """A worker's process, and the one that looks after it."""
+    time.sleep(0.5)
+    return os.getpid(), os.getppid()
+
+
 def double(number: int) -> int:
     return 2 * number
 
@@ -370,18 +376,19 @@ def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
 import os, signal, segpipe.cluster
 from segpipe.errors import ClusterError
 from segpipe.jobs import open_executor
-from tests.unit.test_graph import double
+from tests.unit.test_graph import double, slow_pids
 
 segpipe.cluster._REPLACE_S = 0.5
 try:
     with open_executor("slurm", 2) as executor:
         print([executor.submit(double, n).result() for n in range(3)])
-        pids = set()
-        while len(pids) < 2:
-            pids.add(executor.submit(os.getpid).result())
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        print("replaced", executor.submit(os.getpid).result() not in pids)
+        found = set()
+        while len(found) < 2:
+            found |= {future.result() for future in [executor.submit(slow_pids) for _ in range(2)]}
+        for worker, nanny in found:
+            os.kill(nanny, signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
+        print("replaced", not {executor.submit(slow_pids).result()} & found)
 except ClusterError as error:
     print(f"{error}")
 """
