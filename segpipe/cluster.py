@@ -7,7 +7,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -141,17 +141,15 @@ class ClusterWorkers(Executor):
         with self._asking():
             about = self._client.sync(self._client.scheduler.identity, callback_timeout=_ANSWER_S)
         workers: dict[str, Mapping[str, Any]] = about["workers"]
-        self._require_fit({address: worker for address, worker in workers.items() if address not in self._known})
-        self._known = frozenset(workers)
+        came = {address: worker for address, worker in workers.items() if address not in self._known}
+        self._known = (self._known & frozenset(workers)) | self._require_fit(came)
         self._asked = time.monotonic()
         # One whose memory is full is paused.
         self._n = sum(worker.get("status", "running") == "running" for worker in workers.values())
         return self._n
 
-    def _require_fit(self, workers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise unless workers that came can do the jobs."""
-        if not workers:
-            return
+    def _require_fit(self, workers: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+        """Raise unless workers that came can do the jobs; returns those that could be asked."""
         for name, about in workers.items():
             if about["nthreads"] != 1:
                 raise ClusterError(
@@ -164,31 +162,38 @@ class ClusterWorkers(Executor):
                     f"{_USABLE_SHARE:.0%}, and one is forecast to hold {self._bytes_each / 1e9:.1f} GB; start workers with "
                     "--memory-limit 0, or with enough"
                 )
-        versions = self._versions(list(workers))
-        other = next((name for name, version in versions.items() if version != __version__), None)
-        if other is not None:
-            raise ClusterError(
-                f"--cluster {self._cluster}: {other} has segpipe {versions[other]}, and {__version__} is here; install the same everywhere"
-            )
+        answers = self._versions(list(workers)) if workers else {}
+        for name, version in answers.items():
+            if version != __version__:
+                raise ClusterError(
+                    f"--cluster {self._cluster}: {name or 'the scheduler'} has segpipe {version}, and {__version__} is here; "
+                    "install the same on the scheduler and on all workers"
+                )
+        return frozenset(answers)
 
     def _versions(self, workers: list[str]) -> dict[str, str]:
-        """Of the scheduler, which unpacks what it is given too, and of workers."""
+        """Of segpipe on workers, and under no name on the scheduler, which unpacks jobs too; what is wrong where there is none."""
 
-        async def asked() -> dict[str, str]:
-            client = self._client
+        async def asked() -> dict[str, Any]:
             # Asynchronously both are awaitable, whatever their types say.
-            scheduler: Awaitable[str] = client.run_on_scheduler(_version, asynchronous=True)
-            others: Awaitable[dict[str, str]] = client.run(_version, workers=workers, asynchronous=True)
-            return {"the scheduler": await scheduler} | {f"worker {w}": v for w, v in (await others).items()}
+            scheduler: Any = self._client.run_on_scheduler(_version, asynchronous=True)
+            found: dict[str, Any] = {"": await scheduler}
+            others: Any = self._client.run(_version, workers=workers, on_error="return", asynchronous=True)
+            found |= await others
+            return found
 
         try:
-            found: dict[str, str] = self._client.sync(asked, callback_timeout=_ANSWER_S)
-        except Exception as error:
-            raise ClusterError(
-                f"--cluster {self._cluster}: the scheduler or a worker does not say which segpipe it has "
-                f"({type(error).__name__}: {error}); install {__version__} on all"
-            ) from error
-        return found
+            told: dict[str, Any] = self._client.sync(asked, callback_timeout=2 * _ANSWER_S)
+        except TimeoutError:
+            return {}
+        except Exception as error:  # noqa: BLE001 - whatever keeps the scheduler from saying it
+            told = {"": error}
+        # One that is gone again, or too busy to answer, is asked the next time.
+        return {
+            name: f"which cannot be used ({type(said).__name__}: {said})" if isinstance(said, Exception) else said
+            for name, said in told.items()
+            if not isinstance(said, OSError)
+        }
 
     async def _follow(self, remote: Any, future: Future[Result]) -> None:
         """Pass on what becomes of a job. Everything that is raised is passed on too, or its future would never be done."""
@@ -245,7 +250,9 @@ def _slurm_workers(n_workers: int) -> Iterator[Any]:
         raise ClusterError(f"--cluster slurm: there is no {_SUBMIT} here; run this where jobs can be submitted")
     try:
         # Its web pages would be open to everybody in the network.
-        options = {"dashboard": False, "dashboard_address": "127.0.0.1:0"} | (config.get("jobqueue.slurm.scheduler-options", None) or {})
+        options = {"dashboard": False, "dashboard_address": "127.0.0.1:0"} | (
+            config.get("jobqueue.slurm.scheduler-options", None) or {}
+        )
         queue = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"], scheduler_options=options)
     except (ValueError, TypeError, OSError) as error:
         raise ClusterError(
