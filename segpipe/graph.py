@@ -252,6 +252,7 @@ class _Run:
         try:
             output = future.result()
         except (Exception, KeyboardInterrupt) as error:
+            # One job's failure is a result; the others go on.
             if self.stop():
                 # A signal to all processes also ends jobs that do not listen to it.
                 self._put_back(job)
