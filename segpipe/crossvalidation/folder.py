@@ -112,6 +112,10 @@ class CrossvalFolder:
         """The model of all cases."""
         return self.root / "model.segpipe"
 
+    def speed(self, configuration: str, variant: str) -> Path:
+        """How fast a network computes, whatever the study."""
+        return self.root / "speeds" / configuration / f"{variant}.json"
+
     def study(self, name: str) -> StudyFolder:
         """Files of one study."""
         return StudyFolder(self.root / name, self.workspace.root / "cases")

@@ -133,6 +133,15 @@ class Proposal(Artefact):
     candidate: Candidate
 
 
+class Speed(Artefact):
+    """How fast a candidate's network computes here: timed once, so that what runs beside shortens no fold's training alone."""
+
+    seconds_per_gmac: float
+    """Of a training step, for a billion multiply-adds of its forward pass."""
+    timed_by: str
+    """The study that came first."""
+
+
 class CandidatePlan(Artefact):
     """What became of a candidate in one study."""
 
@@ -142,7 +151,7 @@ class CandidatePlan(Artefact):
     epochs: int | None
     """How long it is trained; None for the recipe's."""
     step_s: float | None = None
-    """Of a training step, from which the epochs follow that fit the minutes."""
+    """Of a training step, by the work of the plan and the network's speed; from it the epochs follow that fit the minutes."""
 
 
 class Ranked(Record):

@@ -157,13 +157,15 @@ def step_seconds(
     return fastest
 
 
-def seconds_of(spec: NetworkSpec, n_channels: int, n_outputs: int, patch: Patch, batch: int, runtime: Runtime) -> float:
-    """Seconds of a training step of a network with fresh weights on this machine."""
+def seconds_of(
+    spec: NetworkSpec, n_channels: int, n_outputs: int, patch: Patch, batch: int, runtime: Runtime, *, repeats: int = 2
+) -> float:
+    """Seconds of a training step of a network with fresh weights on this machine, the fastest of some."""
     network = to_device(build_network(spec, n_channels, n_outputs), runtime.device).train()
     images = torch.randn(batch, n_channels, *patch, device=runtime.device)
     images = images.contiguous(memory_format=fast_memory_format(network.dims))
     step_seconds(network, images, runtime, repeats=1)
-    return step_seconds(network, images, runtime, repeats=2)
+    return step_seconds(network, images, runtime, repeats=repeats)
 
 
 def _built(spec: NetworkSpec, n_channels: int, n_outputs: int) -> Segmenter:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from segpipe.artefact import json_digest
 from segpipe.crossvalidation.candidates import Candidate
-from segpipe.crossvalidation.schema import CandidatePlan, Proposal
+from segpipe.crossvalidation.schema import CandidatePlan, Proposal, Speed
 from segpipe.errors import CrossvalError
+from segpipe.locks import locked
 from segpipe.steps import keep_plan_as, make_plan, plan_for_network, prepare_arrays, variant_called
 from segpipe.studies.work import Work
 
 if TYPE_CHECKING:
     from segpipe.planning.schema import Plan
 
+_TIMED_STEPS = 5
 _VALIDATION_SHARE = 1 / 3
 """Of a training step's time, what a batch of validation takes: there is no backward pass."""
 
@@ -50,12 +52,13 @@ def candidate(work: Work) -> str:
 
     plan = plan_for_network(work.workspace, read_plan(work.workspace), candidate.network, work.watch)
     plan.configuration(candidate.configuration)
+    timed_as = plan.recipe
     if candidate.settings:
         changed = plan.model_copy(update={"training": candidate.changed(plan.training)})
         plan = keep_plan_as(work.workspace, changed, variant_called(plan, candidate.settings_name))
     epochs, step_s = work.design.epochs, None
     if work.design.minutes is not None:
-        epochs, step_s = _epochs_within(work, plan, candidate.configuration)
+        epochs, step_s = _epochs_within(work, plan, candidate.configuration, timed_as)
     chosen = CandidatePlan(
         candidate=candidate, variant=plan.recipe, plan_digest=plan.digest(), epochs=epochs, step_s=step_s
     )
@@ -86,28 +89,41 @@ def _proposed(work: Work, number: int) -> Candidate:
     return proposed
 
 
-def _epochs_within(work: Work, plan: Plan, configuration: str) -> tuple[int, float]:
-    """Epochs that fit the minutes, from the time of a step here and now.
+def _epochs_within(work: Work, plan: Plan, configuration: str, timed_as: str) -> tuple[int, float]:
+    """Epochs that fit the minutes, from the work of a step and the speed of the network.
 
     A number of epochs is the same whenever a training is continued, wherever, and beside whatever; minutes are not.
     """
-    from segpipe.networks.measure import seconds_of
+    from segpipe.networks.build import build_network
+    from segpipe.networks.measure import macs
     from segpipe.training.schedule import make_schedule
 
     assert work.design.minutes is not None
     chosen = plan.configuration(configuration)
-    step_s = seconds_of(
-        chosen.network,
-        plan.n_inputs(chosen),
-        plan.labels.n_outputs,
-        chosen.patch_size,
-        chosen.batch_size,
-        work.runtime(),
-    )
+    n_inputs = plan.n_inputs(chosen)
+    network = build_network(chosen.network, n_inputs, plan.labels.n_outputs)
+    gmacs = chosen.batch_size * macs(network, n_inputs, chosen.patch_size) / 1e9
+    step_s = gmacs * _seconds_per_gmac(work, plan, configuration, timed_as, gmacs)
     n_cases = min(len(fold.train) for fold in work.study.inner)
     schedule = make_schedule(plan.training, n_cases, chosen.batch_size, epochs=None, minutes=None)
     epoch_s = step_s * (schedule.iterations_per_epoch + _VALIDATION_SHARE * plan.training.validation_batches)
     return max(round(60 * work.design.minutes / epoch_s), 1), round(step_s, 4)
+
+
+def _seconds_per_gmac(work: Work, plan: Plan, configuration: str, timed_as: str, gmacs: float) -> float:
+    """Speed of a network in training, timed by the first study that asks: it is the machine's, not the cases'."""
+    from segpipe.networks.measure import seconds_of
+
+    path = work.main.speed(configuration, timed_as)
+    with locked(path.parent, wait=True, note=work.watch.note):
+        if not path.is_file():
+            chosen = plan.configuration(configuration)
+            n_inputs, n_outputs = plan.n_inputs(chosen), plan.labels.n_outputs
+            step_s = seconds_of(
+                chosen.network, n_inputs, n_outputs, chosen.patch_size, chosen.batch_size, work.runtime(), repeats=_TIMED_STEPS
+            )  # fmt: skip
+            Speed(seconds_per_gmac=step_s / gmacs, timed_by=work.study.name).write(path)
+        return Speed.read(path).seconds_per_gmac
 
 
 def prepare(work: Work) -> str:
