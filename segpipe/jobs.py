@@ -256,7 +256,9 @@ def _map_elsewhere(
 
 def _workers(n: int) -> Any:
     """Worker processes, kept for the next stage, which share the processors."""
-    return get_reusable_executor(max_workers=n, timeout=60, env=_shared_processors(n))
+    return get_reusable_executor(
+        max_workers=n, timeout=60, env=_shared_processors(n), initializer=_end_with, initargs=(os.getpid(),)
+    )
 
 
 def _shared_processors(n_workers: int) -> dict[str, str]:
@@ -309,7 +311,7 @@ def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -
     if not _may_start_processes():
         return function(*args, **kwargs)
     try:
-        with ProcessPoolExecutor(max_workers=1) as pool:
+        with ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),)) as pool:
             result: Result = pool.submit(function, *args, **kwargs).result()
     except TerminatedWorkerError as error:
         raise SegpipeError(f"its process was killed ({error}); where memory ran out, free some") from error
