@@ -26,6 +26,9 @@ SLURM = "slurm"
 _SUBMIT = "sbatch"
 _ANSWER_S = 30
 """How long a scheduler may take to answer."""
+_ASKED_S = 10
+"""How long workers may take to say what they are; those that do not are asked again."""
+_SUBMITTED_S = 300
 _COUNT_AGAIN_S = 2.0
 _REPLACE_S = 30.0
 _USABLE_SHARE = 0.8
@@ -183,7 +186,7 @@ class ClusterWorkers(Executor):
             return found
 
         try:
-            told: dict[str, Any] = self._client.sync(asked, callback_timeout=2 * _ANSWER_S)
+            told: dict[str, Any] = self._client.sync(asked, callback_timeout=_ASKED_S)
         except TimeoutError:
             return {}
         except Exception as error:  # noqa: BLE001 - whatever keeps the scheduler from saying it
@@ -218,8 +221,10 @@ class ClusterWorkers(Executor):
         self._require_scheduler()
         try:
             yield
-        except (OSError, TimeoutError, RuntimeError) as error:
-            raise self._lost(error) from error
+        except Exception as error:
+            if isinstance(error, (OSError, TimeoutError, RuntimeError)) or self._client.status != "running":
+                raise self._lost(error) from error
+            raise
 
     def _require_scheduler(self) -> None:
         if self._gone is not None:
@@ -274,6 +279,8 @@ def _slurm_workers(n_workers: int) -> Iterator[Any]:
         yield queue
     finally:
         over.set()
+        if watcher.ident is not None:
+            watcher.join(_ANSWER_S)
         try:
             queue.close()
         except Exception as error:  # noqa: BLE001 - of many types, and none that matters any more
@@ -289,7 +296,7 @@ def _ask_for(queue: Any, n_workers: int) -> None:
         await queue
 
     try:
-        queue.sync(submitted, callback_timeout=_ANSWER_S)
+        queue.sync(submitted, callback_timeout=_SUBMITTED_S)
     except Exception as error:
         raise ClusterError(
             f"--cluster slurm: a worker could not be asked for ({' '.join(str(error).split()) or type(error).__name__}); "

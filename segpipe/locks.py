@@ -38,7 +38,7 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
     lock = FileLock(folder / ".lock")
     try:
         # Whoever only looks whether it is locked holds it for a moment.
-        lock.acquire(timeout=_MOMENT_S)
+        lock.acquire(timeout=0 if wait else _MOMENT_S)
     except Timeout as error:
         who = _read(holder)
         if not wait:

@@ -163,7 +163,10 @@ def _predict_elsewhere(
             try:
                 found = part.result()
             except Exception as error:
-                if isinstance(error, SegpipeError) and not isinstance(error, (ClusterError, WorkerKilledError)):
+                if isinstance(error, ClusterError):
+                    manifest.write_table()
+                    raise ClusterError(f"{error}, with --resume") from error
+                if isinstance(error, SegpipeError) and not isinstance(error, WorkerKilledError):
                     raise
                 found = _lost_part(shard_of(cases, parts[part], n_parts), manifest, error)
             for row in found:

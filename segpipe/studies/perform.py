@@ -10,11 +10,12 @@ from pathlib import Path
 
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits
-from segpipe.errors import ArtefactError, SegpipeError
+from segpipe.errors import ArtefactError, CrossvalError, SegpipeError
 from segpipe.graph import Inputs
 from segpipe.locks import locked
 from segpipe.studies import choosing, preparing, testing, training
 from segpipe.studies.work import Done, Notes, Task, Work
+from segpipe.version import __version__
 from segpipe.workspace import Workspace
 
 
@@ -34,6 +35,11 @@ def perform(task: Task, inputs: Inputs) -> str:
         _share_processors(task.threads)
         design, splits = CrossvalDesign.read(main.design), CrossvalSplits.read(main.splits)
         splits.require_apart()
+        if design.software != __version__:
+            raise CrossvalError(
+                f"{task.id}: segpipe {__version__} is here, and {design.software} began this cross-validation; "
+                "install that one on every worker"
+            )
         work = Work(task, inputs, design, splits.study(task.study), main, folder, notes)
         if not begun.is_file() or begun.read_text() != inputs.digest:
             # What lies there was made from something else.

@@ -24,8 +24,9 @@ def train(work: Work) -> str:
 
     assert work.task.candidate is not None
     assert work.task.fold is not None
-    work.cases(work.study.inner[work.task.fold].validation)
     record, plan, index = trained(work, work.candidate(work.task.candidate), work.task.fold)
+    # What is scored now are still the files that were divided.
+    work.cases(work.study.inner[work.task.fold].validation)
     held_out = score_held_out(
         work.workspace, plan, index, work.task.fold, work.runtime(), configuration=record.configuration, tta=work.design.tta,
         tolerance_mm=work.design.tolerance_mm, jobs=1, resume=True, watch=work.watch,
@@ -40,6 +41,7 @@ def train(work: Work) -> str:
 def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[TrainingRecord, Plan, PreprocessedIndex]:
     """Train a fold, or take it up where it was left."""
     from segpipe.held_out import prepare_first_stage
+    from segpipe.planning.run import read_plan
     from segpipe.preprocessing.schema import PreprocessedIndex
 
     _require_own_folds(work)
@@ -47,8 +49,10 @@ def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[Trainin
     path = work.workspace.prepared_index(plan.arrays_of(configuration))
     if not path.is_file():
         # They are taken away when the study is done, and this is done again.
-        with locked(work.workspace.arrays, wait=True):
-            prepare_arrays(work.workspace, plan, configuration, 1, work.watch)
+        with locked(work.workspace.arrays, wait=True, note=work.watch.note):
+            # By the plan that all candidates share, as before: another one's patches are stored otherwise.
+            if not path.is_file():
+                prepare_arrays(work.workspace, read_plan(work.workspace), plan.arrays_of(configuration), 1, work.watch)
     index = PreprocessedIndex.read(path)
     if plan.configuration(configuration).previous_stage is not None:
         with locked(work.workspace.first_stage(configuration, plan.recipe), wait=True):

@@ -368,7 +368,7 @@ def test_engines_that_are_not_to_be_had_say_so(model, monkeypatch):
 @pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")
 def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, model, folder):
     cache = tmp_path / "cache"
-    options = Options(engine="openvino", cache=cache, tta=False)
+    options = Options(engine="openvino", precision="float32", cache=cache, tta=False)
     image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
     first = Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels
     blobs = sorted(cache.glob("*.blob"))
@@ -383,7 +383,7 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, mo
     plain = Predictor.load(model, choose_runtime("cpu"), Options(engine="torch", precision="float32", tta=False))
     assert (plain.segment(image).labels != first).mean() < 1e-3
     (tmp_path / "file").write_text("")
-    unwritable = Options(engine="openvino", cache=tmp_path / "file" / "below", tta=False)
+    unwritable = Options(engine="openvino", precision="float32", cache=tmp_path / "file" / "below", tta=False)
     np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), unwritable).segment(image).labels, first)
     shutil.rmtree(cache)
 

@@ -616,7 +616,8 @@ def test_soft_labels_are_what_prediction_says_on_the_students_grid(place, tmp_pa
         said = torch.cat(list(stage.logits(voxels, Measured())), dim=1).softmax(0)
         found = dense(tmp_path / "soft", source.id, 3)
         assert found.shape == said.shape
-        assert float((found - said).abs().max()) < 2e-3
+        # Rounded when stored, and where the processor has float16, computed in it.
+        assert float((found - said).abs().max()) < 4e-3
         assert float((found.sum(0) - 1).abs().max()) < 1e-5
 
 

@@ -1,7 +1,7 @@
 """One process at a time in a folder: who waits, who is told, who is refused."""
 
 import threading
-import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -10,31 +10,33 @@ from segpipe.errors import LockedError
 from segpipe.locks import is_locked, locked
 
 
-def hold(folder, seconds):
-    """Hold a folder's lock for a while, in a thread: a lock of another object is another process's."""
-    held = threading.Event()
+@contextmanager
+def held(folder, seconds=None):
+    """Hold a folder's lock, or for some seconds, in a thread: a lock of another object is another process's."""
+    begun, over = threading.Event(), threading.Event()
 
     def work():
         with locked(folder, wait=False):
-            held.set()
-            time.sleep(seconds)
+            begun.set()
+            over.wait(seconds)
 
     thread = threading.Thread(target=work)
     thread.start()
-    held.wait(10)
-    return thread
+    assert begun.wait(10)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_who_does_not_wait_is_refused_and_told_by_whom(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_MOMENT_S", 0.1)
-    thread = hold(tmp_path, 1)
-    with (
-        pytest.raises(LockedError, match=r"another segpipe works here \(process \d+ on "),
-        locked(tmp_path, wait=False),
-    ):
-        pass
-    assert is_locked(tmp_path)
-    thread.join()
+    with held(tmp_path):
+        refused = pytest.raises(LockedError, match=r"another segpipe works here \(process \d+ on ")
+        with refused, locked(tmp_path, wait=False):
+            pass
+        assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
 
 
@@ -60,10 +62,9 @@ def test_a_look_at_the_lock_stops_nobody(tmp_path):
 
 
 def test_who_waits_is_told_again_and_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "_MOMENT_S", 0.05)
     monkeypatch.setattr(locks, "_TELL_AGAIN_S", 0.2)
-    thread, told = hold(tmp_path, 1), []
-    with locked(tmp_path, wait=True, note=told.append):
-        thread.join()
+    told = []
+    with held(tmp_path, 1), locked(tmp_path, wait=True, note=told.append):
+        pass
     assert "waiting for another segpipe (process" in told[0]
     assert any("still waiting" in line for line in told[1:])
