@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from segpipe.errors import DeviceError
 from segpipe.memory import free_bytes
@@ -36,21 +39,6 @@ class Runtime:
         """Wait until the device has computed everything."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def arriving(self, values: torch.Tensor) -> Callable[[], list[float]]:
-        """Begin to bring values to the host; the returned function waits for them, and for nothing that was begun later."""
-        if self.device.type != "cuda":
-            return values.tolist
-        held = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        held.copy_(values, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-
-        def arrived() -> list[float]:
-            event.synchronize()
-            return held.tolist()
-
-        return arrived
 
     def precision(self) -> torch.autocast:
         """Context in which the network's forward pass runs."""
@@ -86,14 +74,62 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
         raise DeviceError(
             f"--device {device}: {torch.cuda.device_count()} CUDA device(s) found; use --device cpu or auto"
         )
-    if chosen.type == "cuda":
-        # Streams and events are the current device's.
+    if chosen.type == "cuda" and chosen.index is not None:
+        # Streams and events are those of the current device. torch accepts no device without a number here: "cuda" is the current one.
         torch.cuda.set_device(chosen)
     if deterministic != torch.are_deterministic_algorithms_enabled():
         # Setting it loads torch's compiler, which takes a second and a half.
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return Runtime(chosen, _fast_precision(chosen))
+
+
+def sent(values: ArrayLike | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy a few numbers from the host to a device; a GPU goes on computing meanwhile.
+
+    Parameters
+    ----------
+    values : array_like or Tensor
+        On the host.
+    device : torch.device
+    dtype : torch.dtype, optional
+        Of the result; that of the values unless given.
+
+    Returns
+    -------
+    Tensor
+        On the device.
+    """
+    made = torch.as_tensor(values, dtype=dtype)
+    # A copy from ordinary (pageable) memory makes the host wait for all that the device was given before.
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
+def arriving(values: Tensor) -> Callable[[], Any]:
+    """Begin to bring numbers to the host.
+
+    Parameters
+    ----------
+    values : Tensor
+        Anywhere.
+
+    Returns
+    -------
+    callable
+        Returns the numbers (nested lists, as ``values.tolist()``); waits for them, and for nothing that the device was given later.
+    """
+    if values.device.type != "cuda":
+        return values.tolist
+    held = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    held.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def arrived() -> Any:
+        event.synchronize()
+        return held.tolist()
+
+    return arrived
 
 
 def require_devices(device: torch.device, n: int) -> None:

@@ -11,6 +11,12 @@ from tests.phantoms import write_small_dataset
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the tests of the simulated device unless they are asked for: they need processes of their own."""
+    asked_for = any("simulated" in str(arg) for arg in config.invocation_params.args)
+    return True if collection_path == ROOT / "tests" / "simulated" and not asked_for else None
+
+
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():

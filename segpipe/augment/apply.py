@@ -4,6 +4,7 @@ Images are (N, C, ...) float32; labels are (N, ...) with -1 where there is no im
 that were drawn to, all at once.
 """
 
+from collections.abc import Sequence
 from functools import reduce
 from itertools import combinations, product
 from math import prod
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from segpipe.augment.draw import Draw
 from segpipe.augment.spec import AugmentationSpec
+from segpipe.runtime import sent
 
 _MIN_SPAN = 1e-7
 
@@ -81,7 +83,7 @@ def move(images: Tensor, labels: Tensor, spec: AugmentationSpec, drawn: Draw) ->
         centre_crop(labels, spec.patch_size).clone(),
     )
     if len(drawn.moved):
-        which = _sent(drawn.moved, images.device)
+        which = sent(drawn.moved, images.device)
         positions = _positions(drawn.of(drawn.moved), images, spec)
         moved_images[which] = _in_planes(_sample, images[which], positions, spec)
         moved_labels[which] = _in_planes(_sample_labels, labels[which], positions, spec)
@@ -95,15 +97,15 @@ def _positions(drawn: Draw, images: Tensor, spec: AugmentationSpec) -> Tensor:
     floats: dict[str, Any] = {"device": images.device, "dtype": torch.float32}
     axes = [torch.arange(p, **floats) - (p - 1) / 2 for p in patch]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    matrices = _sent(drawn.matrices[:, moving][:, :, moving], **floats)
+    matrices = sent(drawn.matrices[:, moving][:, :, moving], **floats)
     rows = matrices.reshape(len(matrices), *(1,) * len(patch), *matrices.shape[1:])
     read = (rows * offsets[None, ..., None, :]).sum(-1)
     if drawn.elastic.any():
-        control = _sent(drawn.elastic, **floats)
+        control = sent(drawn.elastic, **floats)
         splines = [_spline_basis(p, spec.elastic_grid) for p in patch]
         shift = along_axes(control.flatten(0, 1), splines)
         read = read + shift.reshape(*control.shape[:2], *patch).movedim(1, -1)
-    return read + _sent([(n - 1) / 2 for n in source], **floats)
+    return read + sent([(n - 1) / 2 for n in source], **floats)
 
 
 def _spline_basis(n: int, grid: int) -> NDArray[np.float64]:
@@ -128,7 +130,7 @@ def _in_planes(sample: Any, arrays: Tensor, positions: Tensor, spec: Augmentatio
 
 def _sample(images: Tensor, positions: Tensor) -> Tensor:
     """Linear interpolation, 0 outside."""
-    size = _sent(images.shape[2:], images.device)
+    size = sent(images.shape[2:], images.device)
     # grid_sample counts from -1 to 1 over the whole source, x first.
     grid = ((2 * positions + 1) / size - 1).flip(-1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -145,9 +147,9 @@ def _sample_labels(labels: Tensor, positions: Tensor) -> Tensor:
     strides = [prod(n + 2 for n in size[axis + 1 :]) for axis in range(len(size))]
     low = positions.floor()
     up = positions - low
-    limit = _sent(size, labels.device)
+    limit = sent(size, labels.device)
     far = ((low < -1) | (low >= limit)).any(-1)
-    corner = (torch.minimum(low.clamp_min(-1), limit - 1).long() + 1) * _sent(strides, labels.device)
+    corner = (torch.minimum(low.clamp_min(-1), limit - 1).long() + 1) * sent(strides, labels.device)
     first = corner.sum(-1).flatten(1)[:, None].expand(-1, labels.shape[1], -1)
     found, shares = [], []
     for steps in product((0, 1), repeat=len(size)):
@@ -259,15 +261,15 @@ def apply_gamma(images: Tensor, exponents: NDArray[np.float64], *, inverted: boo
 def flip(arrays: Tensor, flips: NDArray[np.bool_]) -> Tensor:
     """Mirror samples (N, C, ...); twice is the identity."""
     for axis in np.flatnonzero(flips.any(axis=0)):
-        which = _sent(np.flatnonzero(flips[:, axis]), arrays.device)
+        which = sent(np.flatnonzero(flips[:, axis]), arrays.device)
         arrays[which] = arrays[which].flip(2 + int(axis))
     return arrays
 
 
-def along_axes(rows: Tensor, matrices: list[NDArray[np.float64]]) -> Tensor:
+def along_axes(rows: Tensor, matrices: Sequence[NDArray[np.floating]]) -> Tensor:
     """Multiply each axis of (M, ...) by its matrix, (new, old) for all rows alike or (M, new, old) for each."""
     for axis, matrix in enumerate(matrices, start=1):
-        factor = _sent(matrix, rows.device, rows.dtype)
+        factor = sent(matrix, rows.device, rows.dtype)
         others = rows.movedim(axis, 1)
         multiplied = torch.matmul(factor, others.flatten(2) if others.ndim > 2 else others[..., None])
         rows = multiplied.reshape(len(rows), factor.shape[-2], *others.shape[2:]).movedim(1, axis)
@@ -278,7 +280,7 @@ def _where_drawn(images: Tensor, values: NDArray[np.float64], drawn: Any, change
     """Change the channels (rows) that were drawn to: ``change(rows (M, ...), their values (M, ...))``."""
     samples, channels = np.nonzero(drawn)
     if len(samples):
-        where = _sent(samples, images.device), _sent(channels, images.device)
+        where = sent(samples, images.device), sent(channels, images.device)
         images[where] = change(images[where], values[samples, channels])
     return images
 
@@ -288,10 +290,4 @@ def _statistic(of: Any, rows: Tensor) -> Tensor:
 
 
 def _column(values: NDArray[np.float64], rows: Tensor) -> Tensor:
-    return _sent(values, rows.device, rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
-
-
-def _sent(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Bring a few numbers to a device without waiting for what it computes, as a copy from ordinary memory would."""
-    made = torch.as_tensor(values, dtype=dtype)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+    return sent(values, rows.device, rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from segpipe.distillation.features import pooled
 from segpipe.networks.blocks import conv_class
+from segpipe.runtime import sent
 
 LONGEST = 64
 """Edge that images and probabilities are pooled to before they are judged: what is judged is layout, and twice-differentiated 3D
@@ -128,7 +129,7 @@ def critic_loss(
     """
     real, made = Critic.shown(images, teacher), Critic.shown(images, student)
     n_channels = images.shape[1]
-    share = torch.rand((len(real), *(1,) * (real.ndim - 1)), generator=generator).to(real)
+    share = sent(torch.rand((len(real), *(1,) * (real.ndim - 1)), generator=generator), real.device, real.dtype)
     between = (share * real + (1 - share) * made)[:, n_channels:].requires_grad_()
     scores = critic(torch.cat((real[:, :n_channels], between), dim=1))
     (slopes,) = torch.autograd.grad(scores.sum(), between, create_graph=True)

@@ -1,10 +1,15 @@
 """Losses of feature maps, position by position. Pure, in float32, for any number of axes; each is 0 where the maps are alike."""
 
-from typing import Any
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from segpipe.augment.apply import along_axes
+from segpipe.runtime import sent
 
 _NO_NORM = 1e-8
 
@@ -44,7 +49,7 @@ def _flow(first: Tensor, second: Tensor) -> Tensor:
 def hide(features: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Set a share of the positions of (N, C, ...) to 0, the same in all channels."""
     drawn = torch.rand((features.shape[0], 1, *features.shape[2:]), generator=generator)
-    return features * (drawn >= share).to(features)
+    return features * sent(drawn >= share, features.device, features.dtype)
 
 
 def on_grid_of(student: Tensor, teacher: Tensor) -> Tensor:
@@ -56,12 +61,24 @@ def on_grid_of(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def pooled(features: Tensor, shape: list[int] | tuple[int, ...]) -> Tensor:
-    """Mean over the parts of a map (N, C, ...) that a coarser grid has."""
+    """Mean over the parts of a map (N, C, ...) that a coarser grid has: torch's adaptive average pooling, one axis after the other.
+
+    As products with small matrices its gradient has a deterministic form on every device; torch's own has none on a GPU.
+    """
     if list(features.shape[2:]) == list(shape):
         return features
-    pool: Any = F.adaptive_avg_pool2d if len(shape) == 2 else F.adaptive_avg_pool3d
-    means: Tensor = pool(features, list(shape))
-    return means
+    matrices = [_means(n, parts) for n, parts in zip(features.shape[2:], shape, strict=True)]
+    return along_axes(features.flatten(0, 1), matrices).reshape(*features.shape[:2], *shape)
+
+
+@lru_cache(maxsize=32)
+def _means(n: int, parts: int) -> NDArray[np.float32]:
+    """(parts, n): each row takes the mean of the positions of a part; neighbouring parts share one where n is no multiple of them."""
+    matrix = np.zeros((parts, n), np.float32)
+    for part in range(parts):
+        begin, end = part * n // parts, -(-(part + 1) * n // parts)
+        matrix[part, begin:end] = 1 / (end - begin)
+    return matrix
 
 
 def _unit(rows: Tensor) -> Tensor:

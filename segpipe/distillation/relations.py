@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segpipe.distillation.features import on_grid_of, pooled
+from segpipe.runtime import sent
 
 MOST_NODES = 512
 """Where the size of a node is not given: a matrix of their affinities takes a megabyte, as on the 8x8x8 parts of a volume."""
@@ -37,7 +38,7 @@ def pair_loss(student: Tensor, teacher: Tensor, *, node: int | None = None, near
     grid = tuple(ceil(n / (node or node_edge(shape))) for n in shape)
     s, t = (_affinities(pooled(x.float(), grid)) for x in (student, teacher))
     if nearest is not None and nearest < prod(grid):
-        among = _nearest(grid, nearest).to(s.device).expand(len(s), -1, -1)
+        among = sent(_nearest(grid, nearest), s.device).expand(len(s), -1, -1)
         s, t = s.gather(2, among), t.gather(2, among)
     return (s - t).square().mean()
 
@@ -145,8 +146,9 @@ def _part_vectors(features: Tensor, parts: int) -> Tensor:
 def _distances(rows: Tensor) -> Tensor:
     squared = (rows[:, None] - rows[None]).square().sum(-1)
     distances = squared.clamp_min(_NO_NORM).sqrt() * (squared > _NO_NORM)
-    apart = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return distances / distances[apart].mean().clamp_min(_NO_NORM)
+    # The distance of a part to itself is 0, and counts for nothing.
+    n_pairs = max(len(rows) * (len(rows) - 1), 1)
+    return distances / (distances.sum() / n_pairs).clamp_min(_NO_NORM)
 
 
 def _angles(rows: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def voxel_loss(
     divergence = divergence * temperature**2
     weights = torch.ones_like(divergence) if kept is None else kept.to(divergence.dtype)
     if by_class:
-        weights = weights * _class_weights(*_classes(teacher, regions=regions), weights)
+        weights = weights / _class_sizes(teacher, weights, regions=regions).clamp_min(1)
     return (divergence * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
@@ -156,23 +156,22 @@ def present_classes(teacher: Tensor, *, regions: bool, kept: Tensor | None = Non
     return found.scatter_add_(1, winners, counted) > 0
 
 
-def _classes(teacher: Tensor, *, regions: bool) -> tuple[Tensor, int]:
-    """Number of each voxel's class (N, ...), and of how many."""
+def _class_sizes(teacher: Tensor, counted: Tensor, *, regions: bool) -> Tensor:
+    """How many voxels that count each voxel's class has in the batch: (N, ...) of scores (N, K, ...).
+
+    A class is the label that the teacher calls, or the set of regions that it finds there.
+    """
     if not regions:
-        return teacher.argmax(1), teacher.shape[1]
-    inside = (teacher > 0).long()
-    powers = 2 ** torch.arange(teacher.shape[1], device=teacher.device).reshape(1, -1, *(1,) * (teacher.ndim - 2))
-    sets, numbers = torch.unique((inside * powers).sum(1), return_inverse=True)
-    return numbers, len(sets)
-
-
-def _class_weights(classes: Tensor, n: int, counted: Tensor) -> Tensor:
-    """Weight of each voxel, so that the classes of a batch count alike."""
-    sizes = torch.zeros(n, dtype=counted.dtype, device=counted.device)
-    sizes.scatter_add_(0, classes.flatten(), counted.flatten())
-    shares: Tensor = 1 / sizes.clamp_min(1.0)
-    weights: Tensor = shares[classes]
-    return weights
+        classes = teacher.argmax(1)
+        sizes = torch.zeros(teacher.shape[1], dtype=counted.dtype, device=counted.device)
+        return sizes.scatter_add_(0, classes.flatten(), counted.flatten())[classes]
+    sets = sum((teacher[:, k] > 0).long() << k for k in range(teacher.shape[1]))
+    assert isinstance(sets, Tensor)
+    # Sorted, voxels of one set are neighbours. torch.unique would ask a GPU how many sets there are.
+    ordered, order = sets.flatten().sort()
+    before = F.pad(counted.flatten()[order].long().cumsum(0), (1, 0))
+    first, last = (torch.searchsorted(ordered, sets, right=right) for right in (False, True))
+    return before[last] - before[first]
 
 
 def _correlation(a: Tensor, b: Tensor, weights: Tensor, *, dim: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A model loaded once, ready to predict any number of volumes. No processes, no files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,9 +17,9 @@ from segpipe.dataset.check import image_problems
 from segpipe.errors import CaseError, ModelError
 from segpipe.geometry import Grid, triple
 from segpipe.inference.engine import EngineName, Precision, inference_runtime, make_engine
-from segpipe.inference.restore import uncrop
+from segpipe.inference.restore import labels_of, uncrop
 from segpipe.inference.sliding import Ensemble
-from segpipe.inference.stage import Measured, Stage, painted_plane, timed
+from segpipe.inference.stage import Measured, Stage, timed
 from segpipe.interop.nnunet.folder import is_model_folder, read_model_folder
 from segpipe.modelfile import ModelFile, model_in
 from segpipe.planning.schema import Plan
@@ -190,6 +190,7 @@ class Predictor:
             labels = self.stages[0].segment(image, prepared[0], measured)
         else:
             labels = self._by_probabilities(image, prepared, measured, sink)
+        measured.settle()
         oriented = labels.transpose(self.plan.transpose_backward)
         if self.rules:
             with measured.timing("postprocess"):
@@ -204,14 +205,19 @@ class Predictor:
         regions = self.plan.labels.regions
         sources = [s.probabilities(image, p, measured) for s, p in zip(self.stages, prepared, strict=True)]
         placement = sources[0].prepared.placement
-        painted = np.empty(placement.shape_after_crop, dtype=np.int16)
         streams = [timed(source.planes, "restore", measured) for source in sources]
-        for number, planes in enumerate(zip(*streams, strict=True)):
-            mean = planes[0] if len(planes) == 1 else torch.stack([p.to(planes[0].device) for p in planes]).mean(0)
-            painted[number] = painted_plane(mean, regions=regions)
-            if sink is not None:
-                with measured.timing("write"):
-                    sink(placement, number, mean)
+
+        def means() -> Iterator[Tensor]:
+            for number, planes in enumerate(zip(*streams, strict=True)):
+                mean = planes[0] if len(planes) == 1 else torch.stack([p.to(planes[0].device) for p in planes]).mean(0)
+                if sink is not None:
+                    # Brought to the host here once, not by each that looks at it.
+                    mean = mean.cpu()
+                    with measured.timing("write"):
+                        sink(placement, number, mean)
+                yield mean
+
+        painted = labels_of(means(), placement.shape_after_crop, regions=regions)
         return self.plan.labels.written(uncrop(painted, placement))
 
 

@@ -8,6 +8,7 @@ likely than not.) So the work hardly grows with the labels, and memory is that o
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from segpipe.inference.calling import call
+from segpipe.inference.calling import call, largest
 from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices
+from segpipe.runtime import arriving, sent
 
 Shape = tuple[int, ...]
 
@@ -57,10 +59,18 @@ class Restoring:
             axis_between(n, m, nearest=axis == apart)
             for axis, (n, m) in enumerate(zip(shape_in, shape_out, strict=True))
         ]
+        self._on_device: tuple[Axis, Axis, Axis] | None = None
         self.same = tuple(shape_in) == tuple(shape_out)
         self.arrived = 0
         self.next = 0
         """First native plane that is not restored yet."""
+
+    def axes_on(self, device: torch.device) -> tuple[Axis, Axis, Axis]:
+        """Positions along the three axes, on the device that all planes of a case lie on; sent there once."""
+        if self._on_device is None:
+            z, y, x = (Axis(*(sent(t, device) for t in (a.low, a.high, a.share))) for a in self.axes)
+            self._on_device = (z, y, x)
+        return self._on_device
 
     def ready(self, n: int) -> slice:
         """Take note of ``n`` further planes; returns the native planes that they complete."""
@@ -111,18 +121,20 @@ def restored_labels(
         at_once = max(_VOXELS_AT_ONCE // (shape_out[1] * shape_out[2]), 1)
         for z in range(done.start, done.stop, at_once):
             part = slice(z, min(z + at_once, done.stop))
-            labels[part] = _restore(table, calls, first, part, restoring, regions=regions).cpu().numpy()
+            labels[part] = _restore(table, calls, first, part, restoring, regions=regions)
         kept = restoring.first_needed - first
         table, calls = table[kept:], calls[kept:]
     return labels
 
 
-def _restore(table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, *, regions: bool) -> Tensor:
+def _restore(
+    table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, *, regions: bool
+) -> NDArray[np.int16]:
     """Labels of some native planes; ``table`` holds logits (n, Y, X, K) from plane ``first`` on."""
+    n_regions = table.shape[-1] if regions else None
     if restoring.same:
-        return _painted(calls[part.start - first : part.stop - first], regions=regions)
-    device = table.device
-    z, y, x = (Axis(a.low.to(device), a.high.to(device), a.share.to(device)) for a in restoring.axes)
+        return _painted(calls[part.start - first : part.stop - first], n_regions).cpu().numpy()
+    z, y, x = restoring.axes_on(table.device)
     z = Axis(z.low[part] - first, z.high[part] - first, z.share[part])
     least, most = calls, calls
     for number, axis in enumerate((z, y, x)):
@@ -130,14 +142,28 @@ def _restore(table: Tensor, calls: Tensor, first: int, part: slice, restoring: R
             combine(values.index_select(number, axis.low), values.index_select(number, axis.high))
             for combine, values in ((torch.minimum, least), (torch.maximum, most))
         )
-    labels = _painted(least, regions=regions)
-    mixed = (least != most).nonzero()
+    labels, mixed = _painted(least, n_regions), least != most
     rows = table.reshape(-1, table.shape[-1])
-    for some in torch.split(mixed, _ROWS_AT_ONCE):
-        logits = _interpolated(rows, calls.shape, some, (z, y, x))
+
+    def interpolate(voxels: Tensor) -> None:
+        logits = _interpolated(rows, calls.shape, voxels, (z, y, x))
         called = call(logits.T, regions=True) if regions else logits.argmax(1)
-        labels[some.unbind(1)] = _painted(called, regions=regions)
-    return labels
+        labels[voxels.unbind(1)] = _painted(called, n_regions)
+
+    if labels.device.type == "cpu":
+        for some in torch.split(mixed.nonzero(), _ROWS_AT_ONCE):
+            interpolate(some)
+        return labels.numpy()
+    # How many voxels are mixed is known on the device alone. As many as are interpolated together are taken without asking (where
+    # there are fewer, the rest is voxel 0, which interpolation leaves as it is); the number comes home with the labels.
+    interpolate(torch.nonzero_static(mixed, size=min(_ROWS_AT_ONCE, mixed.numel()), fill_value=0))
+    count = arriving(mixed.sum())
+    home = labels.cpu()
+    if count() > _ROWS_AT_ONCE:
+        for some in torch.split(mixed.nonzero()[_ROWS_AT_ONCE:], _ROWS_AT_ONCE):
+            interpolate(some)
+        home = labels.cpu()
+    return home.numpy()
 
 
 def _interpolated(rows: Tensor, shape: torch.Size, voxels: Tensor, axes: tuple[Axis, Axis, Axis]) -> Tensor:
@@ -153,16 +179,13 @@ def _interpolated(rows: Tensor, shape: torch.Size, voxels: Tensor, axes: tuple[A
     return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
 
 
-def _painted(calls: Tensor, *, regions: bool) -> Tensor:
-    """Labels of what is called: as it is, or the number of the last region in each set."""
-    if not regions:
+def _painted(calls: Tensor, n_regions: int | None) -> Tensor:
+    """Labels of what is called: as it is, or of so many regions the number of the last one in each set."""
+    if n_regions is None:
         return calls.to(torch.int16)
     painted = torch.zeros(calls.shape, dtype=torch.int16, device=calls.device)
-    bit, left = 0, calls.clone()
-    while bool(left.any()):
-        painted[(left & 1) != 0] = bit + 1
-        left >>= 1
-        bit += 1
+    for number in range(n_regions):
+        painted.masked_fill_((calls >> number & 1).bool(), number + 1)
     return painted
 
 
@@ -194,11 +217,8 @@ def interpolated_planes(
     held: Tensor | None = None
     for arrived in planes:
         values = arrived.float()
-        held = (
-            _in_plane(values, shape_out, apart)
-            if held is None
-            else torch.cat((held, _in_plane(values, shape_out, apart)), 1)
-        )
+        within = _in_plane(values, restoring, apart)
+        held = within if held is None else torch.cat((held, within), 1)
         first = restoring.arrived + values.shape[1] - held.shape[1]
         done, axis = restoring.ready(values.shape[1]), restoring.axes[0]
         for z in range(done.start, done.stop):
@@ -206,11 +226,46 @@ def interpolated_planes(
         held = held[:, restoring.first_needed - first :]
 
 
-def _in_plane(logits: Tensor, shape_out: Shape, apart: int | None) -> Tensor:
+def labels_of(probabilities: Iterator[Tensor], shape: Shape, *, regions: bool) -> NDArray[np.int16]:
+    """Labels of planes of probabilities, brought to the host some planes at a time.
+
+    Parameters
+    ----------
+    probabilities : iterator of Tensor
+        (K, Y, X) of each plane, in order.
+    shape : tuple of int
+        (Z, Y, X).
+    regions : bool
+        Outputs are regions; else the first one is the background.
+
+    Returns
+    -------
+    ndarray
+        (Z, Y, X); number of the label, or of the last region that is more likely than not, 0 for the background.
+    """
+    labels, at_once = np.empty(shape, dtype=np.int16), max(_VOXELS_AT_ONCE // (shape[1] * shape[2]), 1)
+    painted = (_painted_plane(plane, regions=regions) for plane in probabilities)
+    for first in range(0, shape[0], at_once):
+        together = torch.stack(list(islice(painted, at_once)))
+        labels[first : first + at_once] = together.cpu().numpy()
+    return labels
+
+
+def _painted_plane(probabilities: Tensor, *, regions: bool) -> Tensor:
+    """Numbers of labels (Y, X) from probabilities (K, Y, X)."""
+    if not regions:
+        return largest(probabilities).to(torch.int16)
+    painted = torch.zeros(probabilities.shape[1:], dtype=torch.int16, device=probabilities.device)
+    for number, region in enumerate(probabilities, start=1):
+        painted.masked_fill_(region > 0.5, number)
+    return painted
+
+
+def _in_plane(logits: Tensor, restoring: Restoring, apart: int | None) -> Tensor:
     """Interpolate (K, n, Y, X) along its last two axes."""
+    shape_out = restoring.shape_out
     if apart in (1, 2):
-        index = torch.from_numpy(nearest_indices(logits.shape[1 + apart], shape_out[apart])).to(logits.device)
-        logits = logits.index_select(1 + apart, index)
+        logits = logits.index_select(1 + apart, restoring.axes_on(logits.device)[apart].low)
     if tuple(logits.shape[2:]) == tuple(shape_out[1:]):
         return logits
     return F.interpolate(logits.movedim(1, 0), size=shape_out[1:], mode="bilinear", align_corners=False).movedim(0, 1)

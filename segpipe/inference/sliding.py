@@ -4,6 +4,7 @@ Windows are computed row by row along the first axis. What no later window reach
 row's height are all that is held: memory grows with the labels times a patch's depth, not with the image's.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from segpipe.errors import CaseError
 from segpipe.inference.calling import call
 from segpipe.inference.engine import Engine
+from segpipe.inference.tally import Tally
 from segpipe.windows import axis_starts, gaussian_weights, padding_to
 
 PLANES_BYTES = 2**26
@@ -35,13 +37,21 @@ class Agreement:
 
     regions: bool = False
     """Outputs are regions; a voxel's label is the set of those that are more likely than not."""
-    foreground: int = 0
-    differing: float = 0.0
+    foreground: Tally = field(default_factory=Tally)
+    differing: dict[int, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    """Voxels that a pass labels in another way than the mean, summed over the passes; by the number of passes."""
 
     @property
     def disagreement(self) -> float | None:
         """Share of the foreground that one of them, on average, labels in another way than their mean; None with one pass only."""
-        return self.differing / self.foreground if self.foreground else None
+        if not self.foreground.value:
+            return None
+        return sum(tally.value / n for n, tally in self.differing.items()) / self.foreground.value
+
+    def settle(self) -> None:
+        """Bring the counts to the host."""
+        for tally in (self.foreground, *self.differing.values()):
+            tally.settle()
 
 
 @dataclass(frozen=True)
@@ -139,12 +149,10 @@ class Ensemble:
 
 def _compare(labels: list[Tensor], mean: Tensor, agreement: Agreement) -> None:
     foreground = mean != 0
-    differing = 0
     for one in labels:
         foreground |= one != 0
-        differing += int((one != mean).sum())
-    agreement.foreground += int(foreground.sum())
-    agreement.differing += differing / len(labels)
+        agreement.differing[len(labels)].add((one != mean).sum())
+    agreement.foreground.add(foreground.sum())
 
 
 @torch.inference_mode()
@@ -191,14 +199,15 @@ def logit_planes(
         (K, n, Y, X).
     """
     padded = F.pad(image, [n for before_after in reversed(windows.padding) for n in before_after])
+    inside = None if outside is None else _inside(padded, outside)
     total = allocate((n_outputs, windows.height(ensemble.batch), *windows.padded[1:]))
     weight_sum = torch.zeros(total.shape[1:], device=total.device)
     gauss = _importance(windows, total)
     rows = windows.rows(ensemble.batch)
     for number, row in enumerate(rows):
         starts = list(product(row, *windows.starts[1:]))
-        if outside is not None:
-            starts = [s for s in starts if not _is_outside(padded[(slice(None), *_box(s, windows.patch))], outside)]
+        if inside is not None:
+            starts = _holding_some(starts, inside, windows.patch)
         for first in range(0, len(starts), ensemble.batch):
             some = starts[first : first + ensemble.batch]
             tiles = torch.stack([padded[(slice(None), *_box(s, windows.patch))] for s in some])
@@ -211,7 +220,8 @@ def logit_planes(
                 weight_sum[box] += gauss
             on_tile(len(some))
         upcoming = rows[number + 1][0] if number + 1 < len(rows) else windows.padded[0]
-        yield from _finished(total, weight_sum, row[0], upcoming, windows, regions=regions)
+        done = _finished(total, weight_sum, row[0], upcoming, windows)
+        yield from done if outside is None else _with_background(done, regions=regions)
         _shift(total, weight_sum, upcoming - row[0])
 
 
@@ -224,28 +234,35 @@ def _importance(windows: Windows, total: Tensor) -> Tensor:
     return gauss.reshape(windows.patch).to(total.device)
 
 
-def _finished(
-    total: Tensor, weight_sum: Tensor, first: int, upcoming: int, windows: Windows, *, regions: bool
-) -> Iterator[Tensor]:
-    """Yield the planes that no later window reaches, without the padding."""
+def _finished(total: Tensor, weight_sum: Tensor, first: int, upcoming: int, windows: Windows) -> Iterator[Tensor]:
+    """Yield the planes that no later window reaches, without the padding; NaN where no window was computed."""
     (before, _), *in_plane = windows.padding
     y, x = (slice(b, b + n) for (b, _), n in zip(in_plane, windows.shape[1:], strict=True))
     begin, end = max(first, before) - first, min(upcoming, before + windows.shape[0]) - first
+    _require_finite(total[:, begin:end, y, x])
     at_once = max(PLANES_BYTES // (4 * total[:, 0].numel()), 1)
     for z in range(begin, end, at_once):
         planes = slice(z, min(z + at_once, end))
-        weights = weight_sum[planes, y, x]
-        mean = total[:, planes, y, x].float() / weights.clamp_min(1e-20)
-        if not bool(torch.isfinite(mean.sum())) and not bool(torch.isfinite(mean).all()):
-            raise CaseError(
-                "the network's logits are not finite numbers: its precision overflows on this image, or its weights are damaged; "
-                "try --precision float32"
-            )
-        unseen = weights == 0
-        if bool(unseen.any()):
-            mean[:, unseen] = -1.0
-            if not regions:
-                mean[0][unseen] = 1.0
+        yield total[:, planes, y, x].float() / weight_sum[planes, y, x]
+
+
+def _require_finite(sums: Tensor) -> None:
+    """Raise unless all sums (K, n, Y, X) are finite. Asked once for all planes: each answer makes the host wait for a GPU."""
+    # A sum of everything takes no memory, and is finite unless one is not, or they are huge.
+    if not bool(sums.sum(dtype=torch.float32).isfinite()) and not all(bool(p.isfinite().all()) for p in sums.unbind(1)):
+        raise CaseError(
+            "the network's logits are not finite numbers: its precision overflows on this image, or its weights are damaged; "
+            "try --precision float32"
+        )
+
+
+def _with_background(planes: Iterator[Tensor], *, regions: bool) -> Iterator[Tensor]:
+    """Call background where no window was computed: its sum of weights is 0, and the mean 0 / 0."""
+    for mean in planes:
+        unseen = mean[0].isnan()
+        mean.masked_fill_(unseen, -1.0)
+        if not regions:
+            mean[0].masked_fill_(unseen, 1.0)
         yield mean
 
 
@@ -263,6 +280,16 @@ def _box(start: tuple[int, ...], patch: tuple[int, ...]) -> Slices:
     return tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
 
 
-def _is_outside(tile: Tensor, outside: Tensor) -> bool:
-    # Interpolation leaves a constant region constant up to rounding.
-    return bool(((tile - outside[:, None, None, None]).abs() < _NO_DIFFERENCE).all())
+def _inside(image: Tensor, outside: Tensor) -> Tensor:
+    """Voxels (Z, Y, X) of an image (C, Z, Y, X) where a channel differs from its value outside the body."""
+    inside = torch.zeros(image.shape[1:], dtype=torch.bool, device=image.device)
+    for channel, value in zip(image, outside, strict=True):
+        # Interpolation leaves a constant region constant up to rounding.
+        inside |= ~((channel - value).abs() < _NO_DIFFERENCE)
+    return inside
+
+
+def _holding_some(starts: list[tuple[int, ...]], inside: Tensor, patch: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Windows with at least one voxel inside the body. Asked for all of them at once, since each answer makes the host wait for a GPU."""
+    holds = torch.stack([inside[_box(start, patch)].any() for start in starts]).tolist()
+    return [start for start, some in zip(starts, holds, strict=True) if some]

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from segpipe.augment.previous import one_hot
 from segpipe.inference.calling import MOST_REGIONS, largest
 from segpipe.inference.memory import choose_sums
-from segpipe.inference.restore import restored_labels, restored_probabilities, uncrop
+from segpipe.inference.restore import labels_of, restored_labels, restored_probabilities, uncrop
 from segpipe.inference.sliding import Agreement, Ensemble, logit_planes, windows_of
+from segpipe.inference.tally import Tally
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import outside_values
 from segpipe.preprocessing.prepare import Prepared, prepare
@@ -31,9 +32,9 @@ class Measured:
     """By stage."""
     n_windows: int = 0
     agreement: Agreement = field(default_factory=Agreement)
-    entropy: float = 0.0
+    entropy: Tally = field(default_factory=Tally)
     """Summed over the foreground, each voxel's between 0 and 1."""
-    foreground: int = 0
+    foreground: Tally = field(default_factory=Tally)
     """Voxels, at the network's spacing."""
     _within: list[str] = field(default_factory=list)
     _since: float = 0.0
@@ -41,7 +42,12 @@ class Measured:
     @property
     def mean_entropy(self) -> float | None:
         """Mean entropy of the foreground's voxels, as a share of the largest possible; None without foreground."""
-        return self.entropy / self.foreground if self.foreground else None
+        return self.entropy.value / self.foreground.value if self.foreground.value else None
+
+    def settle(self) -> None:
+        """Bring what was counted on the device to the host."""
+        for counted in (self.entropy, self.foreground, self.agreement):
+            counted.settle()
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
@@ -84,7 +90,7 @@ class Stage:
             found = self.previous.segment(image, self.previous.prepare(image), measured)
             found = found.transpose(self.previous.plan.transpose_backward)
             # What is told of the quality is of the last stage.
-            measured.entropy, measured.foreground, measured.agreement = 0.0, 0, Agreement()
+            measured.entropy, measured.foreground, measured.agreement = Tally(), Tally(), Agreement()
         with measured.timing("prepare"):
             prepared = prepared or prepare(image, found, self.plan, self.configuration)
             voxels = torch.from_numpy(prepared.image)
@@ -104,7 +110,7 @@ class Stage:
                 native = restored_probabilities(
                     planes, shape, placement.shape_after_crop, placement.apart_back, regions=True
                 )
-                painted = np.stack([painted_plane(p, regions=True) for p in native])
+                painted = labels_of(native, placement.shape_after_crop, regions=True)
             else:
                 painted = restored_labels(
                     planes, shape, placement.shape_after_crop, placement.apart_back, regions=labels.regions
@@ -187,16 +193,6 @@ def timed(items: Iterator[Tensor], what: str, measured: Measured) -> Iterator[Te
         yield item
 
 
-def painted_plane(probabilities: Tensor, *, regions: bool) -> NDArray[np.int16]:
-    """Numbers of labels (Y, X) from probabilities (K, Y, X); with regions of the last one that is more likely than not."""
-    if not regions:
-        return largest(probabilities).to(torch.int16).cpu().numpy()
-    painted = torch.zeros(probabilities.shape[1:], dtype=torch.int16, device=probabilities.device)
-    for number, region in enumerate(probabilities, start=1):
-        painted[region > 0.5] = number
-    return painted.cpu().numpy()
-
-
 def entropy_of(probabilities: Tensor, *, regions: bool) -> Tensor:
     """Entropy of (K, ...), between 0 and 1: of the distribution over labels, or the mean of each region's own."""
     if regions:
@@ -209,7 +205,9 @@ def entropy_of(probabilities: Tensor, *, regions: bool) -> Tensor:
 
 def _add_entropy(logits: Tensor, measured: Measured, *, regions: bool) -> None:
     foreground = (logits > 0).any(0) if regions else largest(logits) > 0
-    chosen = logits[:, foreground]
-    probabilities = chosen.sigmoid() if regions else chosen.softmax(0)
-    measured.entropy += float(entropy_of(probabilities, regions=regions).sum())
-    measured.foreground += chosen.shape[1]
+    measured.foreground.add(foreground.sum())
+    if logits.device.type == "cpu":
+        # Few voxels are foreground. A GPU computes all of them sooner than it says how many.
+        logits, foreground = logits[:, foreground], foreground[foreground]
+    probabilities = logits.sigmoid() if regions else logits.softmax(0)
+    measured.entropy.add((entropy_of(probabilities, regions=regions) * foreground).sum())

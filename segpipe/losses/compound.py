@@ -26,6 +26,7 @@ from segpipe.losses.spec import (
 )
 from segpipe.losses.surface import boundary_loss, hausdorff_loss
 from segpipe.losses.voxelwise import cross_entropy, top_k_cross_entropy
+from segpipe.runtime import sent
 
 _OF_SHAPES = (BoundaryTerm, HausdorffTerm, ClDiceTerm)
 """Terms of surfaces and skeletons: at lower resolutions these are other shapes, so only full resolution has them."""
@@ -84,9 +85,9 @@ class Loss:
         total, spacing = self.total, self.spacing or (1.0,) * (logits.ndim - 2)
         match term:
             case CrossEntropyTerm():
-                return cross_entropy(logits, reference, weights=self._weights(term.class_weights), total=total)
+                return cross_entropy(logits, reference, weights=self._weights(term.class_weights, logits), total=total)
             case FocalTerm(gamma=gamma):
-                weights = self._weights(term.class_weights)
+                weights = self._weights(term.class_weights, logits)
                 return cross_entropy(logits, reference, weights=weights, gamma=gamma, total=total)
             case TopKTerm(share=share):
                 return top_k_cross_entropy(logits, reference, share=share, total=total)
@@ -120,13 +121,13 @@ class Loss:
             case ClDiceTerm():
                 return cldice_loss(probabilities, reference, iterations=term.iterations, total=total)
 
-    def _weights(self, given: object) -> Tensor | None:
-        """(K,) of the network's outputs."""
+    def _weights(self, given: object, logits: Tensor) -> Tensor | None:
+        """(K,) of the network's outputs, where the logits are."""
         if given is None:
             return None
         assert isinstance(given, dict), f"class weights {given!r}: a plan holds numbers"
         names = self.labels.names if self.labels.regions else (BACKGROUND, *self.labels.names)
-        return torch.tensor([float(given.get(name, 1.0)) for name in names])
+        return sent([float(given.get(name, 1.0)) for name in names], logits.device, logits.dtype)
 
 
 def shrink_labels(target: Tensor, shape: tuple[int, ...]) -> Tensor:

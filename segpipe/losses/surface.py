@@ -13,6 +13,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from segpipe.losses.reference import Reference, Total, alone, at_least_something, mean_of
+from segpipe.runtime import sent
 
 
 def boundary_loss(
@@ -35,7 +36,8 @@ def boundary_loss(
     Tensor
         Scalar; a target that is absent from a sample, or fills it, has no surface there and adds 0.
     """
-    return _mean(probabilities * _maps(reference.inside, spacing, _signed), reference, total)
+    (distance,) = _maps([reference.inside], spacing, _signed)
+    return _mean(probabilities * distance, reference, total)
 
 
 def hausdorff_loss(
@@ -55,7 +57,8 @@ def hausdorff_loss(
     """
     inside, kept = reference.inside, reference.kept
     predicted = probabilities.detach() if kept is None else probabilities.detach() * kept[:, None]
-    distance = _maps(predicted, spacing, _unsigned) ** alpha + _maps(inside, spacing, _unsigned) ** alpha
+    of_both = _maps([predicted, inside], spacing, _unsigned)
+    distance = of_both[0] ** alpha + of_both[1] ** alpha
     return _mean((probabilities - inside).square() * distance, reference, total)
 
 
@@ -67,16 +70,16 @@ def _mean(voxels: Tensor, reference: Reference, total: Total) -> Tensor:
     return total((voxels * counts).sum()) / at_least_something(total(counts.sum() * voxels.shape[1]))
 
 
-def _maps(soft: Tensor, spacing: tuple[float, ...], of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Tensor:
-    """Distance map of each mask of (N, T, ...)."""
-    masks = (soft > 0.5).cpu().numpy()
+def _maps(soft: list[Tensor], spacing: tuple[float, ...], of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Tensor:
+    """Distance map (S, N, T, ...) of each mask of S tensors (N, T, ...), all brought to the host together."""
+    masks = torch.stack([x > 0.5 for x in soft]).cpu().numpy()
     relative = np.array(spacing) / min(spacing)
     maps = np.zeros(masks.shape, np.float32)
-    for index in np.ndindex(masks.shape[:2]):
+    for index in np.ndindex(masks.shape[:3]):
         mask = masks[index]
         if mask.any() and not mask.all():
             maps[index] = of(mask, relative)
-    return torch.from_numpy(maps).to(soft)
+    return sent(maps, soft[0].device, soft[0].dtype)
 
 
 def _unsigned(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:

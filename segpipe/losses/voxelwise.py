@@ -59,12 +59,19 @@ def cross_entropy(
 def top_k_cross_entropy(logits: Tensor, reference: Reference, *, share: float, total: Total = alone) -> Tensor:
     """Mean cross-entropy of the share of labelled voxels where it is largest, in this process's part of a batch; 0 where there is none."""
     losses = cross_entropy_map(logits, reference)
-    if reference.kept is not None:
-        losses = losses[reference.kept.reshape(-1)]
-    losses = losses.flatten()
-    k = max(round(share * losses.numel()), 1) if losses.numel() else 0
-    hardest = torch.topk(losses, k).values if k < losses.numel() else losses
-    return total(hardest.sum()) / at_least_something(total(losses.new_full((), float(k))))
+    k = max(round(share * losses.numel()), 1)
+    if reference.kept is None:
+        hardest = torch.topk(losses.flatten(), k).values if k < losses.numel() else losses
+        return total(hardest.sum()) / total(losses.new_full((), float(k)))
+    # How many voxels are labelled is not asked for: a GPU would have to be waited for. As many as if all were are taken, ignored ones
+    # last, and of these as many as count.
+    kept = _voxel_weights(losses, reference, None)
+    assert kept is not None
+    hardest = torch.topk(losses.masked_fill(kept == 0, -1.0).flatten(), k).values
+    n_kept = kept.sum()
+    n = (share * n_kept).round().clamp_min(1.0).minimum(n_kept)
+    counted = torch.arange(k, device=losses.device) < n
+    return total(torch.where(counted, hardest, 0.0).sum()) / at_least_something(total(n))
 
 
 def _voxel_weights(losses: Tensor, reference: Reference, weights: Tensor | None) -> Tensor | None:

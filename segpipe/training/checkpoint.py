@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from segpipe.artefact import write_atomically
 from segpipe.errors import TrainingError
@@ -30,13 +31,41 @@ class State:
 
     def keep_best(self) -> None:
         """Remember the network's weights as the best."""
-        self.best = {name: p.detach().cpu().clone() for name, p in self.network.state_dict().items()}
+        self.best = on_host({name: p.detach() for name, p in self.network.state_dict().items()})
+
+
+def on_host(state: Any) -> Any:
+    """Copy the tensors of nested dictionaries and lists to the host; a GPU is waited for once, not once for each tensor.
+
+    Parameters
+    ----------
+    state : dict, list or tuple
+        Anything that is no tensor stays as it is.
+
+    Returns
+    -------
+    dict, list or tuple
+        Like ``state``, with tensors of its own on the host.
+    """
+    waiting: set[torch.device] = set()
+
+    def brought(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cuda":
+            return tensor.detach().to("cpu", copy=True)
+        waiting.add(tensor.device)
+        held = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, pin_memory=True)
+        return held.copy_(tensor.detach(), non_blocking=True)
+
+    held = tree_map_only(Tensor, brought, state)
+    for device in waiting:
+        torch.cuda.synchronize(device)
+    return held
 
 
 def save_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
     """Write the state; a reader sees the old one or the new one."""
     buffer = io.BytesIO()
-    torch.save(
+    held = on_host(
         {
             "network": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
@@ -47,9 +76,9 @@ def save_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
             "guide": None if state.guide is None else state.guide.state_dict(),
             "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "identity": identity,
-        },
-        buffer,
+        }
     )
+    torch.save(held, buffer)
     # As it lies there: a copy of a large network's state is gigabytes.
     write_atomically(path, buffer.getbuffer())
 

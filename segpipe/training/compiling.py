@@ -21,43 +21,42 @@ GAIN = 0.95
 """Share of the eager time from which the compiled step is kept; less of a gain may be noise."""
 
 
-def faster_forward(
-    network: Segmenter, eager: Forward, images: Tensor, runtime: Runtime, remaining_s: Callable[[float], float]
-) -> tuple[Forward, str]:
-    """Return the eager or the compiled forward pass, whichever trains faster here, and why.
+def compiled_if_faster(
+    network: Segmenter, images: Callable[[], Tensor], runtime: Runtime, remaining_s: Callable[[float], float]
+) -> tuple[Forward | None, str]:
+    """Return the compiled forward pass where it trains faster here than the eager one, else None; and why.
 
     Parameters
     ----------
-    network : Module
+    network : Segmenter
         Whose gradients are thrown away after the trial.
-    eager : callable
-        Forward pass of the network: images to logits at each resolution.
-    images : Tensor
-        A batch.
+    images : callable
+        Reads a batch; called where there is a trial.
     runtime : Runtime
     remaining_s : callable
         Forecast of the training from the seconds of a step.
     """
+    if remaining_s(float("inf")) < WORTH_TRYING_S:
+        # Asked for in minutes: known without measuring.
+        return None, _too_short(remaining_s(float("inf")))
     held = [(b, b.clone()) for b in network.buffers()]
     with torch.random.fork_rng(devices=[]):
-        chosen = _faster_forward(network, eager, images, runtime, remaining_s)
+        chosen = _tried(network, images(), runtime, remaining_s)
     # What batch normalisation saw in the trial is no part of the training.
     for buffer, before in held:
         buffer.copy_(before)
     return chosen
 
 
-def _faster_forward(
-    network: Segmenter, eager: Forward, images: Tensor, runtime: Runtime, remaining_s: Callable[[float], float]
-) -> tuple[Forward, str]:
-    if remaining_s(float("inf")) < WORTH_TRYING_S:
-        # Asked for in minutes: known without measuring.
-        return eager, _too_short(remaining_s(float("inf")))
+def _tried(
+    network: Segmenter, images: Tensor, runtime: Runtime, remaining_s: Callable[[float], float]
+) -> tuple[Forward | None, str]:
+    eager = network.supervised
     try:
         plain = step_seconds(network, images, runtime, forward=eager)
         left = remaining_s(plain)
         if left < WORTH_TRYING_S:
-            return eager, _too_short(left)
+            return None, _too_short(left)
         # For patches of one size; a graph that cannot be compiled whole raises here rather than later.
         compiled: Forward = torch.compile(eager, dynamic=False)
         start = time.perf_counter()
@@ -66,12 +65,12 @@ def _faster_forward(
         fast = step_seconds(network, images, runtime, forward=compiled)
     except Exception as error:  # noqa: BLE001 - the compiler fails in many ways on machines without a toolchain
         first = str(error).strip().splitlines()
-        return eager, f"eager: compiling failed ({type(error).__name__}: {first[0] if first else 'no message'})"
+        return None, f"eager: compiling failed ({type(error).__name__}: {first[0] if first else 'no message'})"
     finally:
         network.zero_grad(set_to_none=True)
     gain = f"a step takes {fast:.3f} s compiled, {plain:.3f} s eager; compiled in {took:.0f} s"
     if fast > GAIN * plain or (plain - fast) / plain * left < took:
-        return eager, f"eager: {gain}"
+        return None, f"eager: {gain}"
     return compiled, f"compiled: {gain}"
 
 

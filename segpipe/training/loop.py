@@ -20,9 +20,9 @@ from segpipe.losses.compound import Loss
 from segpipe.networks.build import fast_memory_format, to_device
 from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.recipe import TrainingSettings
-from segpipe.runtime import Runtime
+from segpipe.runtime import Runtime, arriving, sent
 from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
-from segpipe.training.compiling import faster_forward
+from segpipe.training.compiling import Forward, compiled_if_faster
 from segpipe.training.data import Batch, BatchSource, ReadAhead, read_ahead
 from segpipe.training.guide import Guidance, Lesson
 from segpipe.training.optimise import WeightAverage, make_optimizer
@@ -42,10 +42,12 @@ class Supervised(nn.Module):
     def __init__(self, network: Segmenter) -> None:
         super().__init__()
         self.network = network
+        self.compiled: Forward | None = None
+        """Kept here: a network that holds its own forward pass would stay in memory until Python's garbage collector runs."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Logits, full resolution first."""
-        return self.network.supervised(x)
+        return self.network.supervised(x) if self.compiled is None else self.compiled(x)
 
 
 @dataclass
@@ -125,7 +127,7 @@ class Trainer:
                 values = self._step(batch)
                 # The values of the step before: asking a GPU for these of this step would leave it idle.
                 self._settle()
-                self.pending = (self.progress.iteration, batch, self.runtime.arriving(values))
+                self.pending = (self.progress.iteration, batch, arriving(values))
                 if not pin:
                     self._settle()
                 self.progress.elapsed_s += time.perf_counter() - start
@@ -171,16 +173,17 @@ class Trainer:
         taps = self.state.guide is not None and self.state.guide.taps
         if self.compile_if_faster and not taps and not self._done():
             start = time.perf_counter()
-            images = self.training.to_device(self.training.read(first), self.runtime.device).images
-            images = images.contiguous(memory_format=self.format)[: -(-len(images) // self.settings.parts)]
-            chosen, why = faster_forward(
+
+            def images() -> Tensor:
+                batch = self.training.to_device(self.training.read(first), self.runtime.device).images
+                return batch.contiguous(memory_format=self.format)[: -(-len(batch) // self.settings.parts)]
+
+            self.forward.compiled, why = compiled_if_faster(
                 self.network,
-                self.network.supervised,
                 images,
                 self.runtime,
                 lambda step_s: self.schedule.remaining_s(first, self.progress.elapsed_s, step_s),
             )
-            self.network.supervised = chosen  # type: ignore[method-assign, assignment]
             self.note(why)
             self.progress.elapsed_s += time.perf_counter() - start
         if self.fabric:
@@ -273,7 +276,8 @@ class Trainer:
         if not any(labelled):
             # Every weight is used, as in any other step, and none is moved.
             return torch.stack([0.0 * head.float().sum() for head in heads]).sum()
-        which = torch.tensor(labelled, device=answers.device)
+        # Numbers, not a mask: of a mask, the host would have to wait for how many it picks.
+        which = sent([n for n, there in enumerate(labelled) if there], answers.device)
         return self.loss.over_heads([h[which] for h in heads], answers[which], weights) * (
             sum(labelled) / len(labelled)
         )

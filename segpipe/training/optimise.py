@@ -17,7 +17,7 @@ def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torc
         return torch.optim.AdamW(
             weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused or None
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         weights,
         lr=settings.learning_rate,
         momentum=settings.momentum,
@@ -25,6 +25,22 @@ def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torc
         nesterov=settings.momentum > 0,
         fused=fused or None,
     )
+    if settings.momentum:
+        _begin_momentum(optimizer)
+        optimizer.register_load_state_dict_post_hook(_begin_momentum)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Begin with a momentum of zero where there is none yet; the first step is the same number.
+
+    torch's fused SGD makes the momentum of unwritten memory at the first step. Where the gradient scaler skips that step (float16 often
+    overflows at first), the memory stays unwritten, and counts as momentum from then on.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if optimizer.state[weight].get("momentum_buffer") is None:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 class WeightAverage:

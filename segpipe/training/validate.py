@@ -30,7 +30,7 @@ def patch_dice(
 
     Not the score of whole cases: patches are sampled around the foreground, and no windows are joined.
     """
-    counts = torch.zeros(3, len(labels.targets), dtype=torch.float64, device=runtime.device)
+    counts = torch.zeros(3, len(labels.targets), dtype=torch.int64, device=runtime.device)
     failure = None
     network.eval()
     with read_ahead(source, range(n_batches), n_readers=n_readers, pin=runtime.device.type == "cuda") as batches:
@@ -61,4 +61,4 @@ def _counts(logits: Tensor, target: Tensor, labels: Labels) -> Tensor:
         predicted = (logits[:, number] > 0 if winner is None else winner == number + 1) & kept
         reference = is_any(target, members)
         rows.append(torch.stack([(predicted & reference).sum(), predicted.sum(), reference.sum()]))
-    return torch.stack(rows, dim=1).double()
+    return torch.stack(rows, dim=1)

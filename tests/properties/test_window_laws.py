@@ -112,7 +112,7 @@ def test_disagreement_is_the_share_of_the_foreground_that_passes_label_in_anothe
     agreement = Agreement()
     # Two folds call everything foreground, one nothing; the mean calls it foreground.
     Ensemble((half(2.0), half(2.0), half(-1.0)), ())(torch.zeros(1, 1, 4, 4, 4), agreement)
-    assert agreement.foreground == 64
+    assert agreement.foreground.value == 64
     assert agreement.disagreement == pytest.approx(1 / 3)
 
     def all_below(x):
@@ -122,7 +122,7 @@ def test_disagreement_is_the_share_of_the_foreground_that_passes_label_in_anothe
     Ensemble((FunctionEngine(all_below), FunctionEngine(lambda x: all_below(x).flip(1))), ())(
         torch.zeros(1, 1, 4, 4, 4), regions
     )
-    assert regions.foreground == 0
+    assert regions.foreground.value == 0
     assert regions.disagreement is None
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -399,48 +400,59 @@ def test_early_stopping_keeps_the_weights_of_the_best_epoch(workplace, monkeypat
 
 
 def test_compiling_is_measured_and_a_failure_is_no_crash(monkeypatch):
-    network = nn.Conv2d(1, 2, 3)
-    images = torch.randn(2, 1, 8, 8)
-    taken = []
+    taken, read = [], []
+
+    class Net(nn.Sequential):
+        slow_s = 0.0
+
+        def supervised(self, x):
+            time.sleep(self.slow_s)
+            return [self(x)]
+
+    def images():
+        read.append(1)
+        return torch.randn(2, 1, 8, 8)
 
     def compiled(function, **_):
         taken.append(function)
         return fast
 
-    def eager(x):
-        import time
-
-        time.sleep(0.05)
-        return [network(x)]
-
     def fast(x):
         return [network(x)]
 
+    def slow(x):
+        time.sleep(0.05)
+        return [network(x)]
+
+    network = Net(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout())
+    network.slow_s = 0.05
     monkeypatch.setattr(torch, "compile", compiled)
-    chosen, why = compiling.faster_forward(network, eager, images, FLOAT32, lambda step_s: 1e5 * step_s)
+    state = torch.get_rng_state()
+    chosen, why = compiling.compiled_if_faster(
+        network, lambda: torch.ones(2, 1, 8, 8), FLOAT32, lambda step: 1e5 * step
+    )
     assert chosen is fast
     assert why.startswith("compiled: a step takes")
-    chosen, why = compiling.faster_forward(network, fast, images, FLOAT32, lambda _: 60.0)
-    assert chosen is fast
-    assert "1 min of training are too short" in why
-    assert len(taken) == 1
     # The trial leaves no trace in what batch normalisation has seen, nor in the random numbers.
-    seeing, state = nn.Sequential(network, nn.BatchNorm2d(2), nn.Dropout()), torch.get_rng_state()
-    compiling.faster_forward(seeing, lambda x: [seeing(x)], images, FLOAT32, lambda _: 1e5)
-    assert seeing[1].num_batches_tracked == 0
-    assert not seeing[1].running_mean.any()
+    assert network[1].num_batches_tracked == 0
+    assert not network[1].running_mean.any()
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: eager)
-    chosen, why = compiling.faster_forward(network, fast, images, FLOAT32, lambda _: 1e5)
-    assert chosen is fast
+    chosen, why = compiling.compiled_if_faster(network, images, FLOAT32, lambda _: 60.0)
+    assert chosen is None
+    assert "1 min of training are too short" in why
+    assert (len(taken), len(read)) == (1, 0)
+    network.slow_s = 0.0
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: slow)
+    chosen, why = compiling.compiled_if_faster(network, images, FLOAT32, lambda _: 1e5)
+    assert chosen is None
     assert why.startswith("eager: a step takes")
 
     def broken(*_, **__):
         raise RuntimeError("no compiler\ndetails")
 
     monkeypatch.setattr(torch, "compile", broken)
-    chosen, why = compiling.faster_forward(network, eager, images, FLOAT32, lambda _: 1e5)
-    assert chosen is eager
+    chosen, why = compiling.compiled_if_faster(network, images, FLOAT32, lambda _: 1e5)
+    assert chosen is None
     assert why == "eager: compiling failed (RuntimeError: no compiler)"
     assert all(p.grad is None for p in network.parameters())
 

@@ -1,0 +1,210 @@
+"""What training does on a device: the numbers of a processor, no wait but those that are documented, the same bytes after a resume."""
+
+import gc
+from functools import partial
+from typing import get_args
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from segpipe import commands
+from segpipe.augment.spec import AugmentationSettings
+from segpipe.errors import TrainingError
+from segpipe.losses.spec import LossTerm
+from segpipe.runtime import choose_runtime
+from segpipe.training.loop import Trainer
+from segpipe.training.optimise import make_optimizer
+from tests.simulated.pairs import in_pairs
+from tests.simulated.work import loss, steps_of, trainer_of, watched
+
+LOSSES = {
+    "dice": loss("dice"),
+    "cross_entropy": loss("cross_entropy"),
+    "weighted": loss("cross_entropy", class_weights={"core": 2.0}),
+    "focal": loss("focal", class_weights={"core": 2.0}),
+    "top_k": loss("top_k"),
+    "tversky": loss("tversky"),
+    "generalised_dice": loss("generalised_dice"),
+    "boundary": loss("boundary"),
+    "hausdorff": loss("hausdorff"),
+    "cldice": loss("cldice"),
+}
+ON_THE_HOST = {"boundary", "hausdorff"}
+"""Losses whose distances are computed on the host: one download a step, part of a batch and head of full resolution."""
+FACTORS = {
+    "term": list(LOSSES),
+    "kind": ["plain", "ignore", "regions"],
+    "lies": ["device", "memory", "disk"],
+    "precision": [torch.float32, torch.bfloat16, torch.float16],
+    "augmentation": ["nnunet", "elastic", "artefacts", "none"],
+    "optimizer": ["sgd", "adamw"],
+    "average_decay": [None, 0.9],
+    "parts": [1, 2],
+    "labelled": [None, (True, False)],
+}  # fmt: skip
+AUGMENTATIONS = {
+    "nnunet": AugmentationSettings(),
+    "elastic": AugmentationSettings(elastic=1.0),
+    "artefacts": AugmentationSettings(bias_field=1.0),
+    "none": AugmentationSettings(enabled=False),
+}
+
+
+def named(row):
+    return "-".join(
+        [row["term"], row["kind"], row["lies"], str(row["precision"])[6:], row["augmentation"], row["optimizer"]]
+        + ["average"] * bool(row["average_decay"]) + ["parts"] * (row["parts"] > 1) + ["unlabelled"] * bool(row["labelled"])
+    )  # fmt: skip
+
+
+def test_every_loss_is_tried():
+    names = {term.model_fields["name"].default for term in get_args(get_args(LossTerm)[0])}
+    assert names == {terms[0].name for terms in LOSSES.values()}
+
+
+@pytest.mark.parametrize("row", in_pairs(FACTORS), ids=named)
+def test_a_step_is_that_of_a_processor_and_does_not_wait(gpu, places, row):
+    terms = LOSSES[row["term"]]
+    settings = {key: row[key] for key in ("optimizer", "average_decay", "parts")}
+    settings |= {"loss": terms, "augmentation": AUGMENTATIONS[row["augmentation"]]}
+    trainer = trainer_of(places(row["kind"]), "cuda", lies=row["lies"], precision=row["precision"], **settings)
+    with watched(gpu) as waits:
+        found = steps_of(trainer, labelled=row["labelled"])
+    allowed = 2 * row["parts"] if row["term"] in ON_THE_HOST else 0
+    assert sum(waits.values()) <= allowed, waits
+    same = trainer_of(places(row["kind"]), "cpu", precision=torch.float32, **settings)
+    expected = steps_of(same, n=1, labelled=row["labelled"])
+    exact = row["precision"] == torch.float32
+    assert float(found[0]) == pytest.approx(float(expected[0]), abs=1e-4 if exact else 0.1)
+
+
+def test_a_step_is_deterministic_where_that_is_asked_for(gpu, places):
+    try:
+        trainer = trainer_of(places("plain"), "cuda", deterministic=True)
+        with watched(gpu) as waits:
+            steps_of(trainer)
+        assert not waits
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# float16
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_overflows_of_the_first_float16_steps_spoil_nothing(simulated, places, optimizer):
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**32)
+    with simulated(capability=(7, 5)), patch.object(torch.amp, "GradScaler", scaler):
+        trainer = trainer_of(
+            places("plain"), "cuda", optimizer=optimizer, augmentation=AugmentationSettings(enabled=False)
+        )
+        assert trainer.runtime.autocast == torch.float16
+        steps_of(trainer, n=24)
+        assert 1 < trainer.state.scaler.get_scale() < 2.0**31, "no step overflowed"
+        assert all(bool(p.isfinite().all()) for p in trainer.network.parameters())
+
+
+def test_momentum_begins_with_zeros_also_after_a_state_without_any(places):
+    settings = places("plain").plan.training
+    net = torch.nn.Linear(2, 1)
+    optimizer = make_optimizer(net, settings)
+    before_the_first_step = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).state_dict()
+    for _ in range(2):
+        assert all(not optimizer.state[p]["momentum_buffer"].any() for p in net.parameters())
+        optimizer.load_state_dict(before_the_first_step)
+
+
+# Whole folds
+
+
+def train(place, work, **how):
+    how = {"epochs": 2, "jobs": 1, "device": "auto", "tta": False} | how
+    commands.plan(place.dataset, work=work, recipe=place.folder / "tiny.toml", jobs=1)
+    return commands.train(place.dataset, work=work, **how)
+
+
+def test_a_fold_is_trained_as_on_a_processor(simulated, places, tmp_path):
+    with simulated(capability=(6, 0)) as device:
+        there = train(places("plain"), tmp_path / "gpu")
+        waits = device.waits
+    with patch("segpipe.runtime.cpu_flags", frozenset):  # in float32, whatever the processor knows
+        here = train(places("plain"), tmp_path / "cpu", device="cpu")
+    assert there.record.device == "simulated cuda, float32"
+    assert there.record.train_loss == pytest.approx(here.record.train_loss, abs=1e-4)
+    assert there.record.mean_validation_dice == pytest.approx(here.record.mean_validation_dice, abs=1e-3)
+    assert sum(n for where, n in waits.items() if "validate.py" in where) == 2, "one an epoch"
+    assert sum(n for where, n in waits.items() if "checkpoint.py" in where) == 1, "one a checkpoint"
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_resumed_fold_is_the_uninterrupted_one(simulated, places, tmp_path, dropout):
+    real, taken = Trainer._after_iteration, []
+
+    def cut(self):
+        real(self)
+        taken.append(self.progress.iteration)
+        if len(taken) == 5:
+            self._save()
+            raise TrainingError("a power cut")
+
+    prepare = Trainer._prepare
+
+    def with_dropout(self, *, resume):
+        # Draws from the device's random numbers, which a checkpoint has to bring back.
+        prepare(self, resume=resume)
+        self.network.register_forward_pre_hook(lambda _, given: (torch.nn.functional.dropout(given[0], 0.2),))
+
+    weights = []
+    for number, stop in enumerate((real, cut)):
+        with simulated() as device, patch.object(Trainer, "_prepare", with_dropout if dropout else prepare):
+            with patch.object(Trainer, "_after_iteration", stop):
+                try:
+                    done = train(places("plain"), tmp_path / str(number))
+                except TrainingError:
+                    device.seed(99)  # another process
+            if stop is cut:
+                done = train(places("plain"), tmp_path / str(number), resume=True)
+        weights.append(done.folder.weights.read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_nothing_of_a_training_is_on_the_device_while_its_held_out_cases_are_predicted(simulated, places, tmp_path):
+    class LookedError(Exception):
+        pass
+
+    seen = []
+    with simulated() as device:
+
+        def look(*_, **__):
+            seen.append(device.allocated)
+            raise LookedError
+
+        # What only the garbage collector would free stays until it happens to run.
+        gc.disable()
+        try:
+            with patch("segpipe.inference.predictor.Predictor.load", look), pytest.raises(LookedError):
+                train(places("plain"), tmp_path / "work")
+        finally:
+            gc.enable()
+    assert seen == [0]
+
+
+def test_too_large_a_batch_is_one_line(simulated, places, tmp_path):
+    with simulated(total_bytes=2**20), pytest.raises(TrainingError, match=r"out of memory.*training\.parts"):
+        train(places("plain"), tmp_path / "work")
+
+
+def test_a_step_without_a_deterministic_form_is_one_line(simulated, places, tmp_path):
+    expected = r"--deterministic: a step of this training has no deterministic form"
+    try:
+        with simulated(), pytest.raises(TrainingError, match=expected):
+            train(places("plain"), tmp_path / "work", network="resenc_unet", deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_device_can_be_chosen(simulated, device):
+    with simulated():
+        assert choose_runtime(device).describe() == "simulated cuda, bfloat16"
