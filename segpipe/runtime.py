@@ -123,7 +123,8 @@ def arriving(values: Tensor) -> Callable[[], Any]:
     held = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     held.copy_(values, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    # Of the values' own device: that of this thread may be another.
+    event.record(torch.cuda.current_stream(values.device))
 
     def arrived() -> Any:
         event.synchronize()

@@ -7,6 +7,9 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+import segpipe.inference.no_reports  # noqa: F401
+
+# isort: split
 import openvino as ov
 import torch
 from openvino.frontend import FrontEndManager
@@ -82,8 +85,8 @@ def openvino_engine(
 def converted(network: Segmenter, shape: tuple[int, ...]) -> ov.Model:
     """Return a network of this project as OpenVINO's graph, for one shape of input (N, C, *patch)."""
     _as_plain_torch(network)
-    # Traced here: OpenVINO's own door, `convert_model`, reports its use over the network. Shapes are static, as a trace needs them
-    # to be; torch warns of that, and that `torch.export` is newer: it takes seconds more to load.
+    # Traced here instead of by OpenVINO's converter. Shapes are static, as a trace needs them to be; torch warns of that, and that
+    # `torch.export` is newer: it takes seconds more to load.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]

@@ -3,7 +3,6 @@
 import logging
 import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from segpipe.training.ranks import ALONE, Ranks
 from segpipe.training.schedule import make_schedule
 from segpipe.training.schema import TrainingRecord
 from segpipe.training.storage import TrainingCase, choose_place, open_cases, placed
+from segpipe.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -220,5 +220,5 @@ def _record(job: Job, runtime: Runtime, progress: Progress) -> TrainingRecord:
         best_epoch=progress.best_epoch if plan.training.patience_epochs is not None else None,
         mirror_axes=plan.mirror_axes_of(plan.configuration(job.configuration)),
         weights_sha256="",
-        versions={"segpipe": version("segpipe"), "torch": torch.__version__, "python": platform.python_version()},
+        versions={"segpipe": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 GROUPS = {
     "training": ["tests/simulated/test_device.py", "tests/simulated/test_training.py"],
     "networks and prediction": [f"tests/simulated/test_{name}.py" for name in ("networks", "prediction")],
-    "distillation and commands": [f"tests/simulated/test_{name}.py" for name in ("distillation", "commands")],
+    "distillation, commands and benchmark": [
+        f"tests/simulated/test_{name}.py" for name in ("distillation", "commands", "bench")
+    ],
     "tests marked gpu": ["-p", "tests.simulated.plugin", "-m", "gpu", "tests/unit"],
 }
 

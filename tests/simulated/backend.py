@@ -8,6 +8,7 @@ non-blocking and from or to pinned memory (ATen's CUDA `copy_kernel`). `torch.cu
 torch calls this interface experimental. It is tried on the versions that pyproject.toml allows.
 """
 
+import warnings
 from functools import partial
 
 import torch
@@ -293,8 +294,11 @@ def register():
 
     for key in ("PrivateUse1", "CUDA", "XPU", "MPS"):
         every.fallback(_dispatch, key)
-        # A fallback is not asked where torch has a kernel of its own: those of a build for CUDA would look for a GPU.
-        implement((*_MAKING, "_copy_from", "copy_"), _dispatch, key)
+        with warnings.catch_warnings():
+            # A fallback is not asked where torch has a kernel of its own, and those of a build for CUDA would look for a GPU: they are
+            # replaced on purpose, of which torch warns.
+            warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+            implement((*_MAKING, "_copy_from", "copy_"), _dispatch, key)
     every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     implement(_AUTOCAST_LOWER, partial(_autocast, lambda _: torch.get_autocast_dtype(BACKEND)), "AutocastPrivateUse1")
     implement(_AUTOCAST_FLOAT32, partial(_autocast, lambda _: torch.float32), "AutocastPrivateUse1")

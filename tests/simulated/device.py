@@ -18,6 +18,7 @@ How it works: see :mod:`tests.simulated.backend`.
 
 import sys
 import threading
+import warnings
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
@@ -65,6 +66,9 @@ class SimulatedDevice:
     failures: list[Exception] = field(default_factory=list)
     """Errors inside a backward pass, raised when it is over."""
 
+    sync_debug_mode: int = 0
+    """As torch.cuda has it: 0 says nothing of waits, 1 warns, 2 raises."""
+
     def __post_init__(self):
         self.device = torch.device(self.kind, 0)
         self.lock = threading.RLock()
@@ -87,6 +91,15 @@ class SimulatedDevice:
         self.events.append(Event(kind, what, _place(), n_bytes))
         if kind == "wait":
             self.deliver(self.n_begun)
+            self._tell(what)
+
+    def _tell(self, what):
+        """What torch.cuda.set_sync_debug_mode asks for; torch itself does not see copies that were to be non-blocking, nor synchronize."""
+        if self.sync_debug_mode == 0 or "not pinned" in what or what == "synchronize":
+            return
+        if self.sync_debug_mode == 2:
+            raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
+        warnings.warn(f"called a synchronizing CUDA operation ({what})", UserWarning, stacklevel=4)
 
     def deliver(self, until):
         """Let copies arrive that were begun before a number of them."""

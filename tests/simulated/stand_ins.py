@@ -15,6 +15,8 @@ from tests.simulated import backend
 from tests.simulated.backend import BACKEND, Generator, is_there
 from tests.simulated.device import SimulatedDevice
 
+_SYNC_DEBUG_MODES = {"default": 0, "warn": 1, "error": 2, 0: 0, 1: 1, 2: 2}
+
 
 @contextmanager
 def simulated_device(kind="cuda", **settings):
@@ -99,6 +101,12 @@ def _answers(device):
         "max_memory_allocated": lambda **_: device.peak,
         "reset_peak_memory_stats": lambda **_: setattr(device, "peak", device.allocated),
         "empty_cache": lambda **_: None,
+        "is_current_stream_capturing": lambda **_: False,
+        "get_sync_debug_mode": lambda **_: device.sync_debug_mode,
+        "set_sync_debug_mode": lambda debug_mode, **_: setattr(
+            device, "sync_debug_mode", _SYNC_DEBUG_MODES[debug_mode]
+        ),
+        "current_stream": lambda **_: _Stream(),
     }
 
 
@@ -138,6 +146,13 @@ class _Event:
 
     def synchronize(self):
         self.device.deliver(self.until)
+
+
+class _Stream:
+    """The only stream."""
+
+    def is_capturing(self):
+        return False
 
 
 def _on_backend(function, *args, **kwargs):

@@ -84,6 +84,20 @@ def test_what_is_on_its_way_is_not_there_yet(simulated):
         assert torch.empty_like(torch.ones(2, device="cuda")).isnan().all()
 
 
+def test_waits_are_told_as_torch_tells_them(simulated):
+    with simulated():
+        x = torch.ones(2, device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            x.sum().item()
+        torch.cuda.set_sync_debug_mode("warn")
+        with pytest.warns(UserWarning, match="synchronizing"):
+            x.cpu()
+        torch.cuda.set_sync_debug_mode("default")
+        assert torch.cuda.get_sync_debug_mode() == 0
+        x.cpu()
+
+
 @pytest.mark.parametrize("given", ["cuda", torch.device("cuda"), 1, "cuda:1", "cpu", None])
 def test_torchs_own_checks_of_arguments_are_kept(simulated, given):
     with simulated():
