@@ -39,9 +39,25 @@ def with_exact_convolutions(network: nn.Module) -> None:
             module.__class__ = ExactConv3d
 
 
+class MeanPool3d(nn.AvgPool3d):
+    """Means over blocks of voxels, whose edges divide the map's: torch's average pooling, in a deterministic form where that is asked for.
+
+    On a GPU the gradient of torch's 3D average pooling has no deterministic form (documentation of
+    ``torch.use_deterministic_algorithms``, 2.13).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, Z, Y, X) to (N, C, Z / z, Y / y, X / x) of blocks (z, y, x)."""
+        if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        n, c, *shape = x.shape
+        blocks = [edge for size, block in zip(shape, self.kernel_size, strict=True) for edge in (size // block, block)]  # type: ignore[arg-type]
+        return x.reshape(n, c, *blocks).mean((3, 5, 7))
+
+
 def pool_class(dims: int) -> Any:
-    """Average pooling of 2 or 3 axes."""
-    return {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
+    """Average pooling of 2 or 3 axes, over blocks that lie side by side."""
+    return {2: nn.AvgPool2d, 3: MeanPool3d}[dims]
 
 
 def max_pool_class(dims: int) -> Any:

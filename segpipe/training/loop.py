@@ -106,7 +106,7 @@ class Trainer:
                 raise
             raise TrainingError(
                 f"--deterministic: a step of this training has no deterministic form on {self.runtime.describe()} "
-                f"({str(error).splitlines()[0]}); leave it out, train with --device cpu, or take plain_unet, or other terms of distillation"
+                f"({str(error).splitlines()[0]}); leave it out, train with --device cpu, or take plain_unet"
             ) from error
 
     def _run(self, *, resume: bool) -> Progress:
