@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_ignore_collect(collection_path, config):
     """Leave out the tests of the simulated device unless they are asked for: they need processes of their own."""
-    asked_for = any("simulated" in str(arg) for arg in config.invocation_params.args)
-    return True if collection_path == ROOT / "tests" / "simulated" and not asked_for else None
+    folder = ROOT / "tests" / "simulated"
+    if collection_path != folder:
+        return None
+    named = [(config.invocation_params.dir / str(word).partition("::")[0]).resolve() for word in config.args]
+    return None if any(path.is_relative_to(folder) for path in named) else True
 
 
 def pytest_collection_modifyitems(config, items):

@@ -11,6 +11,8 @@ import torch
 from scipy.ndimage import label as connected
 from torch import Tensor
 
+from segpipe.runtime import sent
+
 P_MORPHOLOGY, P_REMOVAL, P_LABEL = 0.4, 0.2, 0.5
 RADII = (1, 8)
 """Of the ball, in voxels."""
@@ -94,4 +96,4 @@ def _remove_component(sample: Tensor, number: int, which: float) -> None:
     small = np.flatnonzero(sizes < LARGEST_REMOVED * sample.numel()) + 1
     if len(small):
         gone = components == small[int(which * len(small))]
-        sample[torch.from_numpy(gone).to(sample.device)] = 0
+        sample[sent(gone, sample.device)] = 0

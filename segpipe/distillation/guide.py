@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -87,8 +88,12 @@ class Told:
     not be waited for."""
 
     def taken(self) -> dict[str, list[tuple[float, float]]]:
-        """All of them as numbers."""
-        return {key: [(v, r) for v, r in torch.stack(rows).tolist()] for key, rows in self.rows.items() if rows}
+        """All of them as numbers, brought from the device together."""
+        told = {key: rows for key, rows in self.rows.items() if rows}
+        if not told:
+            return {}
+        numbers = iter(torch.stack([row for rows in told.values() for row in rows]).tolist())
+        return {key: [(v, r) for v, r in islice(numbers, len(rows))] for key, rows in told.items()}
 
 
 class DistillationGuide:

@@ -217,7 +217,8 @@ class Predictor:
                         sink(placement, number, mean)
                 yield mean
 
-        painted = labels_of(means(), placement.shape_after_crop, regions=regions)
+        with measured.timing("restore"):
+            painted = labels_of(means(), placement.shape_after_crop, regions=regions)
         return self.plan.labels.written(uncrop(painted, placement))
 
 

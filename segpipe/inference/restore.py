@@ -64,6 +64,8 @@ class Restoring:
         self.arrived = 0
         self.next = 0
         """First native plane that is not restored yet."""
+        self.blocks = 1
+        """How often as many voxels as are interpolated together are taken from a part without asking how many are mixed."""
 
     def axes_on(self, device: torch.device) -> tuple[Axis, Axis, Axis]:
         """Positions along the three axes, on the device that all planes of a case lie on; sent there once."""
@@ -154,13 +156,18 @@ def _restore(
         for some in torch.split(mixed.nonzero(), _ROWS_AT_ONCE):
             interpolate(some)
         return labels.numpy()
-    # How many voxels are mixed is known on the device alone. As many as are interpolated together are taken without asking (where
-    # there are fewer, the rest is voxel 0, which interpolation leaves as it is); the number comes home with the labels.
-    interpolate(torch.nonzero_static(mixed, size=min(_ROWS_AT_ONCE, mixed.numel()), fill_value=0))
+    # How many voxels are mixed is known on the device alone. As many as were in the parts before are taken without asking (where there
+    # are fewer, the rest is voxel 0, which interpolation leaves as it is); the number comes home with the labels.
+    taken = min(restoring.blocks * _ROWS_AT_ONCE, mixed.numel())
+    for some in torch.split(torch.nonzero_static(mixed, size=taken, fill_value=0), _ROWS_AT_ONCE):
+        interpolate(some)
     count = arriving(mixed.sum())
     home = labels.cpu()
-    if count() > _ROWS_AT_ONCE:
-        for some in torch.split(mixed.nonzero()[_ROWS_AT_ONCE:], _ROWS_AT_ONCE):
+    n_mixed: int = count()
+    if n_mixed > taken:
+        # Doubled at least, so that this happens a few times a case and not once a part.
+        restoring.blocks = max(-(-n_mixed // _ROWS_AT_ONCE), 2 * restoring.blocks)
+        for some in torch.split(mixed.nonzero()[taken:], _ROWS_AT_ONCE):
             interpolate(some)
         home = labels.cpu()
     return home.numpy()

@@ -17,6 +17,7 @@ from segpipe.errors import CaseError
 from segpipe.inference.calling import call
 from segpipe.inference.engine import Engine
 from segpipe.inference.tally import Tally
+from segpipe.runtime import sent
 from segpipe.windows import axis_starts, gaussian_weights, padding_to
 
 PLANES_BYTES = 2**26
@@ -231,7 +232,7 @@ def _importance(windows: Windows, total: Tensor) -> Tensor:
     if total.dtype == torch.float16:
         # Products with the smallest weights would vanish. What only one window sees is its logit, whatever the weight.
         gauss = gauss.clamp_min(_SMALLEST_HALF_WEIGHT)
-    return gauss.reshape(windows.patch).to(total.device)
+    return sent(gauss.reshape(windows.patch), total.device)
 
 
 def _finished(total: Tensor, weight_sum: Tensor, first: int, upcoming: int, windows: Windows) -> Iterator[Tensor]:
@@ -248,8 +249,13 @@ def _finished(total: Tensor, weight_sum: Tensor, first: int, upcoming: int, wind
 
 def _require_finite(sums: Tensor) -> None:
     """Raise unless all sums (K, n, Y, X) are finite. Asked once for all planes: each answer makes the host wait for a GPU."""
-    # A sum of everything takes no memory, and is finite unless one is not, or they are huge.
-    if not bool(sums.sum(dtype=torch.float32).isfinite()) and not all(bool(p.isfinite().all()) for p in sums.unbind(1)):
+    # A sum takes no memory (on a CPU one of half precision makes a copy: plane by plane there), and is finite unless one is not, or
+    # they are huge.
+    planes = sums.unbind(1)
+    summed = planes if sums.device.type == "cpu" else (sums,)
+    if all(bool(part.sum(dtype=torch.float32).isfinite()) for part in summed):
+        return
+    if not all(bool(plane.isfinite().all()) for plane in planes):
         raise CaseError(
             "the network's logits are not finite numbers: its precision overflows on this image, or its weights are damaged; "
             "try --precision float32"
@@ -283,9 +289,11 @@ def _box(start: tuple[int, ...], patch: tuple[int, ...]) -> Slices:
 def _inside(image: Tensor, outside: Tensor) -> Tensor:
     """Voxels (Z, Y, X) of an image (C, Z, Y, X) where a channel differs from its value outside the body."""
     inside = torch.zeros(image.shape[1:], dtype=torch.bool, device=image.device)
+    at_once = max(PLANES_BYTES // (4 * inside[0].numel()), 1)
     for channel, value in zip(image, outside, strict=True):
-        # Interpolation leaves a constant region constant up to rounding.
-        inside |= ~((channel - value).abs() < _NO_DIFFERENCE)
+        for planes, differs in zip(torch.split(channel, at_once), torch.split(inside, at_once), strict=True):
+            # Interpolation leaves a constant region constant up to rounding.
+            differs |= ~((planes - value).abs() < _NO_DIFFERENCE)
     return inside
 
 

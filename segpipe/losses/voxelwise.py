@@ -59,10 +59,10 @@ def cross_entropy(
 def top_k_cross_entropy(logits: Tensor, reference: Reference, *, share: float, total: Total = alone) -> Tensor:
     """Mean cross-entropy of the share of labelled voxels where it is largest, in this process's part of a batch; 0 where there is none."""
     losses = cross_entropy_map(logits, reference)
-    k = max(round(share * losses.numel()), 1)
+    k = min(max(round(share * losses.numel()), 1), losses.numel())
     if reference.kept is None:
         hardest = torch.topk(losses.flatten(), k).values if k < losses.numel() else losses
-        return total(hardest.sum()) / total(losses.new_full((), float(k)))
+        return total(hardest.sum()) / at_least_something(total(losses.new_full((), float(k))))
     # How many voxels are labelled is not asked for: a GPU would have to be waited for. As many as if all were are taken, ignored ones
     # last, and of these as many as count.
     kept = _voxel_weights(losses, reference, None)

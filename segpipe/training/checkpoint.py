@@ -2,18 +2,21 @@
 
 import io
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from segpipe.artefact import write_atomically
 from segpipe.errors import TrainingError
 from segpipe.training.guide import Guide
 from segpipe.training.optimise import WeightAverage
 from segpipe.training.progress import Progress
+
+_PINNED_BYTES = 2**26
 
 
 @dataclass
@@ -31,35 +34,47 @@ class State:
 
     def keep_best(self) -> None:
         """Remember the network's weights as the best."""
-        self.best = on_host({name: p.detach() for name, p in self.network.state_dict().items()})
+        weights = {name: p.detach() for name, p in self.network.state_dict().items()}
+        self.best = {name: p.clone() if p.device.type == "cpu" else p for name, p in on_host(weights).items()}
 
 
 def on_host(state: Any) -> Any:
-    """Copy the tensors of nested dictionaries and lists to the host; a GPU is waited for once, not once for each tensor.
+    """Bring the tensors of nested dictionaries and lists to the host; a GPU is waited for once each 64 MiB, not once for each tensor.
 
     Parameters
     ----------
     state : dict, list or tuple
-        Anything that is no tensor stays as it is.
+        What lies on the host, and what is no tensor, stays as it is.
 
     Returns
     -------
     dict, list or tuple
-        Like ``state``, with tensors of its own on the host.
+        Like ``state``; tensors of the device are copies in ordinary memory.
     """
-    waiting: set[torch.device] = set()
+    leaves, form = tree_flatten(state)
+    there = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.device.type == "cuda"]
+    while there:
+        n_together = _fitting([leaves[n] for n in there])
+        held = [_begun(leaves[n].detach()) for n in there[:n_together]]
+        torch.cuda.synchronize(leaves[there[0]].device)
+        for n, tensor in zip(there[:n_together], held, strict=True):
+            leaves[n] = tensor.clone()
+        del held
+        there = there[n_together:]
+    return tree_unflatten(leaves, form)
 
-    def brought(tensor: Tensor) -> Tensor:
-        if tensor.device.type != "cuda":
-            return tensor.detach().to("cpu", copy=True)
-        waiting.add(tensor.device)
-        held = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, pin_memory=True)
-        return held.copy_(tensor.detach(), non_blocking=True)
 
-    held = tree_map_only(Tensor, brought, state)
-    for device in waiting:
-        torch.cuda.synchronize(device)
-    return held
+def _begun(tensor: Tensor) -> Tensor:
+    """Begin to copy a tensor to pinned memory; in its own memory format, which the optimiser's state has to keep."""
+    # Pinned memory is never given back: little is used at a time.
+    held = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, pin_memory=True)
+    return held.copy_(tensor, non_blocking=True)
+
+
+def _fitting(tensors: list[Tensor]) -> int:
+    """How many of the first tensors fit into the pinned memory that is used at a time: one at least."""
+    ends = accumulate(t.nbytes for t in tensors)
+    return max(sum(end <= _PINNED_BYTES for end in ends), 1)
 
 
 def save_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:

@@ -73,6 +73,13 @@ def test_run_and_predict_open_no_connection(watched, tmp_path):
     # From Python, where a program has loaded nothing of segpipe before.
     script = f"import segpipe; segpipe.Predictor.load({str(model)!r}); import sys; assert 'openvino' in sys.modules"
     assert watched("-c", script) == ""
+    # In a worker process, as loky starts them.
+    script = (
+        "import sys; from loky import get_reusable_executor; from segpipe import Predictor\n"
+        f"load = lambda: bool(Predictor.load({str(model)!r})) and 'openvino' in sys.modules\n"
+        "assert get_reusable_executor(max_workers=1).submit(load).result()"
+    )
+    assert watched("-c", script) == ""
     assert {p.name for p in watched.home.iterdir()} <= {".cache", ".config"}
 
 

@@ -50,6 +50,6 @@ def test_what_runs_on_a_gpu_runs_on_a_simulated_one(processes, name):
     process.wait(timeout=600)
     assert process.returncode == 0, report.with_suffix(".txt").read_text()[-20_000:]
     (suite,) = ElementTree.parse(report).getroot()
-    assert int(suite.get("tests")) > (2 if name == "tests marked gpu" else 20)
+    assert int(suite.get("tests")) >= (11 if name == "tests marked gpu" else 40)
     # The least torch of pyproject.toml has what the simulation needs: a test that is left out is a fault.
     assert int(suite.get("skipped")) == 0 or torch.cuda.is_available()

@@ -6,7 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.inference.sliding import Agreement, Ensemble, logit_planes, mirror_combinations, windows_of
+from segpipe.errors import CaseError
+from segpipe.inference.sliding import (
+    Agreement,
+    Ensemble,
+    _require_finite,
+    logit_planes,
+    mirror_combinations,
+    windows_of,
+)
+from segpipe.memory import PeakMemory
 from segpipe.windows import axis_starts, gaussian_weights, padding_to
 from tests.engines import FunctionEngine, stitched
 
@@ -169,3 +178,18 @@ def test_mirroring_averages_over_every_flip(axes):
 
     expected = x * (torch.full((6,), 2.5) if 2 in axes else torch.arange(6.0))
     torch.testing.assert_close(Ensemble((FunctionEngine(ramp),), axes)(x), expected)
+
+
+def test_the_check_for_finite_sums_takes_no_memory_that_counts():
+    """Sums in half precision are held where memory is short: a copy of them in single precision would not fit."""
+    sums = torch.ones((4, 16, 512, 512), dtype=torch.float16)
+    with PeakMemory() as idle:
+        pass
+    with PeakMemory() as busy:
+        _require_finite(sums)
+    assert busy.gb - idle.gb < 0.5 * sums.nbytes / 1e9
+    sums[2, 7, 100, 100] = float("inf")
+    with pytest.raises(CaseError, match="not finite"):
+        _require_finite(sums)
+    # Finite, though their sum is not.
+    _require_finite(torch.full((2, 2, 4, 4), 3e38))

@@ -33,13 +33,20 @@ _MAKING = (
 )  # fmt: skip
 """Operations that take no tensor: nothing but the device's name tells torch whose they are."""
 
-# Source: the documentation of torch.use_deterministic_algorithms, version 2.13.
+# Source: the documentation of torch.use_deterministic_algorithms, versions 2.10 to 2.13.
 _WITHOUT_DETERMINISTIC_FORM = {
     "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
     "adaptive_max_pool3d_backward", "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
     "upsample_trilinear3d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward", "reflection_pad3d_backward",
     "max_unpool2d", "max_unpool3d", "grid_sampler_2d_backward", "grid_sampler_3d_backward", "nll_loss2d_forward", "histc", "put_",
 }  # fmt: skip
+
+MAX_POOL3D_IS_DETERMINISTIC = (
+    "torch.nn.MaxPool3d`" not in torch.use_deterministic_algorithms.__doc__.rpartition("will throw")[2]
+)
+"""In 2.13 it is, in 2.11 it is not."""
+if not MAX_POOL3D_IS_DETERMINISTIC:
+    _WITHOUT_DETERMINISTIC_FORM.add("max_pool3d_with_indices_backward")
 
 # Source: "CUDA Ops" in the documentation of torch.amp.
 _AUTOCAST_LOWER = (

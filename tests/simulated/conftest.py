@@ -9,6 +9,13 @@ from tests.simulated.work import KINDS, RealGPU, make_place
 HAS_GPU = torch.cuda.is_available()
 
 
+@pytest.fixture(autouse=True)
+def not_deterministic():
+    """Leave torch as it was: it is asked for deterministic algorithms by the process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def gpu():
     """A real GPU where there is one, else a simulated one."""

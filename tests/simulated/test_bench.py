@@ -1,7 +1,9 @@
 """The benchmark for a real GPU, rehearsed on the simulated one: every branch that is for CUDA alone runs."""
 
 import shutil
+import time
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,26 +40,35 @@ OPTIONS = Namespace(device="cuda", rehearse=True, minutes=0.01)
 
 @pytest.mark.parametrize("part", ["steps", "waits", "numbers", "volume", "hippocampus"])
 def test_a_part_runs_on_a_gpu(simulated, packed, tmp_path, part):
-    copied, left_out = shutil.copytree(packed, tmp_path / "packed"), {}
+    copied, line = shutil.copytree(packed, tmp_path / "packed"), {"left_out": {}}
     with simulated(capability=(6, 0)):
-        found = getattr(bench_gpu, part)(copied, OPTIONS, left_out)
+        getattr(bench_gpu, part)(copied, OPTIONS, line)
+    assert set(line) - {"left_out"}
+    assert set(line["left_out"]) <= {"compiled steps"}
     if part == "waits":
-        assert 0 < found["waits"]["case"] < 20
-        assert not left_out
+        assert 0 < line["waits"]["case"] < 20
     if part == "numbers":
-        assert found["numbers"]["largest_difference_of_losses"] < 1e-4
-        assert found["numbers"]["voxels_that_differ"] <= 2
-    assert found
+        assert line["numbers"]["largest_difference_of_losses"] < 1e-4
+        assert line["numbers"]["voxels_that_differ"] <= 2
 
 
-def test_a_hidden_wait_ends_the_benchmark(simulated, packed, monkeypatch):
-    """The part would see the fault that was there."""
-    compare = sliding._compare
+@pytest.mark.parametrize("where", ["_box", "_compare"])
+def test_a_hidden_wait_ends_the_benchmark(simulated, packed, monkeypatch, where):
+    """The part would see a wait among the windows, in the network's passes and around them."""
+    real = getattr(sliding, where)
 
-    def asking(labels, mean, agreement):
-        compare(labels, mean, agreement)
-        int(mean.sum())
+    def asking(*args):
+        bench_gpu.torch.ones(1, device="cuda").item()
+        return real(*args)
 
-    monkeypatch.setattr(sliding, "_compare", asking)
+    monkeypatch.setattr(sliding, where, asking)
+    monkeypatch.setattr(bench_gpu, "predictor_of", partial(bench_gpu.predictor_of, tta=True))
     with simulated(), pytest.raises(RuntimeError, match="synchronizing"):
-        bench_gpu.waits(packed, OPTIONS, {})
+        bench_gpu.waits(packed, OPTIONS, {"left_out": {}})
+
+
+def test_the_clock_ends_a_part():
+    with pytest.raises(bench_gpu.OutOfTimeError), bench_gpu.ends_at(time.monotonic() - bench_gpu.BEGUN + 0.05):
+        time.sleep(10)
+    with pytest.raises(bench_gpu.OutOfTimeError), bench_gpu.ends_at(0):
+        pass

@@ -15,6 +15,11 @@ TERMS = (
 )  # fmt: skip
 WITH_REGIONS = ("voxel:balance=class", "channel", "dist", "pair:range=8", "region:at=decoder.stages.0")
 NEEDS_HEADS = ("self", "voxel:lower_heads=true")
+ALL = [
+    *(("plain", kd) for kd in TERMS),
+    *(("regions", kd) for kd in WITH_REGIONS),
+    ("ignore", "voxel:balance=class"),
+]
 
 
 def test_every_term_is_tried():
@@ -26,10 +31,7 @@ def tried(places, device, kind, kd, **how):
     return trainer_of(place, device, kd=(kd,) if isinstance(kd, str) else kd, **how)
 
 
-@pytest.mark.parametrize(
-    ("kind", "kd"),
-    [*(("plain", kd) for kd in TERMS), *(("regions", kd) for kd in WITH_REGIONS), ("ignore", "voxel:balance=class")],
-)
+@pytest.mark.parametrize(("kind", "kd"), ALL)
 def test_a_step_does_not_wait_and_is_that_of_a_processor(gpu, places, kind, kd):
     trainer = tried(places, "cuda", kind, kd, precision=torch.float32)
     with watched(gpu) as waits:
@@ -39,6 +41,9 @@ def test_a_step_does_not_wait_and_is_that_of_a_processor(gpu, places, kind, kd):
     steps_of(same, n=2)
     (there,), (here,) = trainer.state.guide.summary().values(), same.state.guide.summary().values()
     assert there["value"] == pytest.approx(here["value"], rel=2e-3, abs=1e-5)
+    # A step has a deterministic form: an operation without one is an error.
+    torch.use_deterministic_algorithms(True)
+    steps_of(trainer, n=1)
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
@@ -51,21 +56,19 @@ def test_half_precision_does_not_wait_either(gpu, places, precision):
     assert not waits
 
 
-@pytest.mark.parametrize("kd", [text for text in TERMS if text not in NEEDS_HEADS])
-def test_terms_have_a_deterministic_form(gpu, places, kd):
-    try:
-        steps_of(trainer_of(places("plain"), "cuda", kd=(kd,), deterministic=True), n=1)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 def test_the_shipped_recipe_of_structured_distillation_has_a_deterministic_form(gpu, places):
     terms = load_distillation_recipe("distill_structured").terms
     texts = [f"{t.name}:width=8" if t.name == "holistic" else t.name for t in terms]
-    try:
-        trainer = trainer_of(places("plain"), "cuda", kd=texts, deterministic=True)
-        with watched(gpu) as waits:
-            steps_of(trainer, n=2)
-        assert not waits
-    finally:
-        torch.use_deterministic_algorithms(False)
+    trainer = trainer_of(places("plain"), "cuda", kd=texts, deterministic=True)
+    with watched(gpu) as waits:
+        steps_of(trainer, n=2)
+    assert not waits
+
+
+def test_what_terms_came_to_is_brought_home_in_one_wait(gpu, places):
+    trainer = trainer_of(places("plain"), "cuda", kd=("voxel", "channel", "pair"))
+    steps_of(trainer, n=2)
+    with watched(gpu) as waits:
+        told = trainer.state.guide.summary()
+    assert set(told) == {"voxel", "channel", "pair"}
+    assert sum(waits.values()) == 1

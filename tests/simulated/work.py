@@ -1,6 +1,7 @@
 """What the tests let the device do: trainers that are ready to step, cases to predict, and what the host waits for meanwhile."""
 
 import json
+import shutil
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from segpipe.distillation.teacher import Teacher
 from segpipe.geometry import Grid, triple
 from segpipe.inference import sliding
 from segpipe.inference.predictor import Options, Predictor
+from segpipe.io.arrays import write_array
 from segpipe.io.formats import write_volume
 from segpipe.losses.spec import LossTerm
 from segpipe.modelfile import ModelFile
@@ -31,9 +33,10 @@ from segpipe.training import fold
 from segpipe.training.data import read_ahead
 from segpipe.training.fold import make_trainer
 from segpipe.training.job import Listener
+from segpipe.training.storage import open_cases
 from segpipe.volume import Volume
 from segpipe.watch import Watch
-from segpipe.workspace import Workspace
+from segpipe.workspace import PreparedFiles, Workspace
 from tests.phantoms import axis_grid
 
 RECIPE = """
@@ -112,6 +115,12 @@ class Place:
     def model(self):
         return self.folder / "model.segpipe"
 
+    @property
+    def segmentations(self):
+        """Prepared label indices (Z, Y, X) of each case."""
+        folder = self.workspace.preprocessed("3d_fullres")
+        return [case.segmentation[...] for case in open_cases(folder, self.index.cases, None)]
+
 
 def make_place(folder, kind):
     """Five drawn cases of a ball in a shell, planned and prepared."""
@@ -159,7 +168,23 @@ def loss(name, **options):
     return (TypeAdapter(LossTerm).validate_python({"name": name, **options}),)
 
 
-def trainer_of(place, device, *, kd=(), lies="device", precision=None, deterministic=False, student=None, **training):
+def with_cascade(place, folder):
+    """The same place with a cascade, whose first stage found the reference."""
+    full = place.plan.configuration("3d_fullres")
+    low = full.model_copy(update={"name": "3d_lowres", "spacing_mm": tuple(1.5 * s for s in full.spacing_mm)})
+    second = full.model_copy(update={"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"})
+    plans = {"3d_lowres": low, "3d_fullres": full, "3d_cascade_fullres": second}
+    workspace = Workspace(shutil.copytree(place.workspace.root, folder / "work"))
+    for case, segmentation in zip(place.index.cases, place.segmentations, strict=True):
+        found = PreparedFiles(workspace.first_stage("3d_cascade_fullres", place.plan.recipe) / case).previous
+        found.parent.mkdir(parents=True)
+        write_array(found, np.maximum(segmentation, 0).astype(np.uint8))
+    return replace(place, workspace=workspace, plan=place.plan.model_copy(update={"configurations": plans}))
+
+
+def trainer_of(
+    place, device, *, kd=(), lies="device", precision=None, deterministic=False, configuration="3d_fullres", **training
+):
     """A trainer that is ready to step.
 
     Parameters
@@ -174,14 +199,13 @@ def trainer_of(place, device, *, kd=(), lies="device", precision=None, determini
     precision : torch.dtype, optional
         Instead of the device's.
     deterministic : bool
-    student : NetworkChoice, optional
-        Another network than the plan's.
+    configuration : str
     training
         Settings of the recipe.
     """
     plan = place.plan.model_copy(update={"training": place.plan.training.model_copy(update=training)})
     job = steps.job_of(
-        place.workspace, plan, "3d_fullres", place.index, FoldSettings(epochs=1, deterministic=deterministic)
+        place.workspace, plan, configuration, place.index, FoldSettings(epochs=1, deterministic=deterministic)
     )
     if kd:
         teacher = Teacher.load(place.model, fold=0, folds=("0",))
