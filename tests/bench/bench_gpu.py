@@ -35,7 +35,6 @@ from segpipe.inference import sliding, stage
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.inference.sliding import logit_planes
 from segpipe.modelfile import ModelFile
-from segpipe.networks.blocks import InstanceNorm
 from segpipe.networks.build import build_network
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.schema import PreprocessedIndex
@@ -45,6 +44,7 @@ from segpipe.training.fold import make_trainer
 from segpipe.training.job import Job, Listener
 from segpipe.training.run import train
 from segpipe.workspace import Workspace
+from tests.bench.bench_train_step import with_torch_norm
 
 CONFIGURATION = "3d_fullres"
 VOLUME = (300, 512, 512)
@@ -429,17 +429,7 @@ def nnunet_network(plan):
     """The planned network with torch's own layers."""
     configuration = plan.configuration(CONFIGURATION)
     torch.manual_seed(0)
-    network = build_network(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
-
-    def with_torch_norm(module):
-        for name, child in module.named_children():
-            if isinstance(child, InstanceNorm):
-                setattr(module, name, nn.InstanceNorm3d(child.weight.numel(), eps=child.eps, affine=True))
-            else:
-                with_torch_norm(child)
-
-    with_torch_norm(network)
-    return network
+    return with_torch_norm(build_network(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs))
 
 
 @torch.inference_mode()

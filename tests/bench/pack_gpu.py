@@ -9,6 +9,7 @@ a rehearsal of the benchmark imports here. At most 58 MiB.
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -53,7 +54,8 @@ def main():
         rehearsal = Path(scratch) / "packages.json"
         bench = Path(__file__).with_name("bench_gpu.py")
         asked = [str(folder), "--device", "cpu", "--rehearse", "--packages", str(rehearsal)]
-        subprocess.run([sys.executable, str(bench), *asked], check=True)
+        paths = os.pathsep.join([str(bench.parents[2]), os.environ.get("PYTHONPATH", "")])
+        subprocess.run([sys.executable, str(bench), *asked], check=True, env=os.environ | {"PYTHONPATH": paths})
         wheels(json.loads(rehearsal.read_text()), folder / "wheels", options.python)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(json.dumps({"folder": str(folder), "mib": round(size / 2**20, 1), "python": options.python}))

@@ -45,6 +45,9 @@ def runs(tmp_path_factory):
         scans = ("predict", PHANTOMS / "images")
         model = ("--model", folder / "gpu/models/3d_fullres/tiny", "--quiet")
         assert command(*scans, folder / "predicted_gpu", *model) == 0
+        teacher = ("--teacher", folder / "gpu/models/3d_fullres/tiny", "--student", "width=0.5,multiple=2")
+        taught = ("--work", folder / "gpu", "--no-compare", "--epochs", 1, "--jobs", 1, "--quiet")
+        assert command("distill", PHANTOMS, *teacher, *taught) == 0
     with patch.object(runtime, "cpu_flags", frozenset):
         assert command("run", PHANTOMS, "--work", folder / "cpu", *how, "--device", "cpu") == 0
     assert (
@@ -67,6 +70,12 @@ def test_run_trains_and_scores_as_on_a_processor(runs):
     scores = [Evaluation.read(w.evaluation / "3d_fullres/tiny/fold_0.json").mean_dice for w in workspaces]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     assert scores[1] > 0.02, "the training has learned something that can be compared"
+
+
+def test_distill_teaches_a_student(runs):
+    (folder,) = (runs / "gpu/models/3d_fullres").glob("*~distilled")
+    assert TrainingRecord.read(folder / "fold_0/record.json").device == "simulated cuda, float32"
+    assert (folder / "model.segpipe").is_file()
 
 
 @pytest.mark.parametrize("engine", ["predicted_cpu", "predicted_openvino"])
