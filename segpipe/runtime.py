@@ -93,7 +93,7 @@ def sent(values: ArrayLike | Tensor, device: torch.device, dtype: torch.dtype | 
         On the host.
     device : torch.device
     dtype : torch.dtype, optional
-        Of the result; that of the values unless given.
+        Number type of the result; that of the values unless given.
 
     Returns
     -------

@@ -1,11 +1,11 @@
-"""Whether ``torch.compile`` pays: tried and measured on this machine, before training begins."""
+"""The forward pass that is trained, and whether ``torch.compile`` pays for it: tried and measured here, before training begins."""
 
 import logging
 import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segpipe.networks.measure import step_seconds
 from segpipe.networks.segmenter import Segmenter
@@ -19,6 +19,20 @@ WORTH_TRYING_S = 1200.0
 """The trial takes a minute or two, and gains up to a third (docs/experiments.md): less training than this hardly wins that back."""
 GAIN = 0.95
 """Share of the eager time from which the compiled step is kept; less of a gain may be noise."""
+
+
+class Supervised(nn.Module):
+    """The network as it is trained: forward gives the logits of every head that enters the loss."""
+
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__()
+        self.network = network
+        self.compiled: Forward | None = None
+        """Kept here: a network that holds its own forward pass would stay in memory until Python's garbage collector runs."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Logits, full resolution first."""
+        return self.network.supervised(x) if self.compiled is None else self.compiled(x)
 
 
 def compiled_if_faster(

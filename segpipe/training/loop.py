@@ -22,7 +22,7 @@ from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.runtime import Runtime, arriving, sent
 from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
-from segpipe.training.compiling import Forward, compiled_if_faster
+from segpipe.training.compiling import Supervised, compiled_if_faster
 from segpipe.training.data import Batch, BatchSource, ReadAhead, read_ahead
 from segpipe.training.guide import Guidance, Lesson
 from segpipe.training.optimise import WeightAverage, make_optimizer
@@ -34,20 +34,6 @@ from segpipe.training.validate import patch_dice
 from segpipe.workspace import FoldFolder
 
 logger = logging.getLogger(__name__)
-
-
-class Supervised(nn.Module):
-    """The network as it is trained: forward gives the logits of every head that enters the loss."""
-
-    def __init__(self, network: Segmenter) -> None:
-        super().__init__()
-        self.network = network
-        self.compiled: Forward | None = None
-        """Kept here: a network that holds its own forward pass would stay in memory until Python's garbage collector runs."""
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Logits, full resolution first."""
-        return self.network.supervised(x) if self.compiled is None else self.compiled(x)
 
 
 @dataclass

@@ -56,7 +56,7 @@ def main():
         asked = [str(folder), "--device", "cpu", "--rehearse", "--packages", str(rehearsal)]
         paths = os.pathsep.join([str(bench.parents[2]), os.environ.get("PYTHONPATH", "")])
         subprocess.run([sys.executable, str(bench), *asked], check=True, env=os.environ | {"PYTHONPATH": paths})
-        wheels(json.loads(rehearsal.read_text()), folder / "wheels", options.python)
+        wheels(json.loads(rehearsal.read_text(encoding="utf-8")), folder / "wheels", options.python)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(json.dumps({"folder": str(folder), "mib": round(size / 2**20, 1), "python": options.python}))
     if size > MOST_MIB * 2**20:
@@ -65,7 +65,7 @@ def main():
 
 def subset_of(dataset, folder, n):
     """Copy the first cases of a dataset in nnU-Net's or the Decathlon's layout, as images/ and labels/."""
-    declared = json.loads((dataset / "dataset.json").read_text())
+    declared = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
     labels = (
         {name: int(value) for value, name in declared["labels"].items()}
         if "1" in declared["labels"]
@@ -79,7 +79,7 @@ def subset_of(dataset, folder, n):
         shutil.copy(image, folder / "images" / label.name)
         shutil.copy(label, folder / "labels" / label.name)
     (folder / "dataset.json").write_text(
-        json.dumps({"name": "hippocampus", "channel_names": {"0": "MR"}, "labels": labels})
+        json.dumps({"name": "hippocampus", "channel_names": {"0": "MR"}, "labels": labels}), encoding="utf-8"
     )
     return folder
 
@@ -94,7 +94,9 @@ def drawn(folder, n=3, shape=(160, 160, 160)):
         write_volume(folder / "images" / f"case_{number}.nii.gz", (100 + 50 * labels).astype(np.int16), grid)
         write_volume(folder / "labels" / f"case_{number}.nii.gz", labels, grid)
     names = {"background": 0, "shell": 1, "mantle": 2, "core": 3}
-    (folder / "dataset.json").write_text(json.dumps({"name": "large", "channel_names": {"0": "MR"}, "labels": names}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"name": "large", "channel_names": {"0": "MR"}, "labels": names}), encoding="utf-8"
+    )
     return folder
 
 

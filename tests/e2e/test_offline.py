@@ -41,7 +41,7 @@ sys.addaudithook(watch)
 def watched(tmp_path):
     """A function that runs Python where connections are recorded, with an empty home; returns what was recorded."""
     (tmp_path / "watch").mkdir()
-    (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
+    (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
     home = tmp_path / "home"
     home.mkdir()
     recorded = tmp_path / "connections.txt"
@@ -57,7 +57,7 @@ def watched(tmp_path):
     def run(*words):
         done = subprocess.run([sys.executable, *map(str, words)], env=env, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        return recorded.read_text() if recorded.exists() else ""
+        return recorded.read_text(encoding="utf-8") if recorded.exists() else ""
 
     run.home = home
     return run
@@ -66,7 +66,7 @@ def watched(tmp_path):
 @pytest.mark.slow
 def test_run_and_predict_open_no_connection(watched, tmp_path):
     dataset = write_small_dataset(tmp_path / "dataset")
-    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
     command = "from segpipe.cli.app import main; main()"
     how = ("--work", tmp_path / "work", "--device", "cpu", "--jobs", 2)
     assert watched("-c", command, "run", dataset, "--recipe", tmp_path / "tiny.toml", "--epochs", 1, *how) == ""

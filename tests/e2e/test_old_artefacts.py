@@ -29,11 +29,11 @@ def test_archives_are_small_and_there():
 
 def test_a_half_trained_fold_is_trained_to_its_end(old):
     log = old / "work/models/3d_fullres/tiny/fold_1/log.jsonl"
-    before = log.read_text().splitlines()
+    before = log.read_text(encoding="utf-8").splitlines()
     result = segpipe.train(old / "dataset", work=old / "work", fold=1, resume=True, jobs=1, device="cpu")
     record = TrainingRecord.read(result.folder.record)
     assert (record.epochs, len(before)) == (8, 3)
-    assert log.read_text().splitlines()[:3] == before
+    assert log.read_text(encoding="utf-8").splitlines()[:3] == before
     assert result.held_out is not None
 
 

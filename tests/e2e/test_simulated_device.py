@@ -34,7 +34,7 @@ def processes(tmp_path_factory):
     for name, words in GROUPS.items():
         report = folder / f"{name}.xml"
         asked = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *words]
-        with report.with_suffix(".txt").open("w") as told:
+        with report.with_suffix(".txt").open("w", encoding="utf-8") as told:
             process = subprocess.Popen(asked, cwd=ROOT, env=os.environ | threads, stdout=told, stderr=told)
         started[name] = process, report
     yield started
@@ -48,7 +48,7 @@ def processes(tmp_path_factory):
 def test_what_runs_on_a_gpu_runs_on_a_simulated_one(processes, name):
     process, report = processes[name]
     process.wait(timeout=600)
-    assert process.returncode == 0, report.with_suffix(".txt").read_text()[-20_000:]
+    assert process.returncode == 0, report.with_suffix(".txt").read_text(encoding="utf-8")[-20_000:]
     (suite,) = ElementTree.parse(report).getroot()
     assert int(suite.get("tests")) >= (11 if name == "tests marked gpu" else 40)
     # The least torch of pyproject.toml has what the simulation needs: a test that is left out is a fault.

@@ -54,7 +54,7 @@ class SimulatedDevice:
     kind: str = "cuda"
     """cuda, xpu or mps."""
     capability: tuple[int, int] = (8, 0)
-    """Of CUDA: (8, 0) has bfloat16, (7, 0) float16, (6, 0) neither."""
+    """Compute capability of CUDA: (8, 0) has bfloat16, (7, 0) float16, (6, 0) neither."""
     total_bytes: int = 2**33
     n_devices: int = 1
     """As many are named and counted; tensors lie on the first alone."""

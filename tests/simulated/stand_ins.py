@@ -27,7 +27,7 @@ def simulated_device(kind="cuda", **settings):
     kind : str
         cuda, xpu or mps.
     settings
-        Of :class:`SimulatedDevice`.
+        Fields of :class:`SimulatedDevice`.
     """
     backend.register()
     device = SimulatedDevice(kind, **settings)

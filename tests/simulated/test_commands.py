@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
     if HAS_GPU:
         pytest.skip("a real GPU is here: it does not compute in float32 by default")
     folder = tmp_path_factory.mktemp("commands")
-    (folder / "tiny.toml").write_text(RECIPE)
+    (folder / "tiny.toml").write_text(RECIPE, encoding="utf-8")
     how = ("--recipe", folder / "tiny.toml", "--epochs", 2, "--jobs", 1, "--quiet")
     with simulated_device(capability=(6, 0)):
         assert command("run", PHANTOMS, "--work", folder / "gpu", *how) == 0

@@ -10,7 +10,7 @@ from segpipe.inference.memory import Sums
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.inference.sliding import windows_of
 from segpipe.runtime import choose_runtime
-from tests.simulated.work import image_of, model_of, predictor_of, skipping, small_planes, watched
+from tests.simulated.work import cascade_plan, image_of, model_of, predictor_of, skipping, small_planes, watched
 
 
 def require_alike(there, here, gpu):
@@ -62,10 +62,7 @@ def test_labels_in_half_precision_hardly_differ(gpu, places, precision):
 
 def test_a_cascade_is_predicted_as_on_a_processor(gpu, places):
     place = places("plain")
-    full = place.plan.configuration("3d_fullres")
-    low = full.model_copy(update={"name": "3d_lowres", "spacing_mm": tuple(1.5 * s for s in full.spacing_mm)})
-    second = full.model_copy(update={"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"})
-    plan = place.plan.model_copy(update={"configurations": {"3d_lowres": low, "3d_cascade_fullres": second}})
+    plan = cascade_plan(place.plan)
     model = model_of(plan, "3d_cascade_fullres", previous=model_of(plan, "3d_lowres"))
     image = image_of((24, 30, 36), (0.8, 1.0, 1.0))
     there, here = (labels_of(place, device, image, model=model, tta=False) for device in ("cuda", "cpu"))

@@ -125,7 +125,7 @@ class Place:
 def make_place(folder, kind):
     """Five drawn cases of a ball in a shell, planned and prepared."""
     _write_dataset(folder / "dataset", kind)
-    (folder / "tiny.toml").write_text(RECIPE)
+    (folder / "tiny.toml").write_text(RECIPE, encoding="utf-8")
     commands.plan(folder / "dataset", work=folder / "work", recipe=folder / "tiny.toml", jobs=1)
     workspace = Workspace(folder / "work")
     plan = Plan.read(workspace.plan)
@@ -157,7 +157,7 @@ def _write_dataset(folder, kind):
             labels[np.arange(shape[0]) % 3 != 0] = 9
         for what, array in (("images", image.astype(np.float32)), ("labels", labels)):
             write_volume(folder / what / f"case_{number}.nii.gz", array, axis_grid(shape, spacing=(1.0, 1.0, 1.0)))
-    (folder / "dataset.json").write_text(json.dumps(KINDS[kind]))
+    (folder / "dataset.json").write_text(json.dumps(KINDS[kind]), encoding="utf-8")
 
 
 # Training
@@ -168,18 +168,23 @@ def loss(name, **options):
     return (TypeAdapter(LossTerm).validate_python({"name": name, **options}),)
 
 
-def with_cascade(place, folder):
-    """The same place with a cascade, whose first stage found the reference."""
-    full = place.plan.configuration("3d_fullres")
+def cascade_plan(plan):
+    """The plan with a low-resolution stage and a cascade, for which its images are too small."""
+    full = plan.configuration("3d_fullres")
     low = full.model_copy(update={"name": "3d_lowres", "spacing_mm": tuple(1.5 * s for s in full.spacing_mm)})
     second = full.model_copy(update={"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"})
-    plans = {"3d_lowres": low, "3d_fullres": full, "3d_cascade_fullres": second}
+    added = {"3d_lowres": low, "3d_cascade_fullres": second}
+    return plan.model_copy(update={"configurations": plan.configurations | added})
+
+
+def with_cascade(place, folder):
+    """The same place with a cascade, whose first stage found the reference."""
     workspace = Workspace(shutil.copytree(place.workspace.root, folder / "work"))
     for case, segmentation in zip(place.index.cases, place.segmentations, strict=True):
         found = PreparedFiles(workspace.first_stage("3d_cascade_fullres", place.plan.recipe) / case).previous
         found.parent.mkdir(parents=True)
         write_array(found, np.maximum(segmentation, 0).astype(np.uint8))
-    return replace(place, workspace=workspace, plan=place.plan.model_copy(update={"configurations": plans}))
+    return replace(place, workspace=workspace, plan=cascade_plan(place.plan))
 
 
 def trainer_of(
@@ -265,7 +270,7 @@ def predictor_of(place, device, *, edit=lambda plan: plan, tiles=None, model=Non
         Instead of the place's.
     precision : str
     options
-        Of :class:`segpipe.inference.predictor.Options`.
+        Fields of :class:`segpipe.inference.predictor.Options`.
     """
     model = model or ModelFile.read(place.model)
     changed = place.folder / "changed.segpipe"
