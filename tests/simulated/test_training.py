@@ -101,12 +101,13 @@ def test_a_step_is_that_of_a_processor_and_does_not_wait(gpu, places, row):
 @pytest.mark.parametrize("removing", [0, 1])
 def test_a_cascade_waits_where_a_component_is_removed_alone(gpu, places, tmp_path, monkeypatch, removing):
     monkeypatch.setattr(previous, "P_REMOVAL", removing)
+    monkeypatch.setattr(previous, "P_LABEL", 1)
     place = with_cascade(places("plain"), tmp_path)
     trainer = trainer_of(place, "cuda", configuration="3d_cascade_fullres", precision=torch.float32)
     with watched(gpu) as waits:
         found = steps_of(trainer, n=3)
     assert {where.partition(":")[0].rpartition("/")[2] for where in waits} <= ({"previous.py"} if removing else set())
-    assert sum(waits.values()) <= 2 * 2 * 3 * removing, "one for each label of each sample"
+    assert sum(waits.values()) == 2 * 2 * 3 * removing, "one for each label of each sample"
     same = trainer_of(place, "cpu", configuration="3d_cascade_fullres", precision=torch.float32)
     assert float(found[0]) == pytest.approx(float(steps_of(same, n=1)[0]), abs=1e-4)
 
@@ -139,14 +140,17 @@ def test_the_best_weights_are_kept_on_the_host_in_one_wait(gpu, places, monkeypa
 
 
 def test_what_a_cascade_is_given_is_spoilt_as_on_a_processor(gpu, places):
-    spoilings = (Spoiling(((1, "dilate", 2), (2, "open", 1)), ((1, 0.5),)), Spoiling())
+    spoilings = (Spoiling(((1, "dilate", 2), (2, "open", 1)), ((2, 0.5),)), Spoiling())
     labels = (
         torch.stack([torch.as_tensor(np.asarray(places("plain").segmentations[n])) for n in (0, 1)]).long().clamp_min(0)
     )
     with watched(gpu) as waits:
         there = one_hot(spoil(there_of(labels), spoilings), 2)
-    assert torch.equal(there.cpu(), one_hot(spoil(labels, spoilings), 2))
-    assert sum(waits.values()) <= 1, "a component is found on the host"
+    here = spoil(labels, spoilings)
+    assert torch.equal(there.cpu(), one_hot(here, 2))
+    assert bool((labels[0] == 2).any())
+    assert not bool((here[0] == 2).any()), "its only component is removed"
+    assert sum(waits.values()) == 1, "a component is found on the host"
 
 
 def there_of(tensor):
