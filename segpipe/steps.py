@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.errors import ArtefactError, ModelError, SegpipeError
-from segpipe.watch import Watch
-from segpipe.workspace import Workspace
+from segpipe.training.settings import FoldSettings
+from segpipe.watch import SILENT, Watch
+from segpipe.workspace import PathLike, Workspace
 
 if TYPE_CHECKING:
     from segpipe.dataset.splits import Splits
@@ -30,33 +31,10 @@ if TYPE_CHECKING:
     from segpipe.training.progress import Status
     from segpipe.training.schema import TrainingRecord
 
-PathLike = Path | str
-SILENT = Watch()
 CURVE_SECONDS = 30.0
 """Time between two drawings of the curves of a running training."""
 MOST_SHOWN = 4
 """Labels whose Dice is shown one by one while training runs."""
-
-
-@dataclass(frozen=True)
-class FoldSettings:
-    """How a user wants a fold trained."""
-
-    fold: int | str = 0
-    epochs: int | None = None
-    minutes: float | None = None
-    seed: int = 0
-    deterministic: bool = False
-    resume: bool = False
-    devices: int = 1
-    init_from: PathLike | None = None
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs is not None and self.minutes is not None:
-            raise SegpipeError(
-                f"--epochs {self.epochs} and --minutes {self.minutes:g} are two ends of training; give one of them"
-            )
 
 
 def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:

@@ -19,3 +19,7 @@ class Watch:
     def training(self, title: str) -> Iterator[Callable[[float, float | None, str], None]]:
         """Yield a function to be called with the share done, the seconds left, and what to show."""
         yield lambda _share, _left, _text: None
+
+
+SILENT = Watch()
+"""Takes note of nothing."""

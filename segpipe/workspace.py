@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+PathLike = Path | str
+
 
 @dataclass(frozen=True)
 class FoldFolder:

@@ -1,11 +1,12 @@
 """Paired statistics of scores, patient by patient. Pure, no torch."""
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, wilcoxon
 
 from segpipe.comparison.schema import ALL_LABELS, Difference, Metric, Retention
 from segpipe.evaluation.schema import CaseScores, LabelScore
@@ -163,3 +164,31 @@ def retention(
 def _drawn(n: int) -> NDArray[np.intp]:
     """Patients drawn with replacement, the same for every comparison of as many."""
     return np.random.default_rng(_SEED).integers(n, size=(N_BOOTSTRAP, n))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction (Holm 1979); a test that could not be made has none, and does count as one of the family."""
+    order = sorted((n for n, p in enumerate(values) if p is not None), key=lambda n: values[n] or 0.0)
+    corrected: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, number in enumerate(order):
+        highest = max(highest, min(1.0, (values[number] or 0.0) * (len(values) - rank)))
+        corrected[number] = highest
+    return corrected
+
+
+def rank_biserial(deltas: np.ndarray) -> float | None:
+    """Matched-pairs rank-biserial correlation (Kerby 2014): the share of rank sums in favour minus that against."""
+    differing = deltas[deltas != 0]
+    if not len(differing):
+        return None
+    ranks = rankdata(np.abs(differing))
+    return float((ranks[differing > 0].sum() - ranks[differing < 0].sum()) / ranks.sum())
+
+
+def standardised_mean(deltas: np.ndarray) -> float | None:
+    """Mean difference over the standard deviation of differences; None where these are all alike."""
+    if len(deltas) < 2:
+        return None
+    sd = float(deltas.std(ddof=1))
+    return None if sd == 0 or math.isclose(sd, 0, abs_tol=1e-12) else float(deltas.mean() / sd)

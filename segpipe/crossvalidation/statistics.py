@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from segpipe.comparison.schema import ALL_LABELS, METRICS, Metric
-from segpipe.comparison.statistics import bootstrap_interval, difference, paired_scores
+from segpipe.comparison.statistics import holm, rank_biserial, standardised_mean, bootstrap_interval, difference, paired_scores
 from segpipe.crossvalidation.schema import PairedTest, Spread
 from segpipe.evaluation.schema import CaseScores
 from segpipe.evaluation.score import mean_over_labels
@@ -110,31 +110,3 @@ def _paired(first: Folds, second: Folds, patients: Mapping[str, str]) -> tuple[d
                     side.setdefault(patient, []).append(value)
     one, other = ({patient: float(np.mean(values)) for patient, values in side.items()} for side in sides)
     return one, other
-
-
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (Holm 1979); a test that could not be made has none, and does count as one of the family."""
-    order = sorted((n for n, p in enumerate(values) if p is not None), key=lambda n: values[n] or 0.0)
-    corrected: list[float | None] = [None] * len(values)
-    highest = 0.0
-    for rank, number in enumerate(order):
-        highest = max(highest, min(1.0, (values[number] or 0.0) * (len(values) - rank)))
-        corrected[number] = highest
-    return corrected
-
-
-def rank_biserial(deltas: np.ndarray) -> float | None:
-    """Matched-pairs rank-biserial correlation (Kerby 2014): the share of rank sums in favour minus that against."""
-    differing = deltas[deltas != 0]
-    if not len(differing):
-        return None
-    ranks = rankdata(np.abs(differing))
-    return float((ranks[differing > 0].sum() - ranks[differing < 0].sum()) / ranks.sum())
-
-
-def standardised_mean(deltas: np.ndarray) -> float | None:
-    """Mean difference over the standard deviation of differences; None where these are all alike."""
-    if len(deltas) < 2:
-        return None
-    sd = float(deltas.std(ddof=1))
-    return None if sd == 0 or math.isclose(sd, 0, abs_tol=1e-12) else float(deltas.mean() / sd)

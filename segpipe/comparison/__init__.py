@@ -1,1 +1,0 @@
-"""Models held against each other on the same cases: what they cost, what they score, and whether the difference is more than chance."""
