@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Any
 from segpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from segpipe.commands import check, convert, demo, evaluate, list_networks, plan, preprocess, report, train
-    from segpipe.comparing import compare
-    from segpipe.crossvalidating import crossval, crossval_status
-    from segpipe.distilling import distill
     from segpipe.inference.predictor import Predictor
-    from segpipe.line import run
-    from segpipe.models import apply_postprocessing, choose_postprocessing, export_model, import_model, predict
+    from segpipe.workflows.check import check
+    from segpipe.workflows.compare.command import compare
+    from segpipe.workflows.convert import convert
+    from segpipe.workflows.crossval.command import crossval, crossval_status
+    from segpipe.workflows.demo import demo
+    from segpipe.workflows.distill.command import distill
+    from segpipe.workflows.evaluate import evaluate
+    from segpipe.workflows.export import export_model
+    from segpipe.workflows.import_ import import_model
+    from segpipe.workflows.networks import list_networks
+    from segpipe.workflows.plan import plan
+    from segpipe.workflows.postprocess import apply_postprocessing, choose_postprocessing
+    from segpipe.workflows.predict import predict
+    from segpipe.workflows.preprocess import preprocess
+    from segpipe.workflows.report import report
+    from segpipe.workflows.run import run
+    from segpipe.workflows.train import train
 
 __all__ = [
     "Predictor",
@@ -40,21 +51,33 @@ __all__ = [
     "train",
 ]
 
-_ELSEWHERE = {
-    "run": "segpipe.line",
-    "distill": "segpipe.distilling",
-    "compare": "segpipe.comparing",
-    **dict.fromkeys(("crossval", "crossval_status"), "segpipe.crossvalidating"),
-    "Predictor": "segpipe.inference.predictor",
-    **dict.fromkeys(
-        ("apply_postprocessing", "choose_postprocessing", "export_model", "import_model", "predict"), "segpipe.models"
-    ),
+_HOMES = {
+    "Predictor": "inference.predictor",
+    "apply_postprocessing": "workflows.postprocess",
+    "check": "workflows.check",
+    "choose_postprocessing": "workflows.postprocess",
+    "compare": "workflows.compare.command",
+    "convert": "workflows.convert",
+    "crossval": "workflows.crossval.command",
+    "crossval_status": "workflows.crossval.command",
+    "demo": "workflows.demo",
+    "distill": "workflows.distill.command",
+    "evaluate": "workflows.evaluate",
+    "export_model": "workflows.export",
+    "import_model": "workflows.import_",
+    "list_networks": "workflows.networks",
+    "plan": "workflows.plan",
+    "predict": "workflows.predict",
+    "preprocess": "workflows.preprocess",
+    "report": "workflows.report",
+    "run": "workflows.run",
+    "train": "workflows.train",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(_ELSEWHERE.get(name, "segpipe.commands")), name)
+    if name in _HOMES:
+        return getattr(import_module(f"segpipe.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'segpipe' has no attribute {name!r}")
 
 

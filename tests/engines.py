@@ -6,7 +6,7 @@ import torch
 
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.sliding import Ensemble, logit_planes, windows_of
-from segpipe.inference.stage import Stage
+from segpipe.inference.stage import LoadedModel
 
 
 @dataclass(eq=False)
@@ -39,5 +39,5 @@ def stitched(forward, image, patch, step=0.5, *, batch=1, n_outputs=2, dtype=tor
 def predictor_of(plan, forward, configuration="3d_fullres", rules=()):
     """A predictor whose network is a function."""
     engine = FunctionEngine(forward, len(plan.channel_names))
-    stage = Stage(plan, plan.configuration(configuration), Ensemble((engine,), ()), torch.device("cpu"))
+    stage = LoadedModel(plan, plan.configuration(configuration), Ensemble((engine,), ()), torch.device("cpu"))
     return Predictor((stage,), tuple(rules), "digest")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe.geometry import Grid
+from segpipe.core.geometry import Grid
 from segpipe.io.formats import write_volume
 
 

@@ -5,7 +5,7 @@ from itertools import permutations, product
 import numpy as np
 from hypothesis import strategies as st
 
-from segpipe.geometry import Grid, Orientation
+from segpipe.core.geometry import Grid, Orientation
 
 ORIENTATIONS = [
     Orientation(axes, flips) for axes in permutations(range(3)) for flips in product((False, True), repeat=3)

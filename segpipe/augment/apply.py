@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from segpipe.augment.draw import Draw
 from segpipe.augment.spec import AugmentationSpec
-from segpipe.runtime import sent
+from segpipe.execution.device import sent
 
 _MIN_SPAN = 1e-7
 

@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import label as connected
 from torch import Tensor
 
-from segpipe.runtime import sent
+from segpipe.execution.device import sent
 
 P_MORPHOLOGY, P_REMOVAL, P_LABEL = 0.4, 0.2, 0.5
 RADII = (1, 8)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 
 Anatomical = Literal["x", "y", "z"]
 

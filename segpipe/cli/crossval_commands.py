@@ -24,7 +24,7 @@ from segpipe.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segpipe.crossvalidating import Crossvalidated
+    from segpipe.workflows.crossval.command import Crossvalidated
 
 
 def crossval(
@@ -160,14 +160,14 @@ def crossval(
     as_json: JsonOption = False,
 ) -> None:
     """Nested cross-validation: outer folds measure, inner folds choose. The same command continues what was interrupted."""
-    from segpipe import crossvalidating
     from segpipe.cli.display import watch
-    from segpipe.steps import workspace_of
+    from segpipe.workflows.crossval import command
+    from segpipe.workflows.project import workspace_of
 
     if status:
-        _show_status(crossvalidating.crossval_status(workspace_of(dataset, work).root), as_json=as_json)
+        _show_status(command.crossval_status(workspace_of(dataset, work).root), as_json=as_json)
         return
-    done = crossvalidating.crossval(
+    done = command.crossval(
         dataset,
         work=work,
         folds=folds,
@@ -217,7 +217,7 @@ def _believed(rows: list[tuple[str, str]], *, yes: bool) -> bool:
 
 def _show_status(standing: "Crossvalidated", *, as_json: bool) -> None:
     from segpipe.cli.display import as_plain, out, show_json, table
-    from segpipe.graph import STATES, counts
+    from segpipe.execution.graph import STATES, counts
 
     studies: dict[str, list[str]] = {}
     for job in standing.standings:
@@ -241,15 +241,16 @@ def _show_status(standing: "Crossvalidated", *, as_json: bool) -> None:
 
 def _show_result(done: "Crossvalidated", *, as_json: bool) -> None:
     from segpipe.cli.display import as_plain, out, show_failures, show_json, table
+    from segpipe.core.text import shown
 
     folder = done.folder
     places = {
         "report": folder.page, "table": folder.table, "methods": folder.methods, "result": folder.result, "splits": folder.splits,
     }  # fmt: skip
     if as_json:
-        shown = {name: str(path) for name, path in places.items() if path.is_file()}
+        files = {name: str(path) for name, path in places.items() if path.is_file()}
         result = None if done.result is None else as_plain(done.result)
-        show_json({"result": result, "model": done.model, "failed": done.failed, **shown})
+        show_json({"result": result, "model": done.model, "failed": done.failed, **files})
         return
     show_failures("Lost", done.failed)
     if done.result is not None:
@@ -257,9 +258,9 @@ def _show_result(done: "Crossvalidated", *, as_json: bool) -> None:
         rows = []
         for label, scores in result.scores.items():
             dice = scores["dice"]
-            interval = f"{_score(dice.low)} to {_score(dice.high)}"
-            others = [_score(scores["nsd"].mean), _score(scores["hd95_mm"].mean, 2), _score(dice.between_folds_sd)]
-            rows.append([label, _score(dice.mean), interval, _score(dice.median), *others, str(dice.n_patients)])
+            interval = f"{shown(dice.low)} to {shown(dice.high)}"
+            others = [shown(scores["nsd"].mean), shown(scores["hd95_mm"].mean, 2), shown(dice.between_folds_sd)]
+            rows.append([label, shown(dice.mean), interval, shown(dice.median), *others, str(dice.n_patients)])
         kind = "Nested cross-validation" if result.nested else "Not nested, so optimistic"
         columns = [
             "label",
@@ -286,7 +287,3 @@ def _show_result(done: "Crossvalidated", *, as_json: bool) -> None:
             out().print(f"{name}: {path}", markup=False)
     if done.model is not None:
         out().print(f"model: segpipe predict IMAGES OUTPUT --model {done.model}", markup=False)
-
-
-def _score(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

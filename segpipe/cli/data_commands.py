@@ -33,10 +33,10 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Hold every case against every rule; exit 1 if anything is wrong. What was decoded is kept for the later stages."""
-    from segpipe import commands
     from segpipe.cli.display import as_plain, out, show_json, table, watch
+    from segpipe.workflows import check
 
-    result = commands.check(
+    result = check.check(
         dataset, work=work, resample_channels=resample_channels, jobs=jobs, watch=watch(quiet=quiet or as_json)
     )
     found = result.dataset
@@ -117,13 +117,13 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the dataset and plan for it; writes fingerprint.json and plan.json."""
-    from segpipe import commands
     from segpipe.cli.display import as_plain, show_failures, show_json, watch
     from segpipe.cli.plan_page import show_plan
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.steps import workspace_of
+    from segpipe.dataset.fingerprint.schema import Fingerprint
+    from segpipe.workflows import plan
+    from segpipe.workflows.project import workspace_of
 
-    made = commands.plan(
+    made = plan.plan(
         dataset,
         work=work,
         recipe=recipe,
@@ -168,12 +168,12 @@ def preprocess(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare the arrays of one configuration; cases that are prepared already are kept."""
-    from segpipe import commands
     from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.steps import workspace_of
+    from segpipe.dataset.fingerprint.schema import Fingerprint
+    from segpipe.workflows import preprocess
+    from segpipe.workflows.project import workspace_of
 
-    index = commands.preprocess(
+    index = preprocess.preprocess(
         dataset,
         work=work,
         configuration=configuration,
@@ -203,10 +203,10 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write every regular DICOM series as NIfTI, with a sidecar; the others are refused with the reason (exit 3)."""
-    from segpipe import commands
     from segpipe.cli.display import as_plain, out, show_failures, show_json, table, watch
+    from segpipe.workflows import convert
 
-    series = commands.convert(source, output, watch=watch(quiet=quiet or as_json))
+    series = convert.convert(source, output, watch=watch(quiet=quiet or as_json))
     failed = {s.series: s.reason for s in series if s.reason}
     if as_json:
         show_json([as_plain(s) for s in series])
@@ -244,10 +244,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score segmentations: Dice, normalised surface Dice, HD95 and volumes, per label and overall."""
-    from segpipe import commands
     from segpipe.cli.display import as_plain, show_failures, show_json, show_scores, watch
+    from segpipe.workflows import evaluate
 
-    result = commands.evaluate(
+    result = evaluate.evaluate(
         predictions,
         references,
         labels=labels,
@@ -271,13 +271,13 @@ def report(
     ],
 ) -> None:
     """Write the report page of a workspace again."""
-    from segpipe import commands
+    from segpipe.workflows import report
 
-    typer.echo(commands.report(work))
+    typer.echo(report.report(work))
 
 
 def demo(folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_default=False)]) -> None:
     """Write the demo dataset: drawn organs in 12 small volumes."""
-    from segpipe import commands
+    from segpipe.workflows import demo
 
-    typer.echo(f"demo dataset in {commands.demo(folder)}; try: segpipe run {folder} --minutes 1")
+    typer.echo(f"demo dataset in {demo.demo(folder)}; try: segpipe run {folder} --minutes 1")

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from segpipe.watch import Watch
+from segpipe.core.progress import Watch
+from segpipe.core.text import shown
 
 MANY = 20
 """Items from which on it is told how far they are, where no bar can show it."""
@@ -142,9 +143,9 @@ def show_scores(evaluation: "Evaluation") -> None:
     rows = [
         [
             name,
-            _score(s.mean_dice),
-            _score(s.mean_nsd),
-            _score(s.mean_hd95_mm, 2),
+            shown(s.mean_dice),
+            shown(s.mean_nsd),
+            shown(s.mean_hd95_mm, 2),
             str(s.n_applicable),
             str(s.n_missed),
             str(s.n_spurious),
@@ -155,9 +156,9 @@ def show_scores(evaluation: "Evaluation") -> None:
     rows.append(
         [
             "mean of labels",
-            _score(evaluation.mean_dice),
-            _score(evaluation.mean_nsd),
-            _score(evaluation.mean_hd95_mm, 2),
+            shown(evaluation.mean_dice),
+            shown(evaluation.mean_nsd),
+            shown(evaluation.mean_hd95_mm, 2),
             "",
             str(evaluation.n_missed),
             "",
@@ -183,10 +184,6 @@ def show_failures(title: str, failed: dict[str, str]) -> None:
     """Print the cases that were lost, with their reasons."""
     if failed:
         out().print(table(title, ["case", "reason"], [[case, reason] for case, reason in sorted(failed.items())]))
-
-
-def _score(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def as_plain(record: Any) -> Any:

@@ -24,7 +24,7 @@ from segpipe.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segpipe.comparison.schema import Comparison
+    from segpipe.evaluation.comparison import Comparison
 
 
 def distill(
@@ -124,13 +124,13 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Train a small network that a large one teaches, and show what it keeps."""
-    from segpipe import distilling
     from segpipe.cli.display import as_plain, out, show_failures, show_json, show_scores, watch
+    from segpipe.workflows.distill import command
 
-    done = distilling.distill(
+    done = command.distill(
         dataset,
         teacher=tuple(teacher or ()),
-        student=tuple(student or (distilling.DEFAULT_STUDENT,)),
+        student=tuple(student or (command.DEFAULT_STUDENT,)),
         kd=tuple(kd or ()),
         recipe=recipe,
         name=name,
@@ -217,10 +217,10 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Hold models against each other: weights, work, time, memory, scores, and whether they differ by more than chance."""
-    from segpipe import comparing
     from segpipe.cli.display import as_plain, show_failures, show_json, watch
+    from segpipe.workflows.compare import command
 
-    found = comparing.compare(
+    found = command.compare(
         models,
         dataset=dataset,
         work=work,
@@ -246,7 +246,7 @@ def compare(
 def show_comparison(found: "Comparison") -> None:
     """Print what models take and keep, and their differences."""
     from segpipe.cli.display import out, table
-    from segpipe.comparison.tables import cost_rows, difference_rows
+    from segpipe.reporting.comparison import cost_rows, difference_rows
 
     for title, (columns, rows) in (
         (f"{found.dataset}, {len(found.cases)} cases", cost_rows(found)),

@@ -94,10 +94,10 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Segment images, each onto its own grid; a bad file is reported and passed over (exit 3)."""
-    from segpipe import models
     from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
+    from segpipe.workflows import predict as stage
 
-    rows = models.predict(
+    rows = stage.predict(
         source,
         output,
         model=tuple(model),
@@ -155,10 +155,10 @@ def import_model(
     as_json: JsonOption = False,
 ) -> None:
     """Write a trained nnU-Net as a segpipe model; nothing in it is executed, and what cannot be honoured is refused by name."""
-    from segpipe import models
     from segpipe.cli.display import out, show_json
+    from segpipe.workflows import import_
 
-    imported = models.import_model(folder, output, folds=tuple(folds or ()), checkpoint=checkpoint)
+    imported = import_.import_model(folder, output, folds=tuple(folds or ()), checkpoint=checkpoint)
     if as_json:
         show_json(imported)
     else:
@@ -175,10 +175,10 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model so that another program predicts with it: nnunet, for nnUNetv2_predict_from_modelfolder."""
-    from segpipe import models
     from segpipe.cli.display import out, show_json
+    from segpipe.workflows import export
 
-    exported = models.export_model(model, output, form=form.value, ending=ending)
+    exported = export.export_model(model, output, form=form.value, ending=ending)
     if as_json:
         show_json(exported)
     else:
@@ -218,12 +218,12 @@ def postprocess(
     as_json: JsonOption = False,
 ) -> None:
     """Choose rules that clean segmentations, on cases with a reference, or apply rules to any folder."""
-    from segpipe import models
     from segpipe.cli.display import as_plain, out, show_failures, show_json, table, watch
+    from segpipe.workflows import postprocess as stage
 
     watching = watch(quiet=quiet or as_json)
     if references is not None:
-        chosen, failed = models.choose_postprocessing(
+        chosen, failed = stage.choose_postprocessing(
             predictions, references, rules=rules, model=model, jobs=jobs, watch=watching
         )
         if as_json:
@@ -242,7 +242,7 @@ def postprocess(
     else:
         if output is None:
             raise typer.BadParameter("give OUTPUT to apply rules, or --references to choose them", param_hint="OUTPUT")
-        done, failed = models.apply_postprocessing(
+        done, failed = stage.apply_postprocessing(
             predictions, output, rules=rules, model=model, jobs=jobs, watch=watching
         )
         if as_json:

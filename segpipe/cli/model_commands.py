@@ -28,7 +28,7 @@ from segpipe.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segpipe.network_costs import NetworkCost
+    from segpipe.workflows.networks import NetworkCost
 
 
 def run(
@@ -53,10 +53,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Do the whole line: check, plan, preprocess, train, predict the held-out cases, evaluate, report."""
-    from segpipe import line
     from segpipe.cli.display import as_plain, out, show_failures, show_json, show_scores, watch
+    from segpipe.workflows import run
 
-    done = line.run(
+    done = run.run(
         dataset,
         work=work,
         recipe=recipe,
@@ -129,12 +129,12 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train one fold by the workspace's plan and score its held-out cases; plans and preprocesses first what is not there yet."""
-    from segpipe import commands
     from segpipe.cli.display import as_plain, out, show_failures, show_json, show_scores, watch
+    from segpipe.workflows import train
 
     if fold != "all" and not fold.isdigit():
         raise typer.BadParameter(f"{fold!r}: expected a number or 'all'", param_hint="--fold")
-    done = commands.train(
+    done = train.train(
         dataset,
         work=work,
         configuration=configuration,
@@ -206,15 +206,15 @@ def networks(
     """List the networks; for a dataset with their parameters, work, memory at the planned patch, and seconds a step on this machine."""
     from dataclasses import asdict
 
-    from segpipe import commands
     from segpipe.cli.display import out, show_json, table, watch
     from segpipe.errors import NetworkError
     from segpipe.networks.catalogue import architecture_of
     from segpipe.networks.spec import parse_choice
+    from segpipe.workflows.networks import list_networks
 
     if dataset is None and (configuration is not None or work is not None):
         raise typer.BadParameter("costs are those of a dataset; give one", param_hint="DATASET")
-    costs = commands.list_networks(
+    costs = list_networks(
         dataset,
         names=tuple(names or ()),
         work=work,
@@ -262,9 +262,9 @@ def doctor(as_json: JsonOption = False) -> None:
     import psutil
 
     from segpipe.cli.display import out, show_json, table
-    from segpipe.inference.engine import default_engine
-    from segpipe.runtime import choose_runtime, cpu_flags
-    from segpipe.steps import recipe_for
+    from segpipe.execution.device import choose_runtime, cpu_flags
+    from segpipe.inference.engines.choose import default_engine
+    from segpipe.workflows.planning import recipe_for
 
     runtime = choose_runtime()
     fast = sorted(

@@ -1,9 +1,9 @@
 """A plan as a page a person can read."""
 
 from segpipe.cli.display import out, table
-from segpipe.fingerprint.schema import Fingerprint
+from segpipe.core.workspace import Workspace
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.workspace import Workspace
 
 
 def show_plan(measured: Fingerprint, plan: Plan, workspace: Workspace, *, explain: bool = False) -> None:

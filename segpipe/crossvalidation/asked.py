@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from segpipe.artefact import Artefact
+from segpipe.core.artefact import Artefact
 from segpipe.crossvalidation.candidates import Candidate, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.files import read_folds, write_for_nnunet
 from segpipe.crossvalidation.folder import CrossvalFolder
@@ -20,10 +20,10 @@ from segpipe.crossvalidation.splits import (
     leaving_out,
     with_test_set,
 )
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.schema import Dataset
 from segpipe.dataset.splits import SPLIT_SEED
 from segpipe.errors import CrossvalError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.networks.catalogue import complete_options
 from segpipe.networks.spec import parse_choice
 

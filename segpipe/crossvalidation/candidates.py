@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 from segpipe.errors import CrossvalError
 from segpipe.networks.spec import parse_choice, parse_options
 from segpipe.planning.recipe import TrainingSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.workspace import Workspace
+from segpipe.core.workspace import Workspace
 
 WINNER = "winner"
 """Stands for what a study chose, where a candidate has its number."""

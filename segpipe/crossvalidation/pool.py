@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segpipe.artefact import write_atomically
-from segpipe.comparison.schema import ALL_LABELS
+from segpipe.core.artefact import write_atomically
 from segpipe.crossvalidation.design import n_candidates
 from segpipe.crossvalidation.folder import WINNER, CrossvalFolder
 from segpipe.crossvalidation.schema import (
@@ -25,10 +24,11 @@ from segpipe.crossvalidation.schema import (
     Selection,
 )
 from segpipe.crossvalidation.statistics import paired_tests, spread, spreads
+from segpipe.dataset.fingerprint.schema import Fingerprint
+from segpipe.evaluation.comparison import ALL_LABELS
 from segpipe.evaluation.reliability import CaseReliability
 from segpipe.evaluation.schema import CaseScores, Evaluation
-from segpipe.fingerprint.schema import Fingerprint
-from segpipe.graph import Standing
+from segpipe.execution.graph import Standing
 from segpipe.metrics.calibration import Counts
 from segpipe.preprocessing.schema import PreprocessedIndex
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from segpipe.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record
+from segpipe.core.labels import Labels
 from segpipe.crossvalidation.candidates import Candidate, SearchSpace
 from segpipe.dataset.splits import Fold
 from segpipe.errors import CrossvalError
-from segpipe.labels import Labels
 from segpipe.planning.recipe import Recipe
 
 FINAL = "final"

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from segpipe.artefact import json_digest
+from segpipe.core.artefact import json_digest
+from segpipe.core.labels import Labels
 from segpipe.crossvalidation.schema import FINAL, CrossvalSplits, OuterFold, Scheme
+from segpipe.dataset.fingerprint.schema import CaseFingerprint
 from segpipe.dataset.splits import Fold, make_splits
 from segpipe.errors import CrossvalError
-from segpipe.fingerprint.schema import CaseFingerprint
-from segpipe.labels import Labels
 
 Strata = Mapping[str, tuple[str, ...]]
 """What of each case is to be spread evenly, as names: ``site=A``, ``liver present``, ``liver large``."""

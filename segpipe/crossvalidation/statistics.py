@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import rankdata
 
-from segpipe.comparison.schema import ALL_LABELS, METRICS, Metric
-from segpipe.comparison.statistics import holm, rank_biserial, standardised_mean, bootstrap_interval, difference, paired_scores
 from segpipe.crossvalidation.schema import PairedTest, Spread
+from segpipe.evaluation.comparison import ALL_LABELS, METRICS, Metric
 from segpipe.evaluation.schema import CaseScores
 from segpipe.evaluation.score import mean_over_labels
+from segpipe.evaluation.statistics import (
+    bootstrap_interval,
+    difference,
+    holm,
+    paired_scores,
+    rank_biserial,
+    standardised_mean,
+)
 
 Folds = Mapping[str, Sequence[CaseScores]]
 """Scores of the test cases of each outer fold."""

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
+from segpipe.core.labels import Labels
+from segpipe.core.volume import Volume
 from segpipe.dataset.load import LoadedImage, labels_on, load_image, read_labels
 from segpipe.dataset.schema import Case, Dataset, Finding, Severity
 from segpipe.errors import CaseError, GeometryMismatchError, IrregularSeriesError, UnreadableFileError
 from segpipe.io.formats import header_notes
-from segpipe.labels import Labels
-from segpipe.volume import Volume
 
 LARGEST_LABEL = 2**31 - 1
 

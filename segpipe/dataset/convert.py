@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from segpipe.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record
 from segpipe.errors import ArtefactError, CaseError, DatasetError
 from segpipe.io.dicom import Series, find_series, read_voxels, stack_of
 from segpipe.io.formats import write_volume

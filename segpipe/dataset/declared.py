@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from segpipe.core.labels import Labels, Target
 from segpipe.errors import DatasetError
-from segpipe.labels import Labels, Target
 
 _EXAMPLE = 'expected {"background": 0, "liver": 1, ...}, a region as a list of values'
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from segpipe.errors import CaseError, GeometryMismatchError
-from segpipe.geometry import (
+from segpipe.core.geometry import (
     GRID_TOLERANCE_VOXELS,
     Floats,
     Grid,
@@ -18,9 +17,10 @@ from segpipe.geometry import (
     largest_displacement_mm,
     same_grid,
 )
+from segpipe.core.labels import Labels, smallest_dtype
+from segpipe.core.volume import Volume, stack_channels
+from segpipe.errors import CaseError, GeometryMismatchError
 from segpipe.io.formats import read_volume
-from segpipe.labels import Labels, smallest_dtype
-from segpipe.volume import Volume, stack_channels
 
 MIN_COVERAGE = 0.5
 """A channel that covers less of the first channel's grid than this is of another part of the body."""

@@ -9,12 +9,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from segpipe.core.labels import Labels
+from segpipe.core.workspace import Workspace
 from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding, Layout
 from segpipe.errors import DatasetError, UnreadableFileError
 from segpipe.io.formats import IMAGE_ENDINGS, ending_of, is_image, read_header, stem_of
-from segpipe.labels import Labels
-from segpipe.workspace import Workspace
 
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _ONLY_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>0000)$")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from segpipe import jobs
+from segpipe.core.workspace import Workspace
 from segpipe.dataset.check import Expectations
 from segpipe.dataset.match import match_again, reading_bytes
 from segpipe.dataset.schema import Case, Dataset, Finding
 from segpipe.dataset.store import read_case
-from segpipe.workspace import Workspace
+from segpipe.execution import processes
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check(
     matched = match_again(Path(dataset), workspace, resample_channels)
     findings = list(matched.findings)
     rules = partial(_findings, expected=Expectations.of(matched), workspace=workspace)
-    for outcome in jobs.map_cases(rules, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
+    for outcome in processes.map_cases(rules, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
         findings.extend(outcome.value or ())
         if outcome.failure:
             findings.append(

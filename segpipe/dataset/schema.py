@@ -4,9 +4,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from segpipe.artefact import Artefact, Record, json_digest
+from segpipe.core.artefact import Artefact, Record, json_digest
+from segpipe.core.labels import Labels
 from segpipe.io.formats import files_behind
-from segpipe.labels import Labels
 
 Layout = Literal["nnunet", "decathlon", "pairs", "manifest"]
 Severity = Literal["error", "warning", "note"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record
 from segpipe.errors import DatasetError
 
 # nnU-Net's own seed and number of folds, so that folds of a dataset without groups are the same cases.

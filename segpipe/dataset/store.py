@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.artefact import Artefact, json_digest
+from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.geometry import Grid, Shape, Spacing, bounding_box, triple
+from segpipe.core.labels import smallest_dtype
+from segpipe.core.volume import Volume
+from segpipe.core.workspace import CaseFiles
 from segpipe.dataset.check import Expectations, check_case, structure_mask
 from segpipe.dataset.schema import Case, FileStamp, Finding
 from segpipe.errors import ArtefactError, CaseError
-from segpipe.geometry import Grid, Shape, Spacing, bounding_box, triple
 from segpipe.io.arrays import read_array, write_array
 from segpipe.io.formats import files_behind
-from segpipe.labels import smallest_dtype
 from segpipe.version import __version__
-from segpipe.volume import Volume
-from segpipe.workspace import CaseFiles
 
 
 class StoredCase(Artefact):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segpipe.distillation.features import pooled
+from segpipe.execution.device import sent
 from segpipe.networks.blocks import conv_class
-from segpipe.runtime import sent
 
 LONGEST = 64
 """Edge that images and probabilities are pooled to before they are judged: what is judged is layout, and twice-differentiated 3D

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segpipe.augment.apply import along_axes
-from segpipe.runtime import sent
+from segpipe.execution.device import sent
 
 _NO_NORM = 1e-8
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from segpipe.artefact import json_digest
+from segpipe.core.artefact import json_digest
 from segpipe.distillation.guide import DistillationGuide
 from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm
 from segpipe.distillation.taps import for_teacher
@@ -14,8 +14,7 @@ from segpipe.distillation.teacher import BesideTeacher, Teacher
 from segpipe.networks.build import build_network
 from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.training.guide import Guide
-from segpipe.training.loop import Trainer
+from segpipe.training.guide import Guide, TrainingContext
 
 _PEER_SEED = 1
 
@@ -54,17 +53,17 @@ class Distillation:
             "unlabelled": [] if self.unlabelled is None else list(self.unlabelled[1]),
         }
 
-    def guide(self, trainer: Trainer) -> Guide:
-        """Make the guide of a trainer."""
+    def guide(self, context: TrainingContext) -> Guide:
+        """Make the guide of a training."""
         active = [term for term in self.terms if term.weight]
         taught = any(not isinstance(term, WITHOUT_TEACHER) for term in active)
         beside = None
         if taught and self.teachers and self.soft_labels is None:
             taps = dict.fromkeys(for_teacher(at) for term in active for at in term.modules)
-            beside = BesideTeacher(self.teachers, self.plan.labels, trainer.runtime, tuple(taps))
+            beside = BesideTeacher(self.teachers, self.plan.labels, context.runtime, tuple(taps))
         return DistillationGuide(
             self.terms,
-            trainer,
+            context,
             cap=self.cap,
             seed=self.seed,
             patch=self.configuration.patch_size,

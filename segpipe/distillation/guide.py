@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segpipe import seeds
+from segpipe.core import seeds
 from segpipe.distillation.critic import Critic, critic_loss, holistic_loss
 from segpipe.distillation.features import attention_loss, flow_loss, hide, hint_loss, on_grid_of, pooled
 from segpipe.distillation.relations import pair_loss, region_loss, relational_loss, similarity_loss
@@ -49,8 +49,8 @@ from segpipe.errors import DistillationError
 from segpipe.networks.blocks import conv_class
 from segpipe.networks.build import fast_memory_format, to_device
 from segpipe.networks.segmenter import Segmenter
-from segpipe.training.guide import Lesson
-from segpipe.training.loop import Trainer
+from segpipe.planning.recipe import TrainingSettings
+from segpipe.training.guide import StepContext, TrainingContext
 from segpipe.training.optimise import make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ _LEAST_TASK = 1e-3
 class Seen:
     """What the terms look at in one part of a batch."""
 
-    lesson: Lesson
+    step: StepContext
     student: Tensor
     """Scores (N, K, ...) at full resolution, float32."""
     teacher: Tensor | None
@@ -80,7 +80,7 @@ class Seen:
 
 
 @dataclass
-class Told:
+class TermLog:
     """What the terms came to since the last line of the log."""
 
     rows: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -102,7 +102,7 @@ class DistillationGuide:
     def __init__(
         self,
         terms: tuple[KdTerm, ...],
-        trainer: Trainer,
+        training: TrainingContext,
         *,
         cap: float,
         seed: int,
@@ -115,8 +115,8 @@ class DistillationGuide:
         Parameters
         ----------
         terms : tuple of KdTerm
-        trainer : Trainer
-            Of the student.
+        training : TrainingContext
+            The student's.
         cap : float
             Largest ratio of a term to the loss against the labels.
         seed : int
@@ -129,43 +129,44 @@ class DistillationGuide:
             Makes a second student, for mutual learning.
         """
         self.terms = {key: term for key, term in _named(terms).items() if term.weight}
-        self.trainer, self.cap, self.seed, self.beside = trainer, cap, seed, beside
+        self.training, self.cap, self.seed, self.beside = training, cap, seed, beside
         modules = tuple(dict.fromkeys(at for term in self.terms.values() for at in term.modules))
         self.modules = modules
-        self.student_taps = Taps(trainer.network, tuple(map(for_student, modules)), "student") if modules else None
+        self.student_taps = Taps(training.network, tuple(map(for_student, modules)), "student") if modules else None
         self.taps = bool(modules)
         assert not modules or (beside is not None and beside.taps is not None), "refused before any work is done"
-        self.told, self.warned = Told(), set[str]()
-        n_channels = trainer.training.cases[0].image.shape[0]
-        self._require_heads(n_channels, patch)
-        self.own = nn.ModuleDict(self._own_modules(n_channels, patch)).to(trainer.runtime.device)
-        self.optimizer = _optimizer_without_decay(self.own, trainer) if len(self.own) else None
-        shown = n_channels + trainer.labels.n_outputs
+        self.log, self.warned = TermLog(), set[str]()
+        self._require_heads(patch)
+        self.own = nn.ModuleDict(self._own_modules(patch)).to(training.runtime.device)
+        self.optimizer = _optimizer_without_decay(self.own, training.settings) if len(self.own) else None
+        shown = training.n_channels + training.labels.n_outputs
         judging = {key: term for key, term in self.terms.items() if isinstance(term, HolisticTerm)}
         self.critics = nn.ModuleDict({key: Critic(shown, patch, width=term.width) for key, term in judging.items()})
-        self.critics.to(trainer.runtime.device)
+        self.critics.to(training.runtime.device)
         self.critic_optimizers = {
             key: torch.optim.Adam(self.critics[key].parameters(), lr=term.learning_rate, betas=(0.0, 0.9))
             for key, term in judging.items()
         }
         self.above: Tensor | None = None
         """What terms were last held against: a part of a batch without labels has no loss against any."""
+        self.iteration = 0
+        """Of the step whose parts are looked at."""
         self.shown: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         mutual = any(isinstance(term, MutualTerm) for term in self.terms.values())
-        self.peer = to_device(make_peer(), trainer.runtime.device).train() if mutual else None
-        self.peer_optimizer = make_optimizer(self.peer, trainer.settings) if self.peer is not None else None
+        self.peer = to_device(make_peer(), training.runtime.device).train() if mutual else None
+        self.peer_optimizer = make_optimizer(self.peer, training.settings) if self.peer is not None else None
 
-    def loss(self, lesson: Lesson) -> Tensor:
+    def loss(self, step: StepContext) -> Tensor:
         """Sum of the terms for a part of a batch, each held to its cap."""
-        added = lesson.task.new_zeros(())
-        weights = {key: term.weight_at(lesson.progress) for key, term in self.terms.items()}
+        added, self.iteration = step.task.new_zeros(()), step.iteration
+        weights = {key: term.weight_at(step.progress) for key, term in self.terms.items()}
         if not any(weights.values()) and self.peer is None:
             if self.student_taps:
                 self.student_taps.maps.clear()
             return added
-        with torch.autocast(self.trainer.runtime.device.type, enabled=False):
-            seen = self._look(lesson)
-            self.above = self._above_floor(lesson)
+        with torch.autocast(self.training.runtime.device.type, enabled=False):
+            seen = self._look(step)
+            self.above = self._above_floor(step)
             for key, weight in weights.items():
                 # A second student learns from the first step on, whenever its turn to teach begins.
                 if not weight and not isinstance(self.terms[key], MutualTerm):
@@ -173,22 +174,22 @@ class DistillationGuide:
                 value = self._value(key, seen)
                 ratio = torch.zeros_like(value) if self.above is None else weight * value.detach().abs() / self.above
                 if weight:
-                    self.told.rows[key].append(torch.stack((value.detach(), ratio.detach())))
+                    self.log.rows[key].append(torch.stack((value.detach(), ratio.detach())))
                 held = torch.where(ratio > self.cap, self.cap / ratio.clamp_min(1e-12), torch.ones_like(ratio))
-                added = added + held.detach() * weight * lesson.share * value
+                added = added + held.detach() * weight * step.share * value
         return added
 
-    def _above_floor(self, lesson: Lesson) -> Tensor | None:
+    def _above_floor(self, step: StepContext) -> Tensor | None:
         """How far the loss against the labels is above its floor, over the samples that have labels; as before where none has."""
-        share = sum(lesson.labelled) / max(len(lesson.labelled), 1) if lesson.labelled else 1.0
-        floor = self.trainer.loss.floor
+        share = sum(step.labelled) / max(len(step.labelled), 1) if step.labelled else 1.0
+        floor = self.training.loss_floor
         if not share or floor is None:
             return self.above
-        return (lesson.task / (lesson.share * share) - floor).clamp_min(_LEAST_TASK)
+        return (step.task / (step.share * share) - floor).clamp_min(_LEAST_TASK)
 
     def step(self, learning_rate: float) -> None:
         """Let projectors, critics and the second student take a step."""
-        scaler, clip = self.trainer.state.scaler, self.trainer.settings.gradient_clip
+        scaler, clip = self.training.scaler, self.training.settings.gradient_clip
         for optimizer, module in ((self.optimizer, self.own), (self.peer_optimizer, self.peer)):
             if optimizer is None or module is None or all(p.grad is None for p in module.parameters()):
                 continue
@@ -204,7 +205,7 @@ class DistillationGuide:
 
     def summary(self) -> dict[str, Any]:
         """Mean value of each term, its mean ratio to the loss against the labels, and how often it was capped."""
-        told, self.told = self.told.taken(), Told()
+        told, self.log = self.log.taken(), TermLog()
         found = {}
         for key, rows in told.items():
             ratios = [ratio for _, ratio in rows]
@@ -228,7 +229,7 @@ class DistillationGuide:
             "above": None if self.above is None else self.above.detach(),
             "peer": None if self.peer is None else self.peer.state_dict(),
             "peer_optimizer": None if self.peer_optimizer is None else self.peer_optimizer.state_dict(),
-            "told": self.told.taken(),
+            "told": self.log.taken(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -239,32 +240,32 @@ class DistillationGuide:
         self.critics.load_state_dict(state["critics"])
         for key, optimizer in self.critic_optimizers.items():
             optimizer.load_state_dict(state["critic_optimizers"][key])
-        device = self.trainer.runtime.device
+        device = self.training.runtime.device
         self.above = None if state["above"] is None else state["above"].to(device)
         if self.peer is not None and self.peer_optimizer is not None:
             self.peer.load_state_dict(state["peer"])
             self.peer_optimizer.load_state_dict(state["peer_optimizer"])
         for key, rows in state["told"].items():
-            self.told.rows[key] = [torch.tensor(row, device=device) for row in rows]
+            self.log.rows[key] = [torch.tensor(row, device=device) for row in rows]
 
-    def _look(self, lesson: Lesson) -> Seen:
-        regions = self.trainer.labels.regions
+    def _look(self, step: StepContext) -> Seen:
+        regions = self.training.labels.regions
         teacher, maps = None, {}
         if self.beside is not None and any(not isinstance(t, WITHOUT_TEACHER) for t in self.terms.values()):
-            teacher = self.beside(lesson.images)
-        elif lesson.soft is not None:
-            teacher = scores_of(lesson.soft, regions=regions)
+            teacher = self.beside(step.images)
+        elif step.soft is not None:
+            teacher = scores_of(step.soft, regions=regions)
         if self.modules and self.student_taps and self.beside and self.beside.taps:
             ours, theirs = self.student_taps.taken(), self.beside.taps.taken()
             maps = {at: (ours[for_student(at)].float(), theirs[for_teacher(at)].float()) for at in self.modules}
         generator = torch.Generator().manual_seed(
-            int(seeds.stream(self.seed, "distillation", lesson.iteration).integers(2**62))
+            int(seeds.stream(self.seed, "distillation", step.iteration).integers(2**62))
         )
-        return Seen(lesson, lesson.heads[0].float(), teacher, maps, generator)
+        return Seen(step, step.heads[0].float(), teacher, maps, generator)
 
     def _value(self, key: str, seen: Seen) -> Tensor:
         """Value of a term, before its weight."""
-        term, regions, kept = self.terms[key], self.trainer.labels.regions, seen.lesson.inside
+        term, regions, kept = self.terms[key], self.training.labels.regions, seen.step.inside
         match term:
             case VoxelTerm():
                 return self._of_voxels(term, seen)
@@ -311,7 +312,7 @@ class DistillationGuide:
                 return similarity_loss(*seen.maps[at], parts=term.parts)
             case RegionTerm(at=at):
                 labels = _called(seen.taught, regions=regions)
-                return region_loss(*seen.maps[at], labels, self.trainer.labels.n_outputs + regions, kept)
+                return region_loss(*seen.maps[at], labels, self.training.labels.n_outputs + regions, kept)
             case MaskedTerm(at=at):
                 student, teacher = self._projected(key, *seen.maps[at])
                 hidden = hide(student, term.share, seen.generator)
@@ -322,22 +323,22 @@ class DistillationGuide:
                 return self._mutual(term, seen)
 
     def _of_voxels(self, term: VoxelTerm, seen: Seen) -> Tensor:
-        regions, kept = self.trainer.labels.regions, seen.lesson.inside
+        regions, kept = self.training.labels.regions, seen.step.inside
         compare = partial(voxel_loss, temperature=term.temperature, regions=regions, by_class=term.balance == "class")
         value = compare(seen.student, seen.taught, kept=kept)
         if not term.lower_heads:
             return value
         said = probabilities_of(seen.taught, regions=regions)
-        for depth, head in enumerate(seen.lesson.heads[1:], start=1):
+        for depth, head in enumerate(seen.step.heads[1:], start=1):
             grid = tuple(head.shape[2:])
             coarse = scores_of(pooled(said, grid), regions=regions)
             value = value + 0.5**depth * compare(head, coarse, kept=pooled(kept[:, None].float(), grid)[:, 0] > 0.5)
         return value
 
     def _deep_to_shallow(self, term: SelfTerm, seen: Seen) -> Tensor:
-        regions, value = self.trainer.labels.regions, seen.student.new_zeros(())
+        regions, value = self.training.labels.regions, seen.student.new_zeros(())
         finest = probabilities_of(seen.student.detach(), regions=regions)
-        for depth, head in enumerate(seen.lesson.heads[1:], start=1):
+        for depth, head in enumerate(seen.step.heads[1:], start=1):
             coarse = scores_of(pooled(finest, tuple(head.shape[2:])), regions=regions)
             value = value + 0.5**depth * voxel_loss(head, coarse, temperature=term.temperature, regions=regions)
         return value
@@ -345,31 +346,32 @@ class DistillationGuide:
     def _mutual(self, term: MutualTerm, seen: Seen) -> Tensor:
         """Divergence from the second student; that one learns at once, from the labels and from the first."""
         assert self.peer is not None
-        trainer, lesson = self.trainer, seen.lesson
-        images = lesson.images.contiguous(memory_format=fast_memory_format(self.peer.dims))
-        with trainer.runtime.precision():
+        training, step = self.training, seen.step
+        images = step.images.contiguous(memory_format=fast_memory_format(self.peer.dims))
+        with training.runtime.precision():
             heads = self.peer.supervised(images)
-        compare = partial(voxel_loss, temperature=term.temperature, regions=trainer.labels.regions, kept=lesson.inside)
-        loss = trainer.task_loss(heads, lesson.labels, lesson.labelled)
-        loss = loss + term.weight_at(lesson.progress) * compare(heads[0], seen.student.detach())
-        trainer.state.scaler.scale(loss * lesson.share).backward()  # type: ignore[no-untyped-call]
+        compare = partial(voxel_loss, temperature=term.temperature, regions=training.labels.regions, kept=step.inside)
+        loss = training.task_loss(heads, step.labels, step.labelled)
+        loss = loss + term.weight_at(step.progress) * compare(heads[0], seen.student.detach())
+        training.scaler.scale(loss * step.share).backward()  # type: ignore[no-untyped-call]
         return compare(seen.student, heads[0].detach())
 
     def _holistic(self, key: str, seen: Seen) -> Tensor:
-        critic, regions = self._critic(key), self.trainer.labels.regions
+        critic, regions = self._critic(key), self.training.labels.regions
         student, teacher = (probabilities_of(x, regions=regions) for x in (seen.student, seen.taught))
         # What it learns from is looked at after the step; of a batch in parts, the last one.
-        self.shown[key] = (seen.lesson.images.detach(), student.detach(), teacher.detach())
+        self.shown[key] = (seen.step.images.detach(), student.detach(), teacher.detach())
         critic.requires_grad_(requires_grad=False)
-        value = holistic_loss(critic, seen.lesson.images, student, teacher)
+        value = holistic_loss(critic, seen.step.images, student, teacher)
         critic.requires_grad_()
         return value
 
     def _teach_critic(self, key: str, images: Tensor, student: Tensor, teacher: Tensor) -> None:
         term, critic, optimizer = self.terms[key], self._critic(key), self.critic_optimizers[key]
         assert isinstance(term, HolisticTerm)
-        iteration = self.trainer.progress.iteration
-        generator = torch.Generator().manual_seed(int(seeds.stream(self.seed, "critic", iteration).integers(2**62)))
+        generator = torch.Generator().manual_seed(
+            int(seeds.stream(self.seed, "critic", self.iteration).integers(2**62))
+        )
         optimizer.zero_grad(set_to_none=True)
         loss = critic_loss(critic, images, student, teacher, penalty=term.penalty, generator=generator)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -385,14 +387,14 @@ class DistillationGuide:
         name = _safe(f"{key}.project")
         return (self.own[name](student) if name in self.own else student), teacher
 
-    def _own_modules(self, n_channels: int, patch: tuple[int, ...]) -> dict[str, nn.Module]:
+    def _own_modules(self, patch: tuple[int, ...]) -> dict[str, nn.Module]:
         """Projectors where student and teacher differ in channels, found by looking at a patch of nothing."""
         if not self.modules or self.beside is None or self.beside.taps is None or self.student_taps is None:
             return {}
         with torch.no_grad():
-            nothing = self._nothing(n_channels, patch)
-            self.trainer.network.eval()(nothing)
-            self.trainer.network.train()
+            nothing = self._nothing(patch)
+            self.training.network.eval()(nothing)
+            self.training.network.train()
             self.beside(nothing)
         ours, theirs = self.student_taps.taken(), self.beside.taps.taken()
         widths = {at: (ours[for_student(at)].shape[1], theirs[for_teacher(at)].shape[1]) for at in self.modules}
@@ -413,19 +415,18 @@ class DistillationGuide:
                 )
         return found
 
-    def _nothing(self, n_channels: int, patch: tuple[int, ...]) -> Tensor:
+    def _nothing(self, patch: tuple[int, ...]) -> Tensor:
         """A patch of zeros, by which shapes are found."""
-        n_inputs = n_channels + self.trainer.training.n_previous
-        return torch.zeros(1, n_inputs, *patch, device=self.trainer.runtime.device)
+        return torch.zeros(1, self.training.n_inputs, *patch, device=self.training.runtime.device)
 
-    def _require_heads(self, n_channels: int, patch: tuple[int, ...]) -> None:
+    def _require_heads(self, patch: tuple[int, ...]) -> None:
         """Raise where a term teaches heads at lower resolution, and the student has none."""
         asking = [k for k, t in self.terms.items() if isinstance(t, SelfTerm) or getattr(t, "lower_heads", False)]
         if not asking:
             return
         with torch.no_grad():
-            heads = self.trainer.network.eval().supervised(self._nothing(n_channels, patch))
-            self.trainer.network.train()
+            heads = self.training.network.eval().supervised(self._nothing(patch))
+            self.training.network.train()
         if len(heads) < 2:
             raise DistillationError(
                 f"the term {asking[0]} teaches heads at lower resolution, and this student has one head only; leave it out, or take a "
@@ -435,7 +436,7 @@ class DistillationGuide:
     def _warn(self, key: str, ratio: float) -> None:
         if key not in self.warned:
             self.warned.add(key)
-            self.trainer.note(
+            self.training.note(
                 f"distillation: the term {key} is up to {ratio:.0f} times the loss against the labels, and is scaled down to "
                 f"{self.cap:g} times; a smaller weight would keep its shape (the log counts how often)"
             )
@@ -465,6 +466,6 @@ def _called(scores: Tensor, *, regions: bool) -> Tensor:
     return labels
 
 
-def _optimizer_without_decay(modules: nn.Module, trainer: Trainer) -> torch.optim.Optimizer:
+def _optimizer_without_decay(modules: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """The recipe's optimiser; projectors only translate, and are not drawn to 0."""
-    return make_optimizer(modules, trainer.settings.model_copy(update={"weight_decay": 0.0}))
+    return make_optimizer(modules, settings.model_copy(update={"weight_decay": 0.0}))

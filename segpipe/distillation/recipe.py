@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 from segpipe.distillation.spec import KdTerm
 from segpipe.errors import DistillationError
 from segpipe.planning.recipe import read_recipe, shipped_plans

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segpipe.distillation.features import on_grid_of, pooled
-from segpipe.runtime import sent
+from segpipe.execution.device import sent
 
 MOST_NODES = 512
 """Where the size of a node is not given: a matrix of their affinities takes a megabyte, as on the 8x8x8 parts of a volume."""

@@ -15,21 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segpipe.artefact import Artefact, json_digest
+from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.geometry import Grid, Orientation, Shape, canonical_orientation
+from segpipe.core.labels import Labels
+from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
 from segpipe.dataset.load import load_image
 from segpipe.distillation.teacher import Teacher, digest_of, mapped, output_map
 from segpipe.errors import ArtefactError, CaseError, DistillationError
-from segpipe.geometry import Grid, Orientation, Shape, canonical_orientation
-from segpipe.inference.engine import network_cache
+from segpipe.execution.device import Runtime
+from segpipe.inference.engines.choose import network_cache
 from segpipe.inference.predictor import Options, make_stage
 from segpipe.inference.restore import interpolated_planes
-from segpipe.inference.stage import Measured, Stage
+from segpipe.inference.stage import CaseTrace, LoadedModel
 from segpipe.io.arrays import write_array
-from segpipe.labels import Labels
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.schema import PreparedRecord
-from segpipe.runtime import Runtime
-from segpipe.workspace import PreparedFiles, SoftLabelFiles
 
 MOST_KEPT = 4
 """Labels of each voxel whose probabilities are kept; what the others share goes to these in proportion. Of regions, which may all be
@@ -58,7 +58,7 @@ class Source:
 class Member:
     """One fold of one teacher, ready to compute."""
 
-    stage: Stage
+    stage: LoadedModel
     mapping: Tensor | None
 
 
@@ -182,7 +182,7 @@ def _planes_of(source: Source, member: Member, plan: Plan, shape: Shape) -> tupl
         stage.plan.orientation,
         resample_channels=plan.resample_channels,
     )
-    measured = Measured()
+    measured = CaseTrace()
     prepared, voxels = stage.ready(image.volume, None, measured)
     turn = _turn(stage.plan, image.stored_grid).inverse().then(_turn(plan, image.stored_grid))
     onto = [0, 0, 0]

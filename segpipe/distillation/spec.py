@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 from segpipe.errors import DistillationError
 from segpipe.networks.spec import parse_options
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segpipe.artefact import json_digest
+from segpipe.core.artefact import json_digest
+from segpipe.core.labels import Labels
 from segpipe.distillation.response import probabilities_of, scores_of
 from segpipe.distillation.taps import Taps
 from segpipe.errors import DistillationError
-from segpipe.inference.engine import make_network
-from segpipe.inference.predictor import plan_of, read_any_model
-from segpipe.labels import Labels
-from segpipe.modelfile import ModelFile
+from segpipe.execution.device import Runtime
+from segpipe.inference.engines.base import make_network
+from segpipe.models.file import ModelFile
+from segpipe.models.read import plan_of, read_any_model
 from segpipe.networks.build import to_device
 from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.runtime import Runtime
 
 
 @dataclass(frozen=True)

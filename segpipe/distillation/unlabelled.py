@@ -6,21 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe import jobs, seeds
-from segpipe.artefact import json_digest
+from segpipe.core import seeds
+from segpipe.core.artefact import json_digest
+from segpipe.core.geometry import bounding_box
+from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
 from segpipe.dataset.check import image_problems
 from segpipe.dataset.load import load_image
 from segpipe.dataset.schema import FileStamp
 from segpipe.distillation.soft_labels import Source, called_labels
 from segpipe.errors import CaseError
-from segpipe.geometry import bounding_box
+from segpipe.execution import processes
 from segpipe.io.arrays import read_array, write_array
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import foreground_index, index_voxels
 from segpipe.preprocessing.prepare import prepare
 from segpipe.preprocessing.schema import PreparedRecord
 from segpipe.version import __version__
-from segpipe.workspace import PreparedFiles, SoftLabelFiles
 
 
 def prepare_unlabelled(
@@ -52,7 +53,7 @@ def prepare_unlabelled(
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(_prepare, plan=plan, configuration=configuration, folder=folder)
     done, failed = [], {}
-    for outcome in jobs.map_cases(work, list(images.items()), limit=jobs_limit, bytes_each=bytes_each):
+    for outcome in processes.map_cases(work, list(images.items()), limit=jobs_limit, bytes_each=bytes_each):
         case, files = outcome.item
         if outcome.failure:
             failed[case] = outcome.failure

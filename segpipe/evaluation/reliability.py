@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.artefact import Artefact
+from segpipe.core.artefact import Artefact
+from segpipe.core.geometry import Box, bounding_box
 from segpipe.dataset.load import LoadedImage, along_axes_of, read_labels, require_same_grid
-from segpipe.geometry import Box, bounding_box
 from segpipe.metrics.calibration import Counts
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.prepare import Placement

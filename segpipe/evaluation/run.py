@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe import jobs
+from segpipe.core.labels import Labels
+from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
 from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, UnreadableFileError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
+from segpipe.execution import processes
 from segpipe.io.formats import read_header, stem_of
-from segpipe.labels import Labels
-from segpipe.volume import Volume
 
 Pair = tuple[str, Path, Path]
 
@@ -54,7 +54,7 @@ def evaluate(
         labels = _labels_found(pairs, jobs_limit, peak, failed)
         pairs = [p for p in pairs if p[0] not in failed]
     scores: list[CaseScores] = []
-    for outcome in jobs.map_cases(
+    for outcome in processes.map_cases(
         partial(_score_pair, labels=labels, declared=declared, tolerance_mm=tolerance_mm),
         pairs,
         limit=jobs_limit,
@@ -151,7 +151,7 @@ def _values_of(pair: Pair) -> set[int]:
 
 def _labels_found(pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]) -> Labels:
     found: set[int] = set()
-    for outcome in jobs.map_cases(_values_of, pairs, limit=limit, bytes_each=peak):
+    for outcome in processes.map_cases(_values_of, pairs, limit=limit, bytes_each=peak):
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
         else:

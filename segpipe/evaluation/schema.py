@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from segpipe.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record
 
 Status = Literal["scored", "missed", "spurious", "not_applicable"]
 

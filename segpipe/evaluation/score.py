@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.geometry import Grid
+from segpipe.core.labels import Labels
 from segpipe.evaluation.schema import CaseScores, LabelScore, LabelSummary, Status
-from segpipe.geometry import Grid
-from segpipe.labels import Labels
 from segpipe.metrics.overlap import dice
 from segpipe.metrics.surface import surface_distances
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segpipe.artefact import write_atomically
+from segpipe.core.artefact import write_atomically
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import LockedError
 from segpipe.inference.inputs import InputCase

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segpipe.execution.memory import free_bytes
 from segpipe.inference.sliding import Windows
-from segpipe.memory import free_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -13,24 +13,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segpipe.core.geometry import Grid, triple
+from segpipe.core.volume import Volume
 from segpipe.dataset.check import image_problems
 from segpipe.errors import CaseError, ModelError
-from segpipe.geometry import Grid, triple
-from segpipe.inference.engine import EngineName, Precision, inference_runtime, make_engine
+from segpipe.execution.device import Runtime, choose_runtime
+from segpipe.inference.engines.base import EngineName, Precision
+from segpipe.inference.engines.choose import inference_runtime, make_engine
 from segpipe.inference.restore import labels_of, uncrop
 from segpipe.inference.sliding import Ensemble
-from segpipe.inference.stage import Measured, Stage, timed
-from segpipe.interop.nnunet.folder import is_model_folder, read_model_folder
-from segpipe.modelfile import ModelFile, model_in
+from segpipe.inference.stage import CaseTrace, LoadedModel, timed
+from segpipe.models.file import ModelFile
+from segpipe.models.read import plan_of, read_any_model
 from segpipe.planning.schema import Plan
 from segpipe.postprocessing.apply import apply_rules, require_known
 from segpipe.postprocessing.schema import PostprocessingRules, Rule
 from segpipe.preprocessing.prepare import Placement, Prepared
-from segpipe.runtime import Runtime, choose_runtime
 from segpipe.version import __version__
-from segpipe.volume import Volume
 
 Labels = NDArray[np.unsignedinteger]
+
+
 Sink = Callable[[Placement, int, Tensor], None]
 """Given the probabilities (K, Y, X) of one plane of the crop, by its number."""
 
@@ -59,14 +62,14 @@ class Prediction:
 
     labels: Labels
     """(Z, Y, X) stored label values."""
-    measured: Measured = field(default_factory=Measured)
+    measured: CaseTrace = field(default_factory=CaseTrace)
 
 
 @dataclass(frozen=True)
 class Predictor:
     """One model, or several whose probabilities are averaged, on their device."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[LoadedModel, ...]
     rules: tuple[Rule, ...]
     digest: str
     """sha256 of plans and weights, and of all that was chosen for applying them."""
@@ -182,7 +185,7 @@ class Predictor:
             return self._segment(image, prepared, sink)
 
     def _segment(self, image: Volume, prepared: tuple[Prepared | None, ...] | None, sink: Sink | None) -> Prediction:
-        measured = Measured()
+        measured = CaseTrace()
         if prepared is None:
             with measured.timing("prepare"):
                 prepared = self.prepare(image)
@@ -199,7 +202,7 @@ class Predictor:
         return Prediction(oriented, measured)
 
     def _by_probabilities(
-        self, image: Volume, prepared: tuple[Prepared | None, ...], measured: Measured, sink: Sink | None
+        self, image: Volume, prepared: tuple[Prepared | None, ...], measured: CaseTrace, sink: Sink | None
     ) -> Labels:
         """Labels of the mean of all models' probabilities, in the plan's axis order."""
         regions = self.plan.labels.regions
@@ -222,22 +225,7 @@ class Predictor:
         return self.plan.labels.written(uncrop(painted, placement))
 
 
-def read_any_model(path: Path, folds: tuple[str, ...] = ()) -> ModelFile:
-    """Read a model file, the one in a folder, or nnU-Net's folder of a trained model.
-
-    Raises
-    ------
-    ModelError
-        If it is none of these.
-    """
-    if not path.exists():
-        raise ModelError(f"{path}: no such file or folder; expected a model.segpipe, or a folder with a trained model")
-    if path.is_dir() and not model_in(path).is_file() and is_model_folder(path):
-        return read_model_folder(path, folds=folds)
-    return ModelFile.read(model_in(path))
-
-
-def make_stage(model: ModelFile, path: Path, runtime: Runtime, options: Options, folds: tuple[str, ...]) -> Stage:
+def make_stage(model: ModelFile, path: Path, runtime: Runtime, options: Options, folds: tuple[str, ...]) -> LoadedModel:
     """Make a model's networks ready to compute, those of some folds or of all.
 
     Raises
@@ -258,24 +246,10 @@ def make_stage(model: ModelFile, path: Path, runtime: Runtime, options: Options,
     if model.previous is not None:
         first = make_stage(model.previous, path, runtime, options, model.folds_before(folds))
     ensemble = Ensemble(engines, model.mirror_axes if options.tta else ())
-    return Stage(plan, configuration, ensemble, runtime.device, options.step, first)
+    return LoadedModel(plan, configuration, ensemble, runtime.device, options.step, first)
 
 
-def plan_of(model: ModelFile, path: Path) -> Plan:
-    """Return a model's plan.
-
-    Raises
-    ------
-    ModelError
-        If it is of another version.
-    """
-    try:
-        return Plan.model_validate_json(model.plan_json)
-    except ValueError as error:
-        raise ModelError(f"{path}: its plan is from another version of segpipe ({error}); export it again") from error
-
-
-def _require_alike(stages: tuple[Stage, ...], paths: tuple[Path, ...]) -> None:
+def _require_alike(stages: tuple[LoadedModel, ...], paths: tuple[Path, ...]) -> None:
     """Raise unless the models take the same images and tell the same labels, plane by plane."""
     first = stages[0].plan
     for stage, path in zip(stages[1:], paths[1:], strict=True):

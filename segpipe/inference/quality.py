@@ -4,15 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from segpipe.geometry import Box
+from segpipe.core.geometry import Box
+from segpipe.core.labels import Labels, Target
+from segpipe.core.volume import Volume
 from segpipe.inference.predictor import Prediction
 from segpipe.inference.schema import Quality
-from segpipe.labels import Labels, Target
 from segpipe.planning.guard import drift
 from segpipe.planning.schema import Plan
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.postprocessing.apply import components
-from segpipe.volume import Volume
 
 Percentiles = tuple[tuple[float, ...], ...]
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from segpipe.execution.device import arriving, sent
 from segpipe.inference.calling import call, largest
 from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices
-from segpipe.runtime import arriving, sent
 
 Shape = tuple[int, ...]
 

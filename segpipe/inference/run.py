@@ -15,10 +15,11 @@ import torch
 from filelock import FileLock
 
 from segpipe.dataset.check import image_problems
+from segpipe.dataset.fingerprint.measure import image_percentiles
 from segpipe.dataset.load import LoadedImage, load_image
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import CaseError, SegpipeError
-from segpipe.fingerprint.measure import image_percentiles
+from segpipe.execution.memory import PeakMemory
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.manifest import Manifest, content_of, still_holds
 from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_file
@@ -26,7 +27,6 @@ from segpipe.inference.predictor import Prediction, Predictor, Sink
 from segpipe.inference.quality import quality_of, volumes_ml
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import stem_of, write_labels_like
-from segpipe.memory import PeakMemory
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.preprocessing.prepare import Placement, Prepared

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 from segpipe.dataset.schema import FileStamp
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segpipe.core.windows import axis_starts, gaussian_weights, padding_to
 from segpipe.errors import CaseError
+from segpipe.execution.device import sent
 from segpipe.inference.calling import call
-from segpipe.inference.engine import Engine
+from segpipe.inference.engines.base import Engine
 from segpipe.inference.tally import Tally
-from segpipe.runtime import sent
-from segpipe.windows import axis_starts, gaussian_weights, padding_to
 
 PLANES_BYTES = 2**26
 """About what is handed on at a time."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segpipe.augment.previous import one_hot
+from segpipe.core.volume import Volume
 from segpipe.inference.calling import MOST_REGIONS, largest
 from segpipe.inference.memory import choose_sums
 from segpipe.inference.restore import labels_of, restored_labels, restored_probabilities, uncrop
@@ -21,11 +22,10 @@ from segpipe.inference.tally import Tally
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import outside_values
 from segpipe.preprocessing.prepare import Prepared, prepare
-from segpipe.volume import Volume
 
 
 @dataclass
-class Measured:
+class CaseTrace:
     """What is noticed while a case is computed."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Stage:
+class LoadedModel:
     """A configuration with the networks of its folds."""
 
     plan: Plan
@@ -76,14 +76,14 @@ class Stage:
     ensemble: Ensemble
     device: torch.device
     step: float = 0.5
-    previous: "Stage | None" = None
+    previous: "LoadedModel | None" = None
     """Whose segmentation is a further input (cascade)."""
 
     def prepare(self, image: Volume) -> Prepared | None:
         """Prepare an image (C, Z, Y, X) in the plan's orientation; None where that needs the first stage's segmentation."""
         return None if self.previous else prepare(image, None, self.plan, self.configuration)
 
-    def ready(self, image: Volume, prepared: Prepared | None, measured: Measured) -> tuple[Prepared, Tensor]:
+    def ready(self, image: Volume, prepared: Prepared | None, measured: CaseTrace) -> tuple[Prepared, Tensor]:
         """Return a prepared image, and its channels with those of the first stage's segmentation behind them."""
         found = None
         if self.previous is not None:
@@ -99,7 +99,7 @@ class Stage:
                 voxels = torch.cat((voxels, torch.from_numpy(np.maximum(prepared.segmentation, 0)).float()[None]))
         return prepared, voxels
 
-    def segment(self, image: Volume, prepared: Prepared | None, measured: Measured) -> NDArray[np.unsignedinteger]:
+    def segment(self, image: Volume, prepared: Prepared | None, measured: CaseTrace) -> NDArray[np.unsignedinteger]:
         """Return stored label values (Z, Y, X) of the whole image, in the plan's axis order."""
         labels = self.plan.labels
         prepared, voxels = self.ready(image, prepared, measured)
@@ -117,7 +117,7 @@ class Stage:
                 )
             return labels.written(uncrop(painted, placement))
 
-    def probabilities(self, image: Volume, prepared: Prepared | None, measured: Measured) -> "Probabilities":
+    def probabilities(self, image: Volume, prepared: Prepared | None, measured: CaseTrace) -> "Probabilities":
         """Return probabilities on the native grid of the crop, plane by plane."""
         prepared, voxels = self.ready(image, prepared, measured)
         placement = prepared.placement
@@ -130,7 +130,7 @@ class Stage:
         )
         return Probabilities(prepared, planes)
 
-    def logits(self, voxels: Tensor, measured: Measured) -> Iterator[Tensor]:
+    def logits(self, voxels: Tensor, measured: CaseTrace) -> Iterator[Tensor]:
         """Logits (K, n, Y, X) of a prepared image (C, Z, Y, X), a few planes at a time."""
         windows = windows_of(tuple(voxels.shape[1:]), self.configuration.patch_size, self.step)
         labels = self.plan.labels
@@ -183,7 +183,7 @@ class Probabilities:
     """(K, Y, X) of each plane of the crop, in order."""
 
 
-def timed(items: Iterator[Tensor], what: str, measured: Measured) -> Iterator[Tensor]:
+def timed(items: Iterator[Tensor], what: str, measured: CaseTrace) -> Iterator[Tensor]:
     """Yield items, charging the seconds that each takes to come to a stage."""
     while True:
         with measured.timing(what):
@@ -203,7 +203,7 @@ def entropy_of(probabilities: Tensor, *, regions: bool) -> Tensor:
     return entropy
 
 
-def _add_entropy(logits: Tensor, measured: Measured, *, regions: bool) -> None:
+def _add_entropy(logits: Tensor, measured: CaseTrace, *, regions: bool) -> None:
     foreground = (logits > 0).any(0) if regions else largest(logits) > 0
     measured.foreground.add(foreground.sum())
     if logits.device.type == "cpu":

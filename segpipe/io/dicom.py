@@ -19,8 +19,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
+from segpipe.core.geometry import Grid
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
-from segpipe.geometry import Grid
 from segpipe.io.itk import one_line
 from segpipe.io.notes import Note, shear_notes
 from segpipe.io.series import Slice, Stack, regular_stack

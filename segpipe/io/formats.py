@@ -8,10 +8,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from segpipe.core.geometry import Grid
+from segpipe.core.volume import Volume
 from segpipe.errors import UnreadableFileError
-from segpipe.geometry import Grid
 from segpipe.io.notes import Note
-from segpipe.volume import Volume
 
 # Module of each ending. Modules are imported when a file needs them: a worker that reads NIfTI does not wait for the others.
 _READERS = {

@@ -11,8 +11,8 @@ import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from segpipe.core.geometry import Grid
 from segpipe.errors import UnreadableFileError
-from segpipe.geometry import Grid
 from segpipe.io.itk import one_line, open_header
 from segpipe.io.notes import Note
 

@@ -8,8 +8,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 
+from segpipe.core.geometry import Floats, Grid
 from segpipe.errors import UnreadableFileError
-from segpipe.geometry import Floats, Grid
 from segpipe.io.notes import Note, shear_notes
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])

@@ -16,8 +16,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from segpipe.core.geometry import Floats, Grid, largest_displacement_mm, same_grid
 from segpipe.errors import UnreadableFileError
-from segpipe.geometry import Floats, Grid, largest_displacement_mm, same_grid
 from segpipe.io.notes import Note, shear_notes
 
 _DAMAGE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError, ValueError)

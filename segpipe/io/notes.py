@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from segpipe.geometry import Grid
+from segpipe.core.geometry import Grid
 
 RIGHT_ANGLE_TOLERANCE_DEGREES = 0.1
 """Axes further from a right angle are worth a warning: resampling takes them for rectangular."""

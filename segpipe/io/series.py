@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from segpipe.core.geometry import GRID_TOLERANCE_VOXELS, Floats, Grid
 from segpipe.errors import IrregularSeriesError
-from segpipe.geometry import GRID_TOLERANCE_VOXELS, Floats, Grid
 from segpipe.io.notes import Note
 
 MIN_SLICES = 3

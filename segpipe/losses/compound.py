@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segpipe.labels import Labels
+from segpipe.core.labels import Labels
+from segpipe.execution.device import sent
 from segpipe.losses.cldice import cldice_loss
 from segpipe.losses.overlap import generalised_dice_loss, soft_dice_loss, tversky_loss
 from segpipe.losses.reference import Reference, Total, alone
@@ -26,7 +27,6 @@ from segpipe.losses.spec import (
 )
 from segpipe.losses.surface import boundary_loss, hausdorff_loss
 from segpipe.losses.voxelwise import cross_entropy, top_k_cross_entropy
-from segpipe.runtime import sent
 
 _OF_SHAPES = (BoundaryTerm, HausdorffTerm, ClDiceTerm)
 """Terms of surfaces and skeletons: at lower resolutions these are other shapes, so only full resolution has them."""

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from segpipe.labels import Labels
+from segpipe.core.labels import Labels
 
 Members = tuple[tuple[int, ...], ...]
 """Label indices that each target covers."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 
 BACKGROUND = "background"
 """What the background is called among labels that are weighed."""

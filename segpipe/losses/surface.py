@@ -12,8 +12,8 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from segpipe.execution.device import sent
 from segpipe.losses.reference import Reference, Total, alone, at_least_something, mean_of
-from segpipe.runtime import sent
 
 
 def boundary_loss(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 from segpipe.errors import NetworkError
 from segpipe.networks.spec import NetworkChoice, Norm
 

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from segpipe.errors import NetworkError
+from segpipe.execution.device import Runtime
 from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.networks.segmenter import Segmenter
 from segpipe.networks.spec import NetworkSpec
-from segpipe.runtime import Runtime
 
 Patch = tuple[int, ...]
 
@@ -78,7 +78,7 @@ def peak_bytes(network: Segmenter, n_channels: int, patch: Patch, batch: int, *,
     return peak
 
 
-class Measured:
+class MemoryProbe:
     """Answers of built networks to a planner's questions; see ``segpipe.planning.design.Probe``."""
 
     def step_bytes(self, network: NetworkSpec, patch: Patch, channels: Any, activation_bytes: int) -> StepBytes:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from segpipe.artefact import Record
+from segpipe.core.artefact import Record
 from segpipe.errors import NetworkError
 
 _LONGEST = 100

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import PlanError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.losses.spec import WeightedTerm
 from segpipe.planning.guard import make_guard
 from segpipe.planning.make import medians

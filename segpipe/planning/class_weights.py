@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import PlanError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.losses.spec import BACKGROUND, LossTerm, WeightedTerm
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.planning.schema import Decision

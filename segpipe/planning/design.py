@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from math import ceil, prod
 from typing import Protocol
 
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import PlanError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.networks.catalogue import PLANNED, Architecture, architecture_of, complete_options
 from segpipe.networks.spec import NetworkChoice, NetworkSpec
 from segpipe.planning.memory import activation_elements, training_bytes

@@ -7,8 +7,8 @@ measured on the training cases themselves: each is held against the others.
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.artefact import Record
-from segpipe.fingerprint.schema import CaseFingerprint
+from segpipe.core.artefact import Record
+from segpipe.dataset.fingerprint.schema import CaseFingerprint
 
 Floats = NDArray[np.float64]
 Percentiles = tuple[tuple[float, ...], ...]

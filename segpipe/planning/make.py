@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import NetworkError, PlanError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.planning.class_weights import with_class_weights
 from segpipe.planning.configuration import Sized, size_configuration
 from segpipe.planning.design import Channels, Design, Probe

@@ -6,8 +6,8 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, ValidationError
 
-from segpipe.artefact import Record
 from segpipe.augment.spec import AugmentationSettings
+from segpipe.core.artefact import Record
 from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
 from segpipe.networks.spec import NetworkChoice

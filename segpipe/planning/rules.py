@@ -8,7 +8,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.fingerprint.schema import CaseFingerprint
+from segpipe.dataset.fingerprint.schema import CaseFingerprint
 from segpipe.planning.schema import Normalisation
 
 ANISOTROPY_THRESHOLD = 3.0

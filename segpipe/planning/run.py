@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from segpipe.core.workspace import Workspace
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import ArtefactError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.networks.catalogue import architecture_of
 from segpipe.networks.spec import NetworkChoice
 from segpipe.planning.adopt import adopt_plan
@@ -12,7 +13,6 @@ from segpipe.planning.make import make_plan
 from segpipe.planning.recipe import Recipe, load_recipe
 from segpipe.planning.schema import Plan
 from segpipe.planning.variant import variant_name, with_network
-from segpipe.workspace import Workspace
 
 
 def write_plan(

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from segpipe.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record
+from segpipe.core.labels import Labels
+from segpipe.dataset.fingerprint.schema import IntensityStatistics
 from segpipe.errors import PlanError
-from segpipe.fingerprint.schema import IntensityStatistics
-from segpipe.labels import Labels
 from segpipe.networks.spec import NetworkChoice, NetworkSpec
 from segpipe.planning.guard import IntensityGuard
 from segpipe.planning.recipe import InferenceSettings, PlannerSettings, TrainingSettings

@@ -2,9 +2,9 @@
 
 from math import prod
 
-from segpipe.artefact import Record
-from segpipe.fingerprint.schema import CaseFingerprint
-from segpipe.labels import Labels
+from segpipe.core.artefact import Record
+from segpipe.core.labels import Labels
+from segpipe.dataset.fingerprint.schema import CaseFingerprint
 
 Range = tuple[float, float]
 

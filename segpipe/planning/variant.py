@@ -3,8 +3,8 @@
 from dataclasses import replace
 from math import prod
 
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import NetworkError, PlanError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.networks.catalogue import PLANNED, complete_options
 from segpipe.networks.spec import NetworkChoice
 from segpipe.planning.configuration import size_configuration

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, distance_transform_edt, generate_binary_structure
 from scipy.ndimage import label as connected
 
+from segpipe.core.geometry import bounding_box
+from segpipe.core.labels import Labels, Target
 from segpipe.errors import SegpipeError
-from segpipe.geometry import bounding_box
-from segpipe.labels import Labels, Target
 from segpipe.postprocessing.schema import EVERYTHING, Rule
 
 _TOUCHING = generate_binary_structure(3, 3)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe import jobs
+from segpipe.core.geometry import bounding_box
+from segpipe.core.labels import Labels
 from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.errors import CaseError, SegpipeError
-from segpipe.geometry import bounding_box
+from segpipe.execution import processes
 from segpipe.io.formats import read_header
-from segpipe.labels import Labels
 from segpipe.postprocessing.apply import apply_rules
 from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule, Trial
 
@@ -109,7 +109,7 @@ class _Trier:
         """Mean Dice of each label, for each list of rules."""
         tasks = [_Task(pair, self.labels, tuple(lists)) for pair in self.pairs if pair[0] not in self.failed]
         tables = []
-        for outcome in jobs.map_cases(_dices, tasks, limit=self.jobs_limit, bytes_each=self.bytes_each):
+        for outcome in processes.map_cases(_dices, tasks, limit=self.jobs_limit, bytes_each=self.bytes_each):
             if outcome.value is None:
                 self.failed[outcome.item.pair[0]] = outcome.failure or ""
             else:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe import jobs
+from segpipe.core.labels import Labels, smallest_dtype
 from segpipe.dataset.load import read_labels
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, SegpipeError
+from segpipe.execution import processes
 from segpipe.io.formats import output_ending, read_header, stem_of, write_labels_like
-from segpipe.labels import Labels, smallest_dtype
 from segpipe.postprocessing.apply import apply_rules, require_known
 from segpipe.postprocessing.schema import EVERYTHING, Rule
 
@@ -59,7 +59,7 @@ def apply_to_folder(
         raise SegpipeError(f"{there}: is there already; choose a new folder")
     tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]
     changed, failed = {}, {}
-    for outcome in jobs.map_cases(_clean, tasks, limit=jobs_limit, bytes_each=_peak_bytes(files)):
+    for outcome in processes.map_cases(_clean, tasks, limit=jobs_limit, bytes_each=_peak_bytes(files)):
         case = outcome.item.source.name
         if outcome.value is None:
             failed[case] = outcome.failure or ""

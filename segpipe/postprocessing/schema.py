@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from segpipe.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record
 
 EVERYTHING = "*"
 """Name that stands for all labels together."""

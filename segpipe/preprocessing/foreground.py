@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.labels import Labels
+from segpipe.core.labels import Labels
 
 MAX_PER_TARGET = 10_000
 """Voxels kept of each target; more would only repeat neighbours."""

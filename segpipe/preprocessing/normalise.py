@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.dataset.fingerprint.schema import IntensityStatistics
 from segpipe.errors import CaseError
-from segpipe.fingerprint.schema import IntensityStatistics
 from segpipe.planning.schema import Normalisation
 
 Floats = NDArray[np.float32]

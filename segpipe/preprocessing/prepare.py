@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected
 
-from segpipe.geometry import Box, Shape, bounding_box, resampled_shape, triple
-from segpipe.labels import OUTSIDE
+from segpipe.core.geometry import Box, Shape, bounding_box, resampled_shape, triple
+from segpipe.core.labels import OUTSIDE
+from segpipe.core.volume import Volume
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import normalise
 from segpipe.preprocessing.resample import resample_image, resample_labels, separate_axis
-from segpipe.volume import Volume
 
 
 @dataclass(frozen=True)

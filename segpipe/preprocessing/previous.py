@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe import jobs
-from segpipe.artefact import Artefact, json_digest
+from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.workspace import PreparedFiles
 from segpipe.dataset.load import labels_on, load_image, read_labels
 from segpipe.dataset.schema import Case, FileStamp
 from segpipe.errors import ArtefactError, CaseError
+from segpipe.execution import processes
 from segpipe.io.arrays import write_array
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.prepare import prepare
-from segpipe.workspace import PreparedFiles
 
 
 class PreviousRecord(Artefact):
@@ -52,7 +52,7 @@ def prepare_previous(
     """Prepare the first stage's segmentations; returns the reason of each case that failed."""
     work = partial(_prepare_one, plan=plan, configuration=configuration, folder=folder)
     failed = {}
-    for outcome in jobs.map_cases(work, found, limit=jobs_limit, bytes_each=bytes_each):
+    for outcome in processes.map_cases(work, found, limit=jobs_limit, bytes_each=bytes_each):
         if outcome.failure:
             failed[outcome.item.id] = outcome.failure
         on_case(outcome.item.id)

@@ -4,22 +4,23 @@ from collections.abc import Callable
 from functools import partial
 from math import prod
 
-from segpipe import jobs, seeds
-from segpipe.artefact import json_digest
+from segpipe.core import seeds
+from segpipe.core.artefact import json_digest
+from segpipe.core.geometry import resampled_shape
+from segpipe.core.workspace import PreparedFiles, Workspace
 from segpipe.dataset.check import Expectations
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.schema import Case, Dataset
 from segpipe.dataset.store import StoredCase, read_case
 from segpipe.errors import CaseError
-from segpipe.fingerprint.schema import Fingerprint
-from segpipe.geometry import resampled_shape
+from segpipe.execution import processes
+from segpipe.execution.processes import Workers
 from segpipe.io.arrays import write_array
-from segpipe.jobs import Workers
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import foreground_index, index_voxels
 from segpipe.preprocessing.prepare import prepare, target_spacing
 from segpipe.preprocessing.schema import PreparedRecord, PreprocessedIndex
 from segpipe.version import __version__
-from segpipe.workspace import PreparedFiles, Workspace
 
 
 def preprocess(
@@ -56,7 +57,7 @@ def preprocess(
     work = partial(_prepare_case, expected=expected, plan=plan, configuration=chosen, workspace=workspace)
     peak = peak_bytes(fingerprint, plan, chosen)
     done, failed = [], {}
-    for outcome in jobs.map_cases(work, cases, limit=jobs_limit, bytes_each=peak):
+    for outcome in processes.map_cases(work, cases, limit=jobs_limit, bytes_each=peak):
         if outcome.failure:
             failed[outcome.item.id] = outcome.failure
         else:

@@ -1,6 +1,6 @@
 """What preprocessing leaves beside a case's arrays."""
 
-from segpipe.artefact import Artefact
+from segpipe.core.artefact import Artefact
 
 
 class PreparedRecord(Artefact):

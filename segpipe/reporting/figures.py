@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from segpipe.core.geometry import canonical_orientation
+from segpipe.core.labels import Labels
 from segpipe.dataset.load import along_axes_of, read_labels
-from segpipe.geometry import canonical_orientation
 from segpipe.io.formats import is_picture, read_volume
-from segpipe.labels import Labels
 
 _COLOURS = (
     "#e6194b",

@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
-from segpipe.artefact import write_atomically
+from segpipe.core.labels import Labels
+from segpipe.core.workspace import FoldFolder, Workspace
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.schema import Dataset
 from segpipe.errors import ArtefactError
 from segpipe.evaluation.schema import CaseScores, Evaluation
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.io.formats import output_ending
-from segpipe.labels import Labels
 from segpipe.planning.schema import Plan
 from segpipe.reporting.figures import as_data_url, overlay, training_curve
+from segpipe.reporting.page import fill_page
 from segpipe.training.schema import TrainingRecord
-from segpipe.workspace import FoldFolder, Workspace
 
 _N_EXAMPLES = 3
 
@@ -37,19 +34,16 @@ def report(workspace: Workspace) -> Path:
     fold = FoldFolder(workspace.root / "models" / place)
     plan = Plan.read(workspace.plan_of(place.parts[1]))
     examples = fold.examples or draw_examples(workspace, place)
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            plan=plan,
-            record=TrainingRecord.read(fold.record),
-            evaluation=evaluation,
-            problems=_problems(Fingerprint.read(workspace.fingerprint), evaluation),
-            overlays=[as_data_url(p) for p in examples],
-            curve=as_data_url(draw_curves(fold, plan.labels.names)),
-        )
+    fill_page(
+        workspace.report,
+        "report.html",
+        plan=plan,
+        record=TrainingRecord.read(fold.record),
+        evaluation=evaluation,
+        problems=_problems(Fingerprint.read(workspace.fingerprint), evaluation),
+        overlays=[as_data_url(p) for p in examples],
+        curve=as_data_url(draw_curves(fold, plan.labels.names)),
     )
-    write_atomically(workspace.report, page.encode())
     return workspace.report
 
 
@@ -101,15 +95,3 @@ def draw_extremes(
 def _mean_dice(scores: CaseScores) -> float:
     values = [s.dice for s in scores.labels.values() if s.dice is not None]
     return sum(values) / len(values) if values else 1.0
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("segpipe.reporting"), autoescape=select_autoescape(), trim_blocks=False
-    )
-    environment.filters["score"] = _score
-    return environment
-
-
-def _score(value: Any, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

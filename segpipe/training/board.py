@@ -3,8 +3,8 @@
 import json
 from importlib.util import find_spec
 
+from segpipe.core.workspace import FoldFolder
 from segpipe.errors import TrainingError
-from segpipe.workspace import FoldFolder
 
 
 def require_tensorboard() -> None:

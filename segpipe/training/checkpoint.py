@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from segpipe.artefact import write_atomically
+from segpipe.core.artefact import write_atomically
 from segpipe.errors import TrainingError
 from segpipe.training.guide import Guide
 from segpipe.training.optimise import WeightAverage

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from segpipe.execution.device import Runtime
 from segpipe.networks.measure import step_seconds
 from segpipe.networks.segmenter import Segmenter
-from segpipe.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segpipe import seeds
 from segpipe.augment.apply import apply_with
 from segpipe.augment.draw import Draw, draw, source_patch_size
 from segpipe.augment.mr_artefacts import spoil as spoil_image
 from segpipe.augment.previous import Spoiling, draw_spoiling, one_hot
 from segpipe.augment.previous import spoil as spoil_previous
 from segpipe.augment.spec import AugmentationSpec
+from segpipe.core import seeds
 from segpipe.errors import TrainingError
 from segpipe.training.sampling import Patch, Sampling, Triple, draw_patches, read_box
 from segpipe.training.storage import TrainingCase, unreadable

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from segpipe import seeds
-from segpipe.artefact import write_atomically
 from segpipe.augment.spec import AugmentationSpec, default_spec
+from segpipe.core import seeds
+from segpipe.core.artefact import write_atomically
 from segpipe.dataset.splits import Fold
 from segpipe.errors import TrainingError
-from segpipe.modelfile import file_sha256
+from segpipe.execution.device import Runtime
+from segpipe.models.file import file_sha256
 from segpipe.networks.build import build_network
 from segpipe.networks.segmenter import Segmenter
-from segpipe.runtime import Runtime
 from segpipe.training.data import BatchSource, sampling
 from segpipe.training.initial import take_over
-from segpipe.training.job import Job, Listener
+from segpipe.training.job import FoldJob, Listener
 from segpipe.training.loop import Trainer
 from segpipe.training.progress import Progress, mean_dice
 from segpipe.training.ranks import ALONE, Ranks
@@ -35,15 +35,14 @@ _MOST_READERS = 4
 
 
 def train_here(
-    job: Job,
+    job: FoldJob,
     runtime: Runtime,
     listener: Listener,
     ranks: Ranks = ALONE,
     fabric: Any = None,
 ) -> TrainingRecord:
     """Train in this process, alone or as one of several; the first of them writes weights and record."""
-    trainer = make_trainer(job, runtime, listener, ranks)
-    trainer.fabric = fabric
+    trainer = make_trainer(job, runtime, listener, ranks, fabric)
     try:
         progress = trainer.run(resume=job.resume)
         record = _record(job, runtime, progress)
@@ -60,7 +59,9 @@ def train_here(
     return record
 
 
-def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = ALONE) -> Trainer:
+def make_trainer(
+    job: FoldJob, runtime: Runtime, listener: Listener, ranks: Ranks = ALONE, fabric: Any = None
+) -> Trainer:
     """Return the trainer of a job, with its data where they are read fastest."""
     plan, configuration = job.plan, job.plan.configuration(job.configuration)
     settings, batch = plan.training, configuration.batch_size
@@ -119,6 +120,7 @@ def make_trainer(job: Job, runtime: Runtime, listener: Listener, ranks: Ranks = 
         on_epoch=_harmless(listener.on_epoch),
         note=listener.note if ranks.first else lambda _: None,
         ranks=ranks,
+        fabric=fabric,
     )
 
 
@@ -127,14 +129,14 @@ def drawn_from(labelled: tuple[str, ...], unlabelled: tuple[str, ...]) -> tuple[
     return labelled * max(round(len(unlabelled) / len(labelled)), 1) + unlabelled
 
 
-def unlabelled_of(job: Job) -> tuple[str, ...]:
+def unlabelled_of(job: FoldJob) -> tuple[str, ...]:
     """Cases without labels that are trained on beside the others."""
     found = None if job.guidance is None else job.guidance.unlabelled
     return () if found is None else found[1]
 
 
 def _cases_in_place(
-    job: Job, usable: Fold, runtime: Runtime, listener: Listener, ranks: Ranks
+    job: FoldJob, usable: Fold, runtime: Runtime, listener: Listener, ranks: Ranks
 ) -> tuple[dict[str, TrainingCase], int]:
     """Cases by id, with their arrays where they are read fastest, and how many threads are to read them."""
     plan, configuration = job.plan, job.plan.configuration(job.configuration)
@@ -165,7 +167,7 @@ def _cases_in_place(
     return {c.id: c for c in placed(cases, place, runtime.device)}, n_readers
 
 
-def _network(job: Job, n_previous: int, listener: Listener) -> tuple[Segmenter, str | None]:
+def _network(job: FoldJob, n_previous: int, listener: Listener) -> tuple[Segmenter, str | None]:
     """The planned network with fresh weights, or with what fits of another model's, and whose these are."""
     plan = job.plan
     torch.manual_seed(int(seeds.stream(job.seed, "weights").integers(2**62)))
@@ -193,7 +195,7 @@ def _harmless(tell: Callable[[], None]) -> Callable[[], None]:
     return told
 
 
-def _record(job: Job, runtime: Runtime, progress: Progress) -> TrainingRecord:
+def _record(job: FoldJob, runtime: Runtime, progress: Progress) -> TrainingRecord:
     plan = job.plan
     devices = f"{job.n_devices} x " if job.n_devices > 1 else ""
     return TrainingRecord(

@@ -1,17 +1,43 @@
 """What a network may learn from beside the labels, as the loop sees it; distillation fills it in."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from segpipe.training.loop import Trainer
+from segpipe.core.labels import Labels
+from segpipe.execution.device import Runtime
+from segpipe.networks.segmenter import Segmenter
+from segpipe.planning.recipe import TrainingSettings
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingContext:
+    """What a guide may know of the training that it adds to."""
+
+    network: Segmenter
+    """The network that is trained."""
+    labels: Labels
+    runtime: Runtime
+    settings: TrainingSettings
+    scaler: torch.amp.GradScaler
+    n_channels: int
+    """Channels of an image."""
+    n_inputs: int
+    """Channels that the network is given: those of the image, and of a cascade's first stage one for each label."""
+    loss_floor: float | None
+    """Lowest value of the loss against the labels; None where it is not known."""
+    task_loss: Callable[[list[Tensor], Tensor, tuple[bool, ...]], Tensor]
+    """Loss against the labels of the logits of every head; the last argument says which samples have labels."""
+    note: Callable[[str], None]
+    """Reports a sentence to the user."""
+
+
+@dataclass(frozen=True)
+class StepContext:
     """What a guide is shown of a step: one part of a batch, as the network saw it."""
 
     images: Tensor
@@ -41,7 +67,7 @@ class Guide(Protocol):
     taps: bool
     """Whether it looks at feature maps of the network, which then cannot be compiled."""
 
-    def loss(self, lesson: Lesson) -> Tensor:
+    def loss(self, seen: StepContext) -> Tensor:
         """Return what is added to the loss of a part, its share included."""
         ...
 
@@ -84,6 +110,6 @@ class Guidance(Protocol):
         """Return what the training's record says of it."""
         ...
 
-    def guide(self, trainer: "Trainer") -> Guide:
-        """Make the guide of a trainer that is ready to start."""
+    def guide(self, context: TrainingContext) -> Guide:
+        """Make the guide of a training."""
         ...

@@ -7,15 +7,7 @@ import torch
 from torch import Tensor
 
 from segpipe.errors import ModelError
-from segpipe.modelfile import (
-    ModelFile,
-    Weights,
-    file_sha256,
-    is_weights_file,
-    model_in,
-    read_weights,
-    weights_digest,
-)
+from segpipe.models.file import ModelFile, Weights, file_sha256, is_weights_file, model_in, read_weights, weights_digest
 from segpipe.networks.segmenter import Segmenter
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.dataset.splits import Splits
 from segpipe.planning.schema import Plan
 from segpipe.training.guide import Guidance
 from segpipe.training.initial import InitialWeights
 from segpipe.training.progress import Status
-from segpipe.workspace import FoldFolder, Workspace
 
 
 @dataclass(frozen=True)
-class Job:
+class FoldJob:
     """One fold to train: what it is and how it is to be done. Picklable, so that several processes can share it."""
 
     workspace: Workspace

@@ -24,9 +24,9 @@ from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from segpipe.errors import SegpipeError, TrainingError, TrainingInterrupted
-from segpipe.runtime import Runtime, choose_runtime
+from segpipe.execution.device import Runtime, choose_runtime
 from segpipe.training.fold import train_here
-from segpipe.training.job import Job, Listener
+from segpipe.training.job import FoldJob, Listener
 from segpipe.training.ranks import Ranks
 from segpipe.training.schema import TrainingRecord
 
@@ -41,7 +41,7 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 
-def train_on_devices(job: Job, runtime: Runtime, listener: Listener) -> TrainingRecord:
+def train_on_devices(job: FoldJob, runtime: Runtime, listener: Listener) -> TrainingRecord:
     """Train a job on ``job.n_devices`` devices of the runtime's kind; same numbers as one device with the same batch.
 
     Raises
@@ -94,7 +94,7 @@ def train_on_devices(job: Job, runtime: Runtime, listener: Listener) -> Training
     return records[0]
 
 
-def _one_rank(fabric: Any, job: Job, runtime: Runtime, events: Any, n_threads: int) -> None:
+def _one_rank(fabric: Any, job: FoldJob, runtime: Runtime, events: Any, n_threads: int) -> None:
     """Train one process's share."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches every process of the terminal; the first one passes it on as SIGTERM, so that all stop at the same iteration.

@@ -3,8 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from math import isfinite
@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segpipe.artefact import write_atomically
+from segpipe.core.artefact import write_atomically
+from segpipe.core.labels import Labels
+from segpipe.core.workspace import FoldFolder
 from segpipe.errors import TrainingError, TrainingInterrupted
-from segpipe.labels import Labels
+from segpipe.execution.device import Runtime, arriving, sent
+from segpipe.execution.signals import StopRequest, stop_requests
 from segpipe.losses.compound import Loss
 from segpipe.networks.build import fast_memory_format, to_device
 from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.recipe import TrainingSettings
-from segpipe.runtime import Runtime, arriving, sent
 from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
 from segpipe.training.compiling import Supervised, compiled_if_faster
 from segpipe.training.data import Batch, BatchSource, ReadAhead, read_ahead
-from segpipe.training.guide import Guidance, Lesson
+from segpipe.training.guide import Guidance, StepContext, TrainingContext
 from segpipe.training.optimise import WeightAverage, make_optimizer
+from segpipe.training.patch_dice import patch_dice
 from segpipe.training.progress import Progress, Status, mean_dice
 from segpipe.training.ranks import ALONE, Ranks
 from segpipe.training.schedule import Schedule, learning_rate
-from segpipe.training.signals import StopRequest, stop_requests
-from segpipe.training.validate import patch_dice
-from segpipe.workspace import FoldFolder
 
 logger = logging.getLogger(__name__)
 
@@ -80,23 +80,11 @@ class Trainer:
         TrainingError
             If the loss is not finite, the checkpoint does not fit, data can no longer be read, or nothing can be written.
         """
-        try:
+        with _explained(self.runtime, self.settings.parts):
             return self._run(resume=resume)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"{self.runtime.describe()}: out of memory ({str(error).splitlines()[0]}); set training.parts in the recipe to "
-                f"{2 * self.settings.parts}, or plan with a smaller --budget-gb"
-            ) from error
-        except RuntimeError as error:
-            if "deterministic" not in str(error):
-                raise
-            raise TrainingError(
-                f"--deterministic: a step of this training has no deterministic form on {self.runtime.describe()} "
-                f"({str(error).splitlines()[0]}); leave it out, train with --device cpu, or take plain_unet"
-            ) from error
 
     def _run(self, *, resume: bool) -> Progress:
-        self._prepare(resume=resume)
+        self._take_up(resume=resume)
         pin = self.runtime.device.type == "cuda"
         first = self.state.progress.iteration
         with (
@@ -126,7 +114,12 @@ class Trainer:
         self._put_kept_weights_in_place()
         return self.progress
 
-    def _prepare(self, *, resume: bool) -> None:
+    def __post_init__(self) -> None:
+        with _explained(self.runtime, self.settings.parts):
+            self._build()
+
+    def _build(self) -> None:
+        """Bring the network to the device, and make all that it is trained with."""
         to_device(self.network, self.runtime.device)
         self.format = fast_memory_format(self.network.dims)
         decay = self.settings.average_decay
@@ -141,7 +134,28 @@ class Trainer:
         if self.guidance is not None:
             # What it draws its own weights from is no part of the training.
             with torch.random.fork_rng(devices=[]):
-                self.state.guide = self.guidance.guide(self)
+                self.state.guide = self.guidance.guide(self._context())
+        self.progress = self.state.progress
+        self.forward: Any = Supervised(self.network)
+
+    def _context(self) -> TrainingContext:
+        """What a guide may know of this training."""
+        n_channels = self.training.cases[0].image.shape[0]
+        return TrainingContext(
+            network=self.network,
+            labels=self.labels,
+            runtime=self.runtime,
+            settings=self.settings,
+            scaler=self.state.scaler,
+            n_channels=n_channels,
+            n_inputs=n_channels + self.training.n_previous,
+            loss_floor=self.loss.floor,
+            task_loss=self.task_loss,
+            note=self.note,
+        )
+
+    def _take_up(self, *, resume: bool) -> None:
+        """Continue from the checkpoint where that is asked for, and cut the log to what the state holds."""
         if resume and self.folder.checkpoint.is_file():
             load_checkpoint(self.folder.checkpoint, self.state, self.identity)
             if not self.end_is_asked_for:
@@ -149,7 +163,6 @@ class Trainer:
                 self.schedule = replace(self.schedule, epochs=kept.epochs, minutes=kept.minutes)
         self.progress = self.state.progress
         self.progress.epochs, self.progress.minutes = self.schedule.epochs, self.schedule.minutes
-        self.forward: Any = Supervised(self.network)
         if self.ranks.first:
             self.folder.root.mkdir(parents=True, exist_ok=True)
             self._cut_log()
@@ -227,7 +240,7 @@ class Trainer:
                     logits = self.forward(some)
                 loss = self.task_loss(logits, answers, batch.labelled[part]) * shares[number]
                 if state.guide is not None:
-                    lesson = Lesson(
+                    step = StepContext(
                         images=some,
                         labels=answers,
                         inside=seen.inside[part],
@@ -239,7 +252,7 @@ class Trainer:
                         progress=self._share_done(),
                         labelled=batch.labelled[part],
                     )
-                    loss = loss + state.guide.loss(lesson)
+                    loss = loss + state.guide.loss(step)
                 state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             finest = logits[0].detach()
@@ -398,3 +411,22 @@ def _parts_of(n: int, parts: int) -> list[slice]:
     for part in range(parts):
         ends.append(ends[-1] + n // parts + (part < n % parts))
     return [slice(a, b) for a, b in pairwise(ends)]
+
+
+@contextmanager
+def _explained(runtime: Runtime, parts: int) -> Iterator[None]:
+    """State what the user can do where memory runs out, or where torch refuses an operation under --deterministic."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{runtime.describe()}: out of memory ({str(error).splitlines()[0]}); set training.parts in the recipe to "
+            f"{2 * parts}, or plan with a smaller --budget-gb"
+        ) from error
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise TrainingError(
+            f"--deterministic: a step of this training has no deterministic form on {runtime.describe()} "
+            f"({str(error).splitlines()[0]}); leave it out, train with --device cpu, or take plain_unet"
+        ) from error

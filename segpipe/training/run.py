@@ -4,23 +4,23 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.errors import TrainingError
-from segpipe.locks import locked
-from segpipe.modelfile import ModelFile
+from segpipe.execution.device import Runtime
+from segpipe.execution.locks import locked
+from segpipe.models.file import ModelFile
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.runtime import Runtime
 from segpipe.training.fold import train_here
-from segpipe.training.job import Job, Listener
+from segpipe.training.job import FoldJob, Listener
 from segpipe.training.schema import TrainingRecord
-from segpipe.workspace import FoldFolder, Workspace
 
 
-def train(job: Job, runtime: Runtime, listener: Listener | None = None) -> TrainingRecord:
+def train(job: FoldJob, runtime: Runtime, listener: Listener | None = None) -> TrainingRecord:
     """Train one fold of one configuration on one device or several.
 
     Parameters
     ----------
-    job : Job
+    job : FoldJob
     runtime : Runtime
     listener : Listener, optional
 
@@ -73,7 +73,7 @@ def pack_model(workspace: Workspace, plan: Plan, configuration: str) -> Path:
     return path
 
 
-def require_trainable(job: Job) -> None:
+def require_trainable(job: FoldJob) -> None:
     """Raise what would stop this training, before any work is done for it.
 
     Raises
@@ -102,7 +102,7 @@ def require_trainable(job: Job) -> None:
         )
 
 
-def require_first_stage(job: Job) -> None:
+def require_first_stage(job: FoldJob) -> None:
     """Raise if a cascade's first stage is not there: its second stage learns from what each fold found in the cases it held out.
 
     Raises
@@ -143,7 +143,7 @@ def _sweep(folder: FoldFolder) -> None:
             left.unlink()
 
 
-def _finished(job: Job) -> TrainingRecord:
+def _finished(job: FoldJob) -> TrainingRecord:
     record = TrainingRecord.read(job.folder.record)
     if (record.plan_digest, record.splits_digest, record.seed) != (job.plan.digest(), job.splits.digest(), job.seed):
         raise TrainingError(

@@ -2,7 +2,7 @@
 
 from pydantic import JsonValue
 
-from segpipe.artefact import Artefact
+from segpipe.core.artefact import Artefact
 
 
 class TrainingRecord(Artefact):

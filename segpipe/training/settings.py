@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from segpipe.core.workspace import PathLike
 from segpipe.errors import SegpipeError
-from segpipe.workspace import PathLike
 
 
 @dataclass(frozen=True)

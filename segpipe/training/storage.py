@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segpipe.core.labels import Labels
 from segpipe.errors import ArtefactError, TrainingError
-from segpipe.labels import Labels
-from segpipe.memory import free_bytes
+from segpipe.execution.memory import free_bytes
 from segpipe.training.sampling import CaseExtent, read_box
 
 Place = Literal["device", "memory", "disk"]
@@ -108,8 +108,8 @@ def open_cases(
         If a case's arrays are gone or damaged.
     """
     # Imported here so that training on arrays needs no file-format library.
+    from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
     from segpipe.io.arrays import open_array, read_array
-    from segpipe.workspace import PreparedFiles, SoftLabelFiles
 
     opened = []
     for case in case_ids:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from segpipe.execution.memory import PeakMemory
 from segpipe.inference.restore import restored_labels
-from segpipe.memory import PeakMemory
 
 PLANES = 8
 

@@ -29,20 +29,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from segpipe.core.workspace import Workspace
 from segpipe.dataset.splits import Splits
+from segpipe.execution.device import Runtime, choose_runtime
 from segpipe.inference import sliding, stage
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.inference.sliding import logit_planes
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
 from segpipe.networks.build import build_network
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.schema import PreprocessedIndex
-from segpipe.runtime import Runtime, choose_runtime
 from segpipe.training.data import read_ahead
 from segpipe.training.fold import make_trainer
-from segpipe.training.job import Job, Listener
+from segpipe.training.job import FoldJob, Listener
 from segpipe.training.run import train
-from segpipe.workspace import Workspace
 from tests.bench.nnunet_loops import CONFIGURATION, NNUNetLoop, nnunet_tile_loop_s
 
 VOLUME = (300, 512, 512)
@@ -119,14 +119,13 @@ def job_of(packed, name, **settings):
     workspace = Workspace(packed / name)
     index = PreprocessedIndex.read(workspace.prepared_index(CONFIGURATION))
     splits = Splits.read(workspace.splits)
-    return Job(workspace, Plan.read(workspace.plan), splits, index.cases, CONFIGURATION, **settings)
+    return FoldJob(workspace, Plan.read(workspace.plan), splits, index.cases, CONFIGURATION, **settings)
 
 
 def trainer_of(job, runtime):
     """A trainer that is ready to step, on the eager forward pass."""
     trainer = make_trainer(job, runtime, Listener())
     trainer.compile_if_faster = False
-    trainer._prepare(resume=False)
     return trainer
 
 
@@ -354,8 +353,8 @@ def predictor_of(model, runtime, **options):
 
 
 def volume_of(image, spacing_mm):
-    from segpipe.geometry import Grid, triple
-    from segpipe.volume import Volume
+    from segpipe.core.geometry import Grid, triple
+    from segpipe.core.volume import Volume
 
     return Volume(image[None], Grid.of_spacing(triple(image.shape), triple(spacing_mm)))
 

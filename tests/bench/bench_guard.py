@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from segpipe.dataset.fingerprint.measure import image_percentiles
+from segpipe.dataset.fingerprint.schema import CaseFingerprint
 from segpipe.dataset.load import load_image
 from segpipe.dataset.match import match_dataset
-from segpipe.fingerprint.measure import image_percentiles
-from segpipe.fingerprint.schema import CaseFingerprint
 from segpipe.planning.guard import doubts, make_guard
 
 DATASETS = ["hippocampus", "cardiac_cine", "fetal_brain", "em_membrane"]

@@ -18,15 +18,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from segpipe.crossvalidating import crossval_status
+from segpipe.core.workspace import Workspace
 from segpipe.crossvalidation.candidates import Candidate
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import CrossvalDesign
 from segpipe.crossvalidation.splits import Request, divided_evenly
-from segpipe.graph import Job, Journal, counts, run_graph
-from segpipe.jobs import open_executor
+from segpipe.execution.graph import Job, Journal, counts, run_graph
+from segpipe.execution.processes import open_executor
 from segpipe.planning.recipe import Recipe
-from segpipe.workspace import Workspace
+from segpipe.workflows.crossval.command import crossval_status
 
 ROOT = Path(__file__).parents[2]
 N_WORKERS = 2

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from segpipe.core.geometry import Grid
 from segpipe.dataset.match import match_dataset
-from segpipe.geometry import Grid
 from segpipe.io.formats import read_header, write_volume
 
 REPEATS = 3

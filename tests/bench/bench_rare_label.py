@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from segpipe.core.volume import Volume
 from segpipe.dataset.match import match_dataset
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.volume import Volume
 from tests.bench.bench_networks import run
 
 DICE = '[[training.loss]]\nname = "dice"\n'

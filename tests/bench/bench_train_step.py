@@ -12,14 +12,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from segpipe.labels import Labels
+from segpipe.core.labels import Labels
+from segpipe.execution.device import choose_runtime
 from segpipe.losses.compound import Loss
 from segpipe.networks.blocks import InstanceNorm
 from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.networks.spec import NetworkChoice
 from segpipe.planning.design import Channels, Design
 from segpipe.planning.recipe import PlannerSettings
-from segpipe.runtime import choose_runtime
 
 LOSS = Loss(Labels.plain({"a": 1, "b": 2}))
 

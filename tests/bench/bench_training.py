@@ -17,14 +17,15 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from segpipe import commands, steps
+import segpipe
+from segpipe.core.progress import Watch
+from segpipe.core.workspace import Workspace
+from segpipe.execution.device import choose_runtime
 from segpipe.planning.schema import Plan
-from segpipe.runtime import choose_runtime
-from segpipe.steps import FoldSettings
 from segpipe.training.fold import make_trainer
 from segpipe.training.job import Listener
-from segpipe.watch import Watch
-from segpipe.workspace import Workspace
+from segpipe.training.settings import FoldSettings
+from segpipe.workflows import fold
 from tests.bench.bench_preprocess import write_nnunet_raw
 
 WARM_UP = 3
@@ -42,7 +43,7 @@ def main():
     source = options.data / "hippocampus"
     workspace = Workspace(options.scratch / "training")
     shutil.rmtree(workspace.root, ignore_errors=True)
-    commands.plan(source, work=workspace.root)
+    segpipe.plan(source, work=workspace.root)
     places = nnunet_places(source, options.scratch / "nnunet_timed", options)
     runtime, ours, theirs, waited = choose_runtime(options.device), [], [], []
     for _ in range(options.rounds):
@@ -66,8 +67,8 @@ class EnoughError(Exception):
 def timed(workspace, runtime, n):
     """Seconds of each iteration of the real loop, and the share of them that waited for data."""
     plan = Plan.read(workspace.plan)
-    index = steps.prepare_arrays(workspace, plan, "3d_fullres", None, Watch())
-    job = steps.job_of(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1))
+    index = fold.prepare_arrays(workspace, plan, "3d_fullres", None, Watch())
+    job = fold.job_of(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1))
     moments = []
 
     def on_iteration(_):

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe import commands
+import segpipe
+from segpipe.core.workspace import Workspace
 from segpipe.dataset.match import match_dataset
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.workspace import Workspace
 from tests.bench.bench_training import nnunet, nnunet_places
 
 EPOCHS = 10
@@ -87,7 +87,7 @@ def sparse(options):
     scored.mkdir()
     for file in predictions.glob("*.nii.gz"):
         (scored / file.name).symlink_to(references[file.name.removesuffix(".nii.gz")].resolve())
-    dice = commands.evaluate(predictions, scored).mean_dice
+    dice = segpipe.evaluate(predictions, scored).mean_dice
     return {
         "bench": f"hippocampus fold 0, {iterations} iterations, one slice in {LABELLED_EVERY} labelled",
         "all_labelled": whole, "sparse": round(dice, 4), "ratio": round(dice / whole, 3),
@@ -98,7 +98,7 @@ def cardiac(options):
     """Ten cine MR of five patients, by patient, on a CPU, as `segpipe train DATASET --minutes 30` does it."""
     work = options.scratch / "cardiac"
     shutil.rmtree(work, ignore_errors=True)
-    done = commands.train(options.data / "cardiac_cine", work=work, minutes=options.minutes, device="cpu")
+    done = segpipe.train(options.data / "cardiac_cine", work=work, minutes=options.minutes, device="cpu")
     scores = {name: round(s.mean_dice, 4) for name, s in done.held_out.evaluation.by_label.items()}
     return {
         "bench": f"cardiac_cine fold 0, {options.minutes:g} minutes", "dice": scores,
@@ -108,8 +108,8 @@ def cardiac(options):
 
 def trained(source, work, recipe, *, seed=0, tta):
     shutil.rmtree(work, ignore_errors=True)
-    commands.plan(source, work=work, recipe=recipe)
-    done = commands.train(source, work=Workspace(work).root, epochs=EPOCHS, seed=seed, tta=tta)
+    segpipe.plan(source, work=work, recipe=recipe)
+    done = segpipe.train(source, work=Workspace(work).root, epochs=EPOCHS, seed=seed, tta=tta)
     return round(done.held_out.evaluation.mean_dice, 4)
 
 

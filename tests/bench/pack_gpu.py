@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe import commands
-from segpipe.geometry import Grid
+import segpipe
+from segpipe.core.geometry import Grid
+from segpipe.core.workspace import Workspace
+from segpipe.execution.device import choose_runtime
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.planning.schema import Plan
-from segpipe.runtime import choose_runtime
-from segpipe.workspace import Workspace
 
 MOST_MIB = 58
 CONFIGURATION = "3d_fullres"
@@ -104,7 +104,7 @@ def pack_workspace(dataset, packed):
     """Plan and prepare by the default recipe, and keep what training reads."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Workspace(Path(scratch) / "work")
-        commands.preprocess(dataset, work=work.root, configuration=CONFIGURATION)
+        segpipe.preprocess(dataset, work=work.root, configuration=CONFIGURATION)
         splits_are_made(work)
         packed.mkdir(parents=True)
         for file in (work.plan, work.splits, work.fingerprint):
@@ -113,16 +113,16 @@ def pack_workspace(dataset, packed):
 
 
 def splits_are_made(work):
-    from segpipe.fingerprint.schema import Fingerprint
-    from segpipe.steps import splits_of
+    from segpipe.dataset.fingerprint.schema import Fingerprint
+    from segpipe.workflows.project import splits_of
 
     splits_of(work, Fingerprint.read(work.fingerprint))
 
 
 def pack_model(dataset, folder, scratch):
     """Train a small model for a minute, and keep the held-out scans with what it predicts of them on a processor."""
-    commands.plan(dataset, work=scratch / "small", recipe="cpu")
-    done = commands.train(dataset, work=scratch / "small", minutes=1, device="cpu", tta=False)
+    segpipe.plan(dataset, work=scratch / "small", recipe="cpu")
+    done = segpipe.train(dataset, work=scratch / "small", minutes=1, device="cpu", tta=False)
     shutil.copy(done.model, folder / "model.segpipe")
     options = Options(tta=False, engine="torch", precision="float32")
     predictor = Predictor.load(folder / "model.segpipe", choose_runtime("cpu"), options)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
 from tests.phantoms import axis_grid
 from tests.unit.test_inference import small_plan
 from tests.unit.test_nnunet_models import model_of

@@ -17,15 +17,16 @@ import psutil
 import pytest
 
 import segpipe
+from segpipe.core.progress import SILENT
+from segpipe.core.workspace import Workspace
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import CrossvalSplits, Proposal, Selection
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import CrossvalError
-from segpipe.fingerprint.schema import Fingerprint
-from segpipe.graph import Journal
+from segpipe.execution.graph import Journal
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.planning.schema import Plan
-from segpipe.steps import SILENT, prepare_arrays
-from segpipe.workspace import Workspace
+from segpipe.workflows.fold import prepare_arrays
 from tests.dask_cluster import dask_cluster
 from tests.phantoms import write_small_dataset
 
@@ -388,7 +389,7 @@ def test_refitted_and_searched(place):
     assert any(c.configuration == "3d_lowres" for c in tried), "the failing kind was proposed; else this shows nothing"
     assert done.failed
     assert all("3d_lowres" in why or "candidate_" in why for why in done.failed.values())
-    from segpipe.modelfile import ModelFile
+    from segpipe.models.file import ModelFile
 
     assert list(ModelFile.read(study.model).folds) == ["all"]
     assert "Optuna" in done.folder.methods.read_text()

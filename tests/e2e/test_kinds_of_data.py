@@ -7,11 +7,11 @@ import pytest
 import SimpleITK as sitk
 
 import segpipe
-from segpipe.fingerprint.schema import Fingerprint
+from segpipe.core.workspace import PreparedFiles, Workspace
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.io.arrays import read_array
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.preprocessing.schema import PreparedRecord
-from segpipe.workspace import PreparedFiles, Workspace
 from tests.dicoms import write_series
 from tests.phantoms import axis_grid
 

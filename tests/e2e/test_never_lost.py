@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import commands
-from segpipe.workspace import Workspace
+import segpipe
+from segpipe.core.workspace import Workspace
 from tests.phantoms import write_small_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_killed_at_any_moment_and_resumed_the_weights_are_those_of_an_uninterrup
     (tmp_path / "tiny.toml").write_text(RECIPE)
     works = [tmp_path / name for name in ("whole", "killed")]
     for work in works:
-        commands.plan(folder, work=work, recipe=tmp_path / "tiny.toml", jobs=1)
+        segpipe.plan(folder, work=work, recipe=tmp_path / "tiny.toml", jobs=1)
     share = ["--devices", devices] if devices > 1 else []
     whole = train(folder, works[0], *share)
     assert ended(whole) == (0, "")
@@ -89,7 +89,7 @@ def wait_for_children(fold) -> None:
 def test_two_processes_on_one_fold_the_second_is_told(tmp_path):
     folder = write_small_dataset(tmp_path / "dataset")
     (tmp_path / "tiny.toml").write_text(RECIPE.replace("iterations_per_epoch = 8", "iterations_per_epoch = 200"))
-    commands.plan(folder, work=tmp_path / "work", recipe=tmp_path / "tiny.toml", jobs=1)
+    segpipe.plan(folder, work=tmp_path / "work", recipe=tmp_path / "tiny.toml", jobs=1)
     first = train(folder, tmp_path / "work")
     fold = Workspace(tmp_path / "work").fold("3d_fullres", "tiny", 0)
     while not fold.checkpoint.exists():

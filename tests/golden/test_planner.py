@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from segpipe.interop.nnunet.fingerprint import read_fingerprint
-from segpipe.interop.nnunet.plans import plan_to_nnunet
+from segpipe.models.nnunet.fingerprint import read_fingerprint
+from segpipe.models.nnunet.plans import plan_to_nnunet
 from segpipe.planning import make_plan
 
 CASES = [

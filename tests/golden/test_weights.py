@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from segpipe import models
-from segpipe.inference.engine import has_openvino
-from segpipe.interop.nnunet.checkpoint import with_aliases
-from segpipe.interop.nnunet.folder import read_model_folder
+import segpipe
+from segpipe.inference.engines.choose import has_openvino
 from segpipe.io.formats import read_volume
+from segpipe.models.nnunet.checkpoint import with_aliases
+from segpipe.models.nnunet.folder import read_model_folder
 
 MODELS = {
     "hippocampus_plain_3d": ("3d_narrow", ("0",)),
@@ -49,7 +49,7 @@ def test_the_second_names_of_tensors_are_nnunets(golden, name):
 def differences(golden, tmp_path, name, **how):
     """Share of voxels that differ from nnU-Net's mask, and Dice of each label, of each case."""
     folder = golden / "nnunet" / name
-    rows = models.predict(folder / "input", tmp_path / "out", model=folder / "model", device="cpu", **how)
+    rows = segpipe.predict(folder / "input", tmp_path / "out", model=folder / "model", device="cpu", **how)
     assert [row.status for row in rows] == ["done"] * len(rows)
     shares, dices = [], []
     for row in rows:
@@ -86,9 +86,9 @@ def test_openvinos_masks_are_nnunets_in_its_default_precision(golden, tmp_path, 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_imported_model_is_exported_as_it_was(golden, tmp_path, name):
     folder = golden / "nnunet" / name / "model"
-    models.import_model(folder, tmp_path / "a.segpipe")
-    models.export_model(tmp_path / "a.segpipe", tmp_path / "exported")
-    models.import_model(tmp_path / "exported", tmp_path / "b.segpipe")
+    segpipe.import_model(folder, tmp_path / "a.segpipe")
+    segpipe.export_model(tmp_path / "a.segpipe", tmp_path / "exported")
+    segpipe.import_model(tmp_path / "exported", tmp_path / "b.segpipe")
     first, again = (read_model_folder(f) for f in (folder, tmp_path / "exported"))
     assert first.configuration == again.configuration
     assert first.mirror_axes == again.mirror_axes

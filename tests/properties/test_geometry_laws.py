@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.geometry import Grid, canonical_orientation, largest_displacement_mm, resampled_shape, same_grid
+from segpipe.core.geometry import Grid, canonical_orientation, largest_displacement_mm, resampled_shape, same_grid
 from tests.strategies import ORIENTATIONS, grids, orientations
 
 

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segpipe.core.windows import axis_starts, gaussian_weights, padding_to
 from segpipe.errors import CaseError
+from segpipe.execution.memory import PeakMemory
 from segpipe.inference.sliding import (
     Agreement,
     Ensemble,
@@ -15,8 +17,6 @@ from segpipe.inference.sliding import (
     mirror_combinations,
     windows_of,
 )
-from segpipe.memory import PeakMemory
-from segpipe.windows import axis_starts, gaussian_weights, padding_to
 from tests.engines import FunctionEngine, stitched
 
 sizes = st.tuples(*[st.integers(1, 14)] * 3)

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from segpipe import steps
-from segpipe.fingerprint.schema import Fingerprint
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.inference import sliding
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
+from segpipe.workflows import project
 from tests.bench import bench_gpu
 from tests.simulated.work import image_of
 
@@ -20,7 +20,7 @@ from tests.simulated.work import image_of
 def packed(places, tmp_path_factory):
     """What pack_gpu.py would pack, made of the tests' own dataset."""
     place, folder = places("plain"), tmp_path_factory.mktemp("packed")
-    steps.splits_of(place.workspace, Fingerprint.read(place.workspace.fingerprint))
+    project.splits_of(place.workspace, Fingerprint.read(place.workspace.fingerprint))
     shutil.copytree(place.workspace.root, folder / "hippocampus")
     shutil.copytree(place.workspace.root, folder / "large")
     ModelFile.read(place.model).write(folder / "model.segpipe")

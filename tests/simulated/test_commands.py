@@ -7,14 +7,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from segpipe import runtime
 from segpipe.cli.app import main
+from segpipe.core.workspace import Workspace
 from segpipe.evaluation.schema import Evaluation
+from segpipe.execution import device
+from segpipe.execution.capacity import plan_workers
+from segpipe.execution.device import choose_runtime
 from segpipe.io.formats import read_volume
-from segpipe.local_workers import plan_workers
-from segpipe.runtime import choose_runtime
 from segpipe.training.schema import TrainingRecord
-from segpipe.workspace import Workspace
 from tests.simulated.conftest import HAS_GPU
 from tests.simulated.stand_ins import simulated_device
 from tests.simulated.work import RECIPE
@@ -48,7 +48,7 @@ def runs(tmp_path_factory):
         teacher = ("--teacher", folder / "gpu/models/3d_fullres/tiny", "--student", "width=0.5,multiple=2")
         taught = ("--work", folder / "gpu", "--no-compare", "--epochs", 1, "--jobs", 1, "--quiet")
         assert command("distill", PHANTOMS, *teacher, *taught) == 0
-    with patch.object(runtime, "cpu_flags", frozenset):
+    with patch.object(device, "cpu_flags", frozenset):
         assert command("run", PHANTOMS, "--work", folder / "cpu", *how, "--device", "cpu") == 0
     assert (
         command(

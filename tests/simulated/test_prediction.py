@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from segpipe.errors import CaseError
+from segpipe.execution.device import choose_runtime
 from segpipe.inference import restore
 from segpipe.inference.memory import Sums
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.inference.sliding import windows_of
-from segpipe.runtime import choose_runtime
 from tests.simulated.work import cascade_plan, image_of, model_of, predictor_of, skipping, small_planes, watched
 
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import commands
+import segpipe
 from segpipe.augment import previous
 from segpipe.augment.previous import Spoiling, one_hot, spoil
 from segpipe.augment.spec import AugmentationSettings
 from segpipe.errors import TrainingError
+from segpipe.execution.device import Runtime, choose_runtime
 from segpipe.losses.spec import LossTerm
 from segpipe.networks.blocks import MeanPool3d
 from segpipe.networks.build import to_device
-from segpipe.runtime import Runtime, choose_runtime
 from segpipe.training import checkpoint
 from segpipe.training.loop import Trainer
 from segpipe.training.optimise import make_optimizer
-from segpipe.training.validate import patch_dice
+from segpipe.training.patch_dice import patch_dice
 from tests.simulated.backend import MAX_POOL3D_IS_DETERMINISTIC
 from tests.simulated.pairs import in_pairs
 from tests.simulated.work import loss, steps_of, trainer_of, watched, with_cascade
@@ -188,8 +188,8 @@ def test_momentum_begins_with_zeros_also_after_a_state_without_any(places):
 
 def train(place, work, **how):
     how = {"epochs": 2, "jobs": 1, "device": "auto", "tta": False} | how
-    commands.plan(place.dataset, work=work, recipe=place.folder / "tiny.toml", jobs=1)
-    return commands.train(place.dataset, work=work, **how)
+    segpipe.plan(place.dataset, work=work, recipe=place.folder / "tiny.toml", jobs=1)
+    return segpipe.train(place.dataset, work=work, **how)
 
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
@@ -197,14 +197,14 @@ def test_a_fold_is_trained_as_on_a_processor(simulated, places, tmp_path, config
     with simulated(capability=(6, 0)) as device:
         there = train(places("plain"), tmp_path / "gpu", configuration=configuration)
         waits = device.waits
-    with patch("segpipe.runtime.cpu_flags", frozenset):  # in float32, whatever the processor knows
+    with patch("segpipe.execution.device.cpu_flags", frozenset):  # in float32, whatever the processor knows
         here = train(places("plain"), tmp_path / "cpu", device="cpu", configuration=configuration)
     scores = [done.held_out.evaluation.mean_dice for done in (there, here)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     assert there.record.device == "simulated cuda, float32"
     assert there.record.train_loss == pytest.approx(here.record.train_loss, abs=1e-4)
     assert there.record.mean_validation_dice == pytest.approx(here.record.mean_validation_dice, abs=1e-3)
-    assert sum(n for where, n in waits.items() if "validate.py" in where) == 2, "one an epoch"
+    assert sum(n for where, n in waits.items() if "patch_dice.py" in where) == 2, "one an epoch"
     assert sum(n for where, n in waits.items() if "checkpoint.py" in where) == 1, "one a checkpoint"
 
 
@@ -219,16 +219,16 @@ def test_a_resumed_fold_is_the_uninterrupted_one(simulated, places, tmp_path, dr
             self._save()
             raise TrainingError("a power cut")
 
-    prepare = Trainer._prepare
+    build = Trainer._build
 
-    def with_dropout(self, *, resume):
+    def with_dropout(self):
         # Draws from the device's random numbers, which a checkpoint has to bring back.
-        prepare(self, resume=resume)
+        build(self)
         self.network.register_forward_pre_hook(lambda _, given: (torch.nn.functional.dropout(given[0], 0.2),))
 
     weights = []
     for number, stop in enumerate((real, cut)):
-        with simulated() as device, patch.object(Trainer, "_prepare", with_dropout if dropout else prepare):
+        with simulated() as device, patch.object(Trainer, "_build", with_dropout if dropout else build):
             with patch.object(Trainer, "_after_iteration", stop):
                 try:
                     done = train(places("plain"), tmp_path / str(number))

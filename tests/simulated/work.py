@@ -14,29 +14,30 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from segpipe import commands, steps
+import segpipe
+from segpipe.core.geometry import Grid, triple
+from segpipe.core.progress import Watch
+from segpipe.core.volume import Volume
+from segpipe.core.workspace import PreparedFiles, Workspace
 from segpipe.distillation.guidance import Distillation
 from segpipe.distillation.spec import parse_term
 from segpipe.distillation.teacher import Teacher
-from segpipe.geometry import Grid, triple
+from segpipe.execution.device import choose_runtime
 from segpipe.inference import sliding
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.io.arrays import write_array
 from segpipe.io.formats import write_volume
 from segpipe.losses.spec import LossTerm
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
 from segpipe.networks.build import build_network
 from segpipe.planning.schema import Plan
-from segpipe.runtime import choose_runtime
-from segpipe.steps import FoldSettings
 from segpipe.training import fold
 from segpipe.training.data import read_ahead
 from segpipe.training.fold import make_trainer
 from segpipe.training.job import Listener
+from segpipe.training.settings import FoldSettings
 from segpipe.training.storage import open_cases
-from segpipe.volume import Volume
-from segpipe.watch import Watch
-from segpipe.workspace import PreparedFiles, Workspace
+from segpipe.workflows.fold import job_of, prepare_arrays
 from tests.phantoms import axis_grid
 
 RECIPE = """
@@ -126,10 +127,10 @@ def make_place(folder, kind):
     """Five drawn cases of a ball in a shell, planned and prepared."""
     _write_dataset(folder / "dataset", kind)
     (folder / "tiny.toml").write_text(RECIPE, encoding="utf-8")
-    commands.plan(folder / "dataset", work=folder / "work", recipe=folder / "tiny.toml", jobs=1)
+    segpipe.plan(folder / "dataset", work=folder / "work", recipe=folder / "tiny.toml", jobs=1)
     workspace = Workspace(folder / "work")
     plan = Plan.read(workspace.plan)
-    index = steps.prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
+    index = prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
     place = Place(folder, workspace, plan, index)
     model_of(plan).write(place.model)
     return place
@@ -209,9 +210,7 @@ def trainer_of(
         Settings of the recipe.
     """
     plan = place.plan.model_copy(update={"training": place.plan.training.model_copy(update=training)})
-    job = steps.job_of(
-        place.workspace, plan, configuration, place.index, FoldSettings(epochs=1, deterministic=deterministic)
-    )
+    job = job_of(place.workspace, plan, configuration, place.index, FoldSettings(epochs=1, deterministic=deterministic))
     if kd:
         teacher = Teacher.load(place.model, fold=0, folds=("0",))
         terms = tuple(parse_term(text) for text in kd)
@@ -228,7 +227,6 @@ def trainer_of(
 
     with patch.object(fold, "choose_place", chosen):
         trainer = make_trainer(job, runtime, Listener())
-    trainer._prepare(resume=False)
     trainer._choose_forward(0)
     return trainer
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segpipe.artefact import Artefact, write_atomically
+from segpipe.core.artefact import Artefact, write_atomically
 from segpipe.errors import ArtefactError
 
 

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe import seeds
 from segpipe.augment import apply as augment
 from segpipe.augment.draw import Draw, draw, source_patch_size
 from segpipe.augment.spec import default_spec
+from segpipe.core import seeds
 
 PATCHES = [(8, 12, 10), (4, 20, 18), (16, 14)]
 

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import models
+import segpipe
+from segpipe.core.geometry import same_grid
+from segpipe.core.labels import Labels, Target
 from segpipe.dataset.load import load_image
 from segpipe.errors import CaseError, DeviceError, ModelError, SegpipeError
-from segpipe.geometry import same_grid
-from segpipe.inference.engine import has_openvino
+from segpipe.execution.device import choose_runtime
+from segpipe.inference.engines.choose import has_openvino
 from segpipe.inference.inputs import find_inputs
 from segpipe.inference.manifest import Manifest
 from segpipe.inference.memory import choose_sums
@@ -26,11 +28,9 @@ from segpipe.inference.run import Save, shard_of
 from segpipe.inference.run import predict as predict_stage
 from segpipe.inference.sliding import windows_of
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.labels import Labels, Target
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
 from segpipe.planning.usual import UsualCases
 from segpipe.postprocessing.schema import PostprocessingRules, Rule
-from segpipe.runtime import choose_runtime
 from tests.engines import predictor_of
 from tests.phantoms import axis_grid
 from tests.strategies import ORIENTATIONS
@@ -67,19 +67,19 @@ def rows_of(out):
 
 def test_resume_goes_by_content(folder, tmp_path, model):
     out, how = tmp_path / "out", {"model": model, "tta": False, "device": "cpu", "resume": True}
-    models.predict(folder, out, **how)
+    segpipe.predict(folder, out, **how)
     assert len(rows_of(out)) == 6
     for path in folder.iterdir():
         os.utime(path, (1, 1))  # copied: another time, the same content
-    models.predict(folder, out, **how)
+    segpipe.predict(folder, out, **how)
     assert len(rows_of(out)) == 6
     stat = (folder / "a.nii.gz").stat()
     write_volume(folder / "a.nii.gz", drawn() * 3, axis_grid(SHAPE))
     os.utime(folder / "a.nii.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     (out / "b.nii.gz").write_bytes((out / "b.nii.gz").read_bytes()[:200])  # cut off by another program
-    models.predict(folder, out, **how)
+    segpipe.predict(folder, out, **how)
     assert sorted(r["case"] for r in rows_of(out)[6:]) == ["a", "b"]
-    models.predict(folder, out, **how | {"folds": ("0",)})
+    segpipe.predict(folder, out, **how | {"folds": ("0",)})
     assert len(rows_of(out)) == 14
     assert len((out / "predictions.csv").read_text().splitlines()) == 7
 
@@ -130,7 +130,7 @@ Path({str(out)!r}, ".9.partial.a.nii.gz").write_bytes(b"half")
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    rows = models.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
+    rows = segpipe.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
     assert [r.status for r in rows] == ["done"] * 6
     assert sorted(p.name for p in out.iterdir()) == [
         *(f"{c}.nii.gz" for c in "abcdef"),
@@ -145,26 +145,26 @@ def test_a_mask_that_was_written_before_its_row_is_no_strangers(folder, tmp_path
     Manifest(out / "predictions.jsonl").claim(out / "a.nii.gz", wait=False).release()
     (out / "a.nii.gz").write_bytes(b"whole, but without a row")
     (out / ".7.partial.b.npy").write_bytes(b"half")
-    rows = models.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
+    rows = segpipe.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
     assert [r.status for r in rows] == ["done"] * 6
     assert not list(out.glob(".*"))
     (out / "a.npz").write_bytes(b"another program's")
     with pytest.raises(SegpipeError, match=r"a\.npz: is there already"):
-        models.predict(folder, out, model=model, tta=False, device="cpu", save_probabilities=True)
+        segpipe.predict(folder, out, model=model, tta=False, device="cpu", save_probabilities=True)
 
 
 def test_a_folder_that_moved_is_continued(folder, tmp_path, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     how = {"tta": False, "device": "cpu", "resume": True}
-    models.predict("in", "out", model="model.segpipe", **how)
+    segpipe.predict("in", "out", model="model.segpipe", **how)
     (tmp_path / "out").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
-    rows = models.predict(folder, tmp_path / "moved", model=model, **how)
+    rows = segpipe.predict(folder, tmp_path / "moved", model=model, **how)
     assert len(rows_of(tmp_path / "moved")) == 6
     assert all(row.output.is_file() for row in rows)
     # The same content by another name is the same image.
     shutil.copy(folder / "a.nii.gz", tmp_path / "renamed.nii.gz")
-    (row,) = models.predict(tmp_path / "renamed.nii.gz", tmp_path / "moved" / "a.nii.gz", model=model, **how)
+    (row,) = segpipe.predict(tmp_path / "renamed.nii.gz", tmp_path / "moved" / "a.nii.gz", model=model, **how)
     assert (row.case, len(rows_of(tmp_path / "moved"))) == ("renamed", 6)
 
 
@@ -175,7 +175,7 @@ def test_single_files_of_one_name_are_told_apart_by_their_outputs(folder, tmp_pa
     for _ in range(2):
         for patient in ("p", "q"):
             source, output = tmp_path / patient / "image.nii.gz", tmp_path / "out" / f"{patient}.nii.gz"
-            models.predict(source, output, model=model, tta=False, device="cpu", resume=True)
+            segpipe.predict(source, output, model=model, tta=False, device="cpu", resume=True)
     assert len(rows_of(tmp_path / "out")) == 2
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
 
@@ -292,10 +292,10 @@ def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
     runtime, options = choose_runtime("cpu"), Options(engine="torch")
     image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
     stages = [Predictor.load(path, runtime, options).stages[0] for path in paths]
-    from segpipe.inference.stage import Measured
+    from segpipe.inference.stage import CaseTrace
 
     with torch.inference_mode():
-        each = [torch.stack(list(s.probabilities(image, s.prepare(image), Measured()).planes)) for s in stages]
+        each = [torch.stack(list(s.probabilities(image, s.prepare(image), CaseTrace()).planes)) for s in stages]
     expected = np.array([0, 130, 300])[((each[0] + each[1]) / 2).argmax(1).numpy()]
     predictor = Predictor.load(tuple(paths), runtime, options)
     found = predictor.segment(image).labels
@@ -312,7 +312,7 @@ def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
 
 def test_an_array_is_predicted_as_its_file_is(tmp_path, model, folder):
     predictor = Predictor.load(model, choose_runtime("cpu"))
-    rows = models.predict(folder / "b.nii.gz", tmp_path / "out", model=model, device="cpu")
+    rows = segpipe.predict(folder / "b.nii.gz", tmp_path / "out", model=model, device="cpu")
     volume = load_image("b", [folder / "b.nii.gz"], ("MR",)).volume
     found = predictor.predict(volume.array[0], volume.grid.spacing_mm)
     np.testing.assert_array_equal(found, read_volume(rows[0].output).array[0])
@@ -356,10 +356,10 @@ def test_where_logits_are_added_up_follows_from_the_memory():
 
 def test_engines_that_are_not_to_be_had_say_so(model, monkeypatch):
     cpu = choose_runtime("cpu")
-    monkeypatch.setattr("segpipe.inference.engine.cpu_flags", frozenset)
+    monkeypatch.setattr("segpipe.inference.engines.choose.cpu_flags", frozenset)
     with pytest.raises(DeviceError, match="no instructions for it"):
         Predictor.load(model, cpu, Options(precision="bfloat16"))
-    monkeypatch.setattr("segpipe.inference.engine.has_openvino", lambda: False)
+    monkeypatch.setattr("segpipe.inference.engines.choose.has_openvino", lambda: False)
     with pytest.raises(DeviceError, match=r"pip install 'segpipe\[cpu\]'"):
         Predictor.load(model, cpu, Options(engine="openvino"))
     assert Predictor.load(model, cpu).describe == "Torch in float32"
@@ -394,7 +394,7 @@ def test_a_signal_after_models_came_and_went_is_handled(model):
     code = f"""
 import os, signal
 from segpipe.inference.predictor import Options, Predictor
-from segpipe.runtime import choose_runtime
+from segpipe.execution.device import choose_runtime
 
 def load():
     return Predictor.load({str(model)!r}, choose_runtime("cpu"), Options(engine="openvino", tta=False))

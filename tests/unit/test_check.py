@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from segpipe import commands
+import segpipe
 from segpipe.io.formats import read_volume, write_volume
 from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
 
@@ -71,7 +71,7 @@ def results(tmp_path_factory):
     folder = write_small_dataset(tmp_path_factory.mktemp("broken") / "dataset", n_cases=2)
     for how in FAULTS:
         broken(folder, how.replace(" ", "_"), how)
-    return commands.check(folder, jobs=2)
+    return segpipe.check(folder, jobs=2)
 
 
 @pytest.mark.parametrize("how", FAULTS)
@@ -99,12 +99,12 @@ def test_only_an_empty_label_is_a_warning(results):
 def test_integers_stored_as_float_are_labels(tmp_path):
     image, labels = cube_case(np.random.default_rng(0), GRID.shape)
     write_case(tmp_path, "a", image, labels.astype(np.float64), GRID)
-    assert not commands.check(tmp_path).findings
+    assert not segpipe.check(tmp_path).findings
 
 
 def test_nothing_is_written_into_the_dataset(small_dataset):
     before = sorted((p, p.stat().st_mtime_ns) for p in small_dataset.rglob("*"))
-    commands.check(small_dataset)
+    segpipe.check(small_dataset)
     assert sorted((p, p.stat().st_mtime_ns) for p in small_dataset.rglob("*")) == before
 
 
@@ -137,7 +137,7 @@ def test_copies_of_real_cases_that_were_broken(data, tmp_path):
         write_volume(target / "labels" / f"{name}.nii.gz", change(volume.array[0]), volume.grid)
     (target / "labels" / f"{lost}.nii.gz").unlink()
 
-    found = commands.check(target)
+    found = segpipe.check(target)
     assert {f.case: f.rule for f in found.findings} == {
         cut: "unreadable", flipped: "different grids", nan: "non-finite voxels", floats: "non-integer labels",
         seven: "undeclared labels", lost: "missing pair",
@@ -156,7 +156,7 @@ def test_odd_files_each_have_a_finding(data, tmp_path):
     )
     (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n")
     (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "MR"}}')
-    found = commands.check(tmp_path / "cases.csv", jobs=1)
+    found = segpipe.check(tmp_path / "cases.csv", jobs=1)
     rules = {}
     for finding in found.findings:
         rules.setdefault(finding.case, set()).add(finding.rule)
@@ -175,7 +175,7 @@ def test_channels_on_different_grids(data, tmp_path):
     (label,) = (session / "derivatives").rglob("*msk.nii.gz")
     header = ",".join(["case", "image", *(f"image_{i}" for i in range(2, len(images) + 1)), "label"])
     (tmp_path / "cases.csv").write_text(f"{header}\nstroke,{','.join(map(str, images))},{label}\n")
-    (finding,) = commands.check(tmp_path / "cases.csv", jobs=1).findings
+    (finding,) = segpipe.check(tmp_path / "cases.csv", jobs=1).findings
     assert finding.rule == "different grids"
     assert finding.message.count("shape") >= 2
 
@@ -184,5 +184,5 @@ def test_gzip_of_garbage(tmp_path):
     image, labels = cube_case(np.random.default_rng(0), GRID.shape)
     write_case(tmp_path, "a", image, labels, GRID)
     (tmp_path / "images" / "a.nii.gz").write_bytes(gzip.compress(b"garbage" * 1000))
-    (finding,) = commands.check(tmp_path).findings
+    (finding,) = segpipe.check(tmp_path).findings
     assert (finding.case, finding.rule) == ("a", "unreadable")

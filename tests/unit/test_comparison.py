@@ -7,10 +7,11 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
-from segpipe import comparing, models
-from segpipe.comparison.measure import count
-from segpipe.comparison.schema import ALL_LABELS, Comparison
-from segpipe.comparison.statistics import (
+import segpipe
+from segpipe.errors import ModelError
+from segpipe.evaluation.comparison import ALL_LABELS, Comparison
+from segpipe.evaluation.schema import CaseScores, LabelScore
+from segpipe.evaluation.statistics import (
     bootstrap_interval,
     difference,
     kept_share,
@@ -18,14 +19,14 @@ from segpipe.comparison.statistics import (
     retention,
     signed_rank_p,
 )
-from segpipe.comparison.tables import markdown
-from segpipe.errors import ModelError
-from segpipe.evaluation.schema import CaseScores, LabelScore
 from segpipe.networks.build import build_network
 from segpipe.networks.measure import macs
 from segpipe.networks.spec import parse_choice
 from segpipe.planning.schema import Plan
 from segpipe.planning.variant import with_network
+from segpipe.reporting.comparison import markdown
+from segpipe.workflows.compare import command
+from segpipe.workflows.compare.cost import count
 from tests.unit.test_engine import Notes, workplace  # noqa: F401 - a fixture
 from tests.unit.test_nnunet_models import model_of
 
@@ -113,9 +114,7 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):  # noqa
     model_of(plan, folds=("0", "1")).write(teacher)
     model_of(narrow).write(student)
     notes = Notes()
-    found = comparing.compare(
-        [teacher, student], dataset=folder, work=workspace.root, device="cpu", jobs=1, watch=notes
-    )
+    found = command.compare([teacher, student], dataset=folder, work=workspace.root, device="cpu", jobs=1, watch=notes)
     assert [m.name for m in found.models] == ["big", "student"]
     big, small = found.models
     network = build_network(plan.configuration("3d_fullres").network, 1, 3)
@@ -136,15 +135,15 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):  # noqa
     assert page == markdown(found)
     assert "| big |" in page
     # The scores are those of `segpipe evaluate` on what was written.
-    from segpipe import commands
+    import segpipe
 
-    scored = commands.evaluate(
+    scored = segpipe.evaluate(
         written / "predictions" / "student" / "cpu", folder / "labels", labels=folder / "dataset.json", jobs=1
     )
     assert scored.mean_dice == pytest.approx(found.scores["student"].by_label[ALL_LABELS]["dice"])
     assert len(list((written / "predictions" / "student").rglob("case_*"))) == 2
     with pytest.raises(ModelError, match="given twice"):
-        comparing.compare([teacher, teacher], dataset=folder, work=workspace.root)
+        command.compare([teacher, teacher], dataset=folder, work=workspace.root)
 
 
 def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_path):  # noqa: F811
@@ -156,7 +155,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_pa
     for value in spoilt.folds["0"].values():
         value.fill_(torch.nan)
     spoilt.write(bad)
-    found = comparing.compare([good, bad], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    found = command.compare([good, bad], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert not found.scores["good"].failed
     assert len(found.scores["bad"].failed) == 2
     assert "not finite" in next(iter(found.scores["bad"].failed.values()))
@@ -165,7 +164,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_pa
     assert "not finite" in markdown(found)
     assert json.loads(found.to_json())["retention"][0]["dice_percent"] is None
     # The other way round too, where the first model is the one that could compute nothing.
-    turned = comparing.compare([bad, good], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    turned = command.compare([bad, good], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert turned.retention[0].macs_percent is None
     assert "| bad |" in markdown(turned)
 
@@ -182,11 +181,11 @@ def test_labels_of_a_model_are_the_datasets_by_name_and_folds_are_doubted(workpl
     model_of(plan, folds=("0", "1")).write(same)
     model_of(other, folds=("0", "1")).write(renamed)
     notes = Notes()
-    found = comparing.compare(
+    found = command.compare(
         [same, renamed], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1, watch=notes,
         folds={same: ("0", "1")},
     )  # fmt: skip
-    alone = comparing.compare([same], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    alone = command.compare([same], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert found.scores["renamed"].by_label == alone.scores["same"].by_label
     assert any(note.startswith("same: fold(s) 0, 1: may have seen") for note in notes.notes)
     assert any(note.startswith("renamed: its fold 0 is taken for") for note in notes.notes)
@@ -197,7 +196,7 @@ def test_a_teacher_of_nnunet_can_be_compared(workplace, tmp_path):  # noqa: F811
     plan = Plan.read(workspace.plan)
     own = tmp_path / "own.segpipe"
     model_of(plan).write(own)
-    models.export_model(own, tmp_path / "nnunet")
+    segpipe.export_model(own, tmp_path / "nnunet")
     exported = next((tmp_path / "nnunet").iterdir())
-    found = comparing.compare([exported, own], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    found = command.compare([exported, own], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert found.differences[0].mean == pytest.approx(0, abs=0.02)

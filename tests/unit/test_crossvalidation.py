@@ -15,6 +15,7 @@ from scipy.stats import wilcoxon
 from sklearn.model_selection import KFold
 
 import segpipe
+from segpipe.core.labels import Labels, Target
 from segpipe.crossvalidation.asked import request_of, require_sound, splits_asked
 from segpipe.crossvalidation.candidates import Candidate, Range, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.design import n_candidates, plan_study
@@ -33,15 +34,15 @@ from segpipe.crossvalidation.splits import (
     leaving_out,
     with_test_set,
 )
-from segpipe.crossvalidation.statistics import holm, paired_tests, rank_biserial, spread, standardised_mean
+from segpipe.crossvalidation.statistics import paired_tests, spread
+from segpipe.dataset.fingerprint.schema import CaseFingerprint
 from segpipe.dataset.match import match_dataset
 from segpipe.dataset.schema import Case, Dataset
 from segpipe.dataset.splits import Fold
 from segpipe.errors import CrossvalError, NetworkError
 from segpipe.evaluation.reliability import CaseReliability
 from segpipe.evaluation.schema import CaseScores, Evaluation, LabelScore
-from segpipe.fingerprint.schema import CaseFingerprint
-from segpipe.labels import Labels, Target
+from segpipe.evaluation.statistics import holm, rank_biserial, standardised_mean
 from segpipe.metrics.calibration import N_BINS, Counts
 from segpipe.planning.recipe import Recipe, TrainingSettings
 

@@ -6,7 +6,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from segpipe import commands
+import segpipe
 from segpipe.dataset.convert import Sidecar
 from segpipe.errors import DatasetError, IrregularSeriesError, UnreadableFileError
 from segpipe.io.formats import header_notes, read_header, read_volume
@@ -158,7 +158,7 @@ def test_one_malformed_attribute_costs_its_series_alone(tmp_path):
     write_series(tmp_path / "in" / "bad")
     path = tmp_path / "in" / "bad" / "2.dcm"
     path.write_bytes(path.read_bytes().replace(b"0.8\\0.5", b"0,8\\0,5"))
-    done = {c.series: c.reason for c in commands.convert(tmp_path / "in", tmp_path / "out")}
+    done = {c.series: c.reason for c in segpipe.convert(tmp_path / "in", tmp_path / "out")}
     assert done["good"] is None
     assert "2.dcm: an attribute cannot be read" in done["bad"]
 
@@ -210,7 +210,7 @@ def test_convert_writes_what_is_regular_and_names_the_rest(tmp_path):
     write_series(tmp_path / "in" / "p2" / "ct", change=FAULTS["missing"][0])
     write_series(tmp_path / "in" / "p3", uid="1.2.3.1")
     write_series(tmp_path / "in" / "p3b", uid="1.2.3.2", change=FAULTS["tilt"][0])
-    done = {c.series: c for c in commands.convert(tmp_path / "in", tmp_path / "out")}
+    done = {c.series: c for c in segpipe.convert(tmp_path / "in", tmp_path / "out")}
     assert set(done) == {"p1_ct", "p2_ct", "p3", "p3b"}
     assert "missing slice" in done["p2_ct"].reason
     assert "gantry tilt" in done["p3b"].reason
@@ -222,12 +222,12 @@ def test_convert_writes_what_is_regular_and_names_the_rest(tmp_path):
     assert all((tmp_path / "in" / s.file).is_file() for s in sidecar.slices)
     assert len({s.sop_instance_uid for s in sidecar.slices}) == 6
     # What a second run meets is its own; a file of somebody else's is not overwritten.
-    assert sum(c.reason is None for c in commands.convert(tmp_path / "in", tmp_path / "out")) == 2
+    assert sum(c.reason is None for c in segpipe.convert(tmp_path / "in", tmp_path / "out")) == 2
     (tmp_path / "out" / "p1_ct.json").write_text(json.dumps({"mine": 1}))
-    again = {c.series: c for c in commands.convert(tmp_path / "in", tmp_path / "out")}
+    again = {c.series: c for c in segpipe.convert(tmp_path / "in", tmp_path / "out")}
     assert "is there already and is not this series" in again["p1_ct"].reason
     with pytest.raises(DatasetError, match="no DICOM image"):
-        commands.convert(tmp_path / "out", tmp_path / "x")
+        segpipe.convert(tmp_path / "out", tmp_path / "x")
 
 
 @pytest.mark.data
@@ -255,7 +255,7 @@ def test_broken_series_of_real_scanners(data, name, message):
     ],
 )  # fmt: skip
 def test_real_series_have_simpleitks_voxels(data, tmp_path, name):
-    (done,) = commands.convert(data / "dicom" / name, tmp_path)
+    (done,) = segpipe.convert(data / "dicom" / name, tmp_path)
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(data / "dicom" / name))
     theirs = sitk.ReadImage(files)
     ours = sitk.ReadImage(str(done.output))

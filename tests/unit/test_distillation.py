@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe import commands, distilling, steps
+import segpipe
 from segpipe.augment.apply import apply_with
 from segpipe.augment.draw import draw
 from segpipe.augment.spec import AugmentationSettings, default_spec
+from segpipe.core.labels import Labels
+from segpipe.core.progress import Watch
+from segpipe.core.seeds import stream
+from segpipe.core.workspace import PreparedFiles, SoftLabelFiles, Workspace
 from segpipe.dataset.load import load_image
 from segpipe.dataset.schema import Dataset
 from segpipe.distillation.guidance import Distillation
@@ -24,27 +28,25 @@ from segpipe.distillation.spec import TERM_CLASSES, Term, VoxelTerm, parse_term
 from segpipe.distillation.taps import Taps
 from segpipe.distillation.teacher import BesideTeacher, Teacher, output_map, why_not_beside
 from segpipe.errors import DistillationError, NetworkError, TrainingError
+from segpipe.execution.device import Runtime
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.io.arrays import read_array
 from segpipe.io.formats import write_volume
-from segpipe.labels import Labels
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
 from segpipe.networks.build import build_network
 from segpipe.networks.measure import n_parameters
 from segpipe.networks.spec import parse_choice
 from segpipe.planning.recipe import recipe_names
 from segpipe.planning.schema import Plan
 from segpipe.planning.variant import with_network
-from segpipe.runtime import Runtime
-from segpipe.seeds import stream
-from segpipe.steps import FoldSettings
 from segpipe.training.fold import make_trainer
-from segpipe.training.guide import Lesson
+from segpipe.training.guide import StepContext
 from segpipe.training.job import Listener
 from segpipe.training.sampling import Patch
+from segpipe.training.settings import FoldSettings
 from segpipe.training.storage import SoftArrays, TrainingCase
-from segpipe.watch import Watch
-from segpipe.workspace import PreparedFiles, SoftLabelFiles, Workspace
+from segpipe.workflows import fold
+from segpipe.workflows.distill import command
 from tests.phantoms import axis_grid, cube_case, write_small_dataset
 from tests.unit.test_engine import RECIPE, Notes, workplace  # noqa: F401 - a fixture
 from tests.unit.test_nnunet_models import REGIONS, model_of
@@ -84,7 +86,7 @@ def place(workplace, tmp_path):  # noqa: F811 - the fixture
 def distil(place, *kd, student="width=0.5,multiple=2", epochs=1, **options):
     folder, workspace, _, teacher = place
     given = {"teacher": teacher, "kd": kd, "compare": False, "tta": False, "jobs": 1, "device": "cpu"}
-    return distilling.distill(folder, student=student, epochs=epochs, work=workspace.root, **(given | options))
+    return command.distill(folder, student=student, epochs=epochs, work=workspace.root, **(given | options))
 
 
 def fold_of(done):
@@ -94,8 +96,8 @@ def fold_of(done):
 def prepared_job(place, guidance=None, student="planned:width=0.5,multiple=2", **settings):
     _, workspace, plan, _ = place
     chosen = with_network(plan, None, parse_choice(student), None)
-    index = steps.prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
-    job = steps.job_of(workspace, chosen, "3d_fullres", index, FoldSettings(epochs=1, **settings))
+    index = fold.prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
+    job = fold.job_of(workspace, chosen, "3d_fullres", index, FoldSettings(epochs=1, **settings))
     return replace(job, guidance=guidance and guidance(chosen, chosen.configuration("3d_fullres")))
 
 
@@ -104,9 +106,7 @@ def guided_trainer(place, *kd, folds=("0",), note=lambda _: None, cap=10.0):
     teacher = Teacher.load(place[3], fold=0, folds=folds)
     terms = tuple(parse_term(text) for text in kd)
     job = prepared_job(place, lambda plan, c: Distillation(terms, cap, (teacher,), plan, c, seed=0))
-    trainer = make_trainer(job, FLOAT32, Listener(note=note))
-    trainer._prepare(resume=False)
-    return trainer
+    return make_trainer(job, FLOAT32, Listener(note=note))
 
 
 def lesson_of(trainer, soft=None, progress=0.5):
@@ -114,7 +114,7 @@ def lesson_of(trainer, soft=None, progress=0.5):
     seen = trainer.training.to_device(batch, torch.device("cpu"))
     heads = trainer.forward(seen.images)
     task = trainer.task_loss(heads, seen.labels, batch.labelled)
-    return Lesson(
+    return StepContext(
         images=seen.images,
         labels=seen.labels,
         inside=seen.inside,
@@ -202,7 +202,7 @@ def test_weight_nothing_trains_the_same_bytes_as_training_alone(place):
     folder, workspace, _, _ = place
     network = "planned:width=0.5,multiple=2"
     how = {"epochs": 2, "deterministic": True, "device": "cpu", "jobs": 1, "tta": False, "work": workspace.root}
-    alone = commands.train(folder, network=network, **how)
+    alone = segpipe.train(folder, network=network, **how)
     off = "voxel:weight=0", "holistic:weight=0", "hint:at=encoder.stages.1,weight=0", "mutual:weight=0"
     taught = distil(place, *off, name="zero", epochs=2, deterministic=True).students[0]
     assert (fold_of(taught) / "weights.safetensors").read_bytes() == alone.folder.weights.read_bytes()
@@ -220,7 +220,7 @@ def test_the_baseline_is_that_training_and_of_as_many_epochs(place):
     assert done.alone.record.guidance is None
     assert done.alone.record.seed == done.students[0].record.seed
     folder, workspace, _, _ = place
-    alone = commands.train(
+    alone = segpipe.train(
         folder, network="planned:width=0.5,multiple=2", epochs=2, deterministic=True, device="cpu", jobs=1, tta=False,
         work=workspace.root,
     )  # fmt: skip
@@ -236,7 +236,7 @@ def deep(tmp_path):
     folder = write_small_dataset(tmp_path / "larger", n_cases=3, shape=(32, 36, 40))
     recipe = tmp_path / "deep.toml"
     recipe.write_text(RECIPE.replace("_batch = 4", "_batch = 2"))
-    commands.plan(folder, work=tmp_path / "deep", recipe=recipe, jobs=1)
+    segpipe.plan(folder, work=tmp_path / "deep", recipe=recipe, jobs=1)
     workspace = Workspace(tmp_path / "deep")
     plan = Plan.read(workspace.plan)
     model_of(plan).write(tmp_path / "deep.segpipe")
@@ -586,7 +586,7 @@ def test_born_again_networks_have_names_of_their_own(place):
 
 def sources_of(place, plan):
     _, workspace, base, _ = place
-    steps.prepare_arrays(workspace, base, "3d_fullres", 1, Watch())
+    fold.prepare_arrays(workspace, base, "3d_fullres", 1, Watch())
     return [
         Source(c.id, tuple(i.path for i in c.images), PreparedFiles(workspace.preprocessed("3d_fullres") / c.id))
         for c in Dataset.read(workspace.dataset).cases
@@ -608,12 +608,12 @@ def test_soft_labels_are_what_prediction_says_on_the_students_grid(place, tmp_pa
     failed = write_soft_labels(sources, (teacher,), plan, configuration, FLOAT32, tmp_path / "soft", tta=False)
     assert failed == {}
     stage = Predictor.load(path, FLOAT32, Options(folds=("0",), tta=False)).stages[0]
-    from segpipe.inference.stage import Measured
+    from segpipe.inference.stage import CaseTrace
 
     for source in sources[:2]:
         image = load_image(source.id, list(source.images), plan.channel_names)
-        _, voxels = stage.ready(image.volume, None, Measured())
-        said = torch.cat(list(stage.logits(voxels, Measured())), dim=1).softmax(0)
+        _, voxels = stage.ready(image.volume, None, CaseTrace())
+        said = torch.cat(list(stage.logits(voxels, CaseTrace())), dim=1).softmax(0)
         found = dense(tmp_path / "soft", source.id, 3)
         assert found.shape == said.shape
         # Rounded when stored, and where the processor has float16, computed in it.
@@ -640,7 +640,7 @@ def test_a_teacher_with_other_spacing_axes_and_orientation_lies_where_the_image_
     # An image that grows along each axis by another slope, so that every shift, flip and swap shows; stored on flipped and permuted axes.
     z, y, x = np.meshgrid(*(np.arange(n) for n in (16, 20, 24)), indexing="ij")
     image = (100 + 9 * z + 5 * y + 2.5 * x).astype(np.float32)
-    from segpipe.geometry import Orientation
+    from segpipe.core.geometry import Orientation
 
     way = Orientation((1, 2, 0), (True, False, True))
     written = tmp_path / "stored.nii.gz"

@@ -13,26 +13,27 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import nn
 
-from segpipe import commands, models, steps
+import segpipe
 from segpipe.augment.mr_artefacts import draw_artefacts, spoil
 from segpipe.augment.previous import Spoiling, draw_spoiling, one_hot
 from segpipe.augment.previous import spoil as spoil_previous
 from segpipe.augment.spec import AugmentationSettings, default_spec
+from segpipe.core.labels import Labels
+from segpipe.core.progress import Watch
+from segpipe.core.seeds import stream
+from segpipe.core.workspace import Workspace
 from segpipe.errors import LockedError, ModelError, PlanError, TrainingError
-from segpipe.labels import Labels
-from segpipe.locks import locked
+from segpipe.execution.device import Runtime
+from segpipe.execution.locks import locked
 from segpipe.losses.compound import Loss
 from segpipe.losses.spec import LossTerm
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.planning.rules import sided_labels
 from segpipe.planning.schema import Plan
-from segpipe.runtime import Runtime
-from segpipe.seeds import stream
-from segpipe.steps import FoldSettings
 from segpipe.training import compiling, storage
 from segpipe.training.checkpoint import State, load_checkpoint, save_checkpoint
 from segpipe.training.fold import make_trainer
-from segpipe.training.job import Job
+from segpipe.training.job import FoldJob
 from segpipe.training.job import Listener as Silent
 from segpipe.training.optimise import WeightAverage, make_optimizer
 from segpipe.training.progress import Progress
@@ -40,8 +41,10 @@ from segpipe.training.ranks import Ranks
 from segpipe.training.run import train
 from segpipe.training.sampling import CaseExtent, Sampling, draw_patches
 from segpipe.training.schema import TrainingRecord
-from segpipe.watch import Watch
-from segpipe.workspace import Workspace
+from segpipe.training.settings import FoldSettings
+from segpipe.workflows import project
+from segpipe.workflows.fold import job_of as fold_job
+from segpipe.workflows.fold import prepare_arrays
 from tests.phantoms import write_small_dataset
 
 FLOAT32 = Runtime(torch.device("cpu"), None)
@@ -79,16 +82,16 @@ def workplace(tmp_path):
             write_small_dataset(folder, **dataset)
         recipe = tmp_path / f"{name}.toml"
         recipe.write_text(RECIPE.replace("batch = 4", f"batch = {batch}") + extra)
-        commands.plan(folder, work=tmp_path / name, recipe=recipe, jobs=1)
+        segpipe.plan(folder, work=tmp_path / name, recipe=recipe, jobs=1)
         return folder, Workspace(tmp_path / name)
 
     return plan
 
 
-def job_of(workspace, **settings) -> Job:
+def job_of(workspace, **settings) -> FoldJob:
     plan = Plan.read(workspace.plan)
-    index = steps.prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
-    return steps.job_of(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1, **settings))
+    index = prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
+    return fold_job(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1, **settings))
 
 
 def weights(workspace, name="tiny", configuration="3d_fullres", fold=0):
@@ -195,7 +198,7 @@ def test_a_second_process_on_a_fold_is_refused_and_one_that_prepares_waits(tmp_p
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    with steps.alone_in(workspace, notes):
+    with project.alone_in(workspace, notes):
         assert len(notes.notes) == 1
         assert "waiting for another segpipe (process" in notes.notes[0]
     thread.join()
@@ -203,11 +206,11 @@ def test_a_second_process_on_a_fold_is_refused_and_one_that_prepares_waits(tmp_p
 
 @pytest.mark.parametrize("what", ["checkpoint.pt", "weights.safetensors"])
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_whole(workplace, monkeypatch, what):
-    import segpipe.artefact
+    import segpipe.core.artefact
 
     folder, workspace = workplace(extra="checkpoint_minutes = 0.0001\n")
     fold = workspace.fold("3d_fullres", "tiny", 0)
-    whole = segpipe.artefact.write_atomically
+    whole = segpipe.core.artefact.write_atomically
     written = []
 
     def full(path, content):
@@ -220,11 +223,11 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_whole(workplace
     for module in ("segpipe.training.checkpoint", "segpipe.training.fold"):
         monkeypatch.setattr(f"{module}.write_atomically", full)
     with pytest.raises(TrainingError, match=r"No space left on device.*continue with --resume"):
-        commands.train(folder, work=workspace.root, epochs=2, jobs=1, device="cpu", deterministic=True)
+        segpipe.train(folder, work=workspace.root, epochs=2, jobs=1, device="cpu", deterministic=True)
     reached = torch.load(fold.checkpoint, weights_only=True)["progress"]["iteration"]
     assert reached < 8 if what == "checkpoint.pt" else reached == 8
     monkeypatch.undo()
-    done = commands.train(folder, work=workspace.root, epochs=2, jobs=1, device="cpu", deterministic=True, resume=True)
+    done = segpipe.train(folder, work=workspace.root, epochs=2, jobs=1, device="cpu", deterministic=True, resume=True)
     assert done.record.iterations == 8
     assert not list(fold.root.glob(".*.pt.*"))
 
@@ -261,11 +264,11 @@ def test_arrays_that_vanish_while_training_are_named_and_the_state_is_saved(work
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_fold_trains_on_a_gpu_with_its_data_there(workplace):
-    from segpipe.runtime import choose_runtime
+    from segpipe.execution.device import choose_runtime
 
     folder, workspace = workplace()
     notes = Notes()
-    done = commands.train(folder, work=workspace.root, epochs=2, jobs=1, device="cuda", deterministic=True, watch=notes)
+    done = segpipe.train(folder, work=workspace.root, epochs=2, jobs=1, device="cuda", deterministic=True, watch=notes)
     assert any("on the device" in note for note in notes.notes)
     _, other = workplace("cpu")
     on_cpu = train(replace(job_of(other, deterministic=True), epochs=2), choose_runtime("cpu"))
@@ -637,7 +640,7 @@ def with_checkpoints(plan):
 def test_the_log_holds_what_tensorboard_shows(workplace):
     pytest.importorskip("tensorboard")
     folder, workspace = workplace()
-    commands.train(folder, work=workspace.root, epochs=2, jobs=1, device="cpu", tensorboard=True)
+    segpipe.train(folder, work=workspace.root, epochs=2, jobs=1, device="cpu", tensorboard=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fold = workspace.fold("3d_fullres", "tiny", 0)
@@ -653,10 +656,10 @@ def test_the_log_holds_what_tensorboard_shows(workplace):
 
 def test_fine_tuning_takes_over_the_plan_or_what_fits(workplace, tmp_path):
     folder, workspace = workplace()
-    model = commands.train(folder, work=workspace.root, epochs=1, jobs=1, device="cpu").model
+    model = segpipe.train(folder, work=workspace.root, epochs=1, jobs=1, device="cpu").model
     other = write_small_dataset(tmp_path / "other", values=(5,), names={"background": 0, "ball": 5})
     notes = Notes()
-    done = commands.train(other, work=tmp_path / "tuned", init_from=model, epochs=1, jobs=1, device="cpu", watch=notes)
+    done = segpipe.train(other, work=tmp_path / "tuned", init_from=model, epochs=1, jobs=1, device="cpu", watch=notes)
     plan, theirs = Plan.read(tmp_path / "tuned" / "plan.json"), Plan.read(workspace.plan)
     mine = plan.configuration("3d_fullres")
     assert (mine, plan.labels.names) == (theirs.configuration("3d_fullres"), ("ball",))
@@ -666,23 +669,23 @@ def test_fine_tuning_takes_over_the_plan_or_what_fits(workplace, tmp_path):
     assert str(model) in done.record.begun_with
     # A plan that is there stays, and what fits is loaded.
     (tmp_path / "wide.toml").write_text(RECIPE.replace("base_features = 4", "base_features = 4\nmax_features_3d = 6"))
-    commands.plan(other, work=tmp_path / "wide", recipe=tmp_path / "wide.toml", jobs=1)
+    segpipe.plan(other, work=tmp_path / "wide", recipe=tmp_path / "wide.toml", jobs=1)
     notes = Notes()
-    commands.train(other, work=tmp_path / "wide", init_from=model, epochs=1, jobs=1, device="cpu", watch=notes)
+    segpipe.train(other, work=tmp_path / "wide", init_from=model, epochs=1, jobs=1, device="cpu", watch=notes)
     assert any(note.strip().startswith("encoder.stages.1") and "in the planned network" in note for note in notes.notes)
     assert not any(note.strip().startswith("encoder.stages.0") for note in notes.notes)
     (tmp_path / "other.toml").write_text(RECIPE.replace("base_features = 4", "base_features = 6"))
-    commands.plan(other, work=tmp_path / "none", recipe=tmp_path / "other.toml", jobs=1)
+    segpipe.plan(other, work=tmp_path / "none", recipe=tmp_path / "other.toml", jobs=1)
     with pytest.raises(ModelError, match=r"none of its convolutions fits.*a new --work"):
-        commands.train(other, work=tmp_path / "none", init_from=model, epochs=1, jobs=1, device="cpu")
+        segpipe.train(other, work=tmp_path / "none", init_from=model, epochs=1, jobs=1, device="cpu")
     (tmp_path / "none.segpipe").write_bytes(b"")
     with pytest.raises(ModelError, match=r"none\.segpipe"):
-        commands.train(other, work=tmp_path / "wide2", init_from=tmp_path / "none.segpipe", epochs=1, jobs=1)
+        segpipe.train(other, work=tmp_path / "wide2", init_from=tmp_path / "none.segpipe", epochs=1, jobs=1)
 
 
 def test_fine_tuning_begins_with_the_weights_and_survives_an_interruption(workplace, monkeypatch):
     folder, workspace = workplace()
-    model = commands.train(folder, work=workspace.root, epochs=1, jobs=1, device="cpu").model
+    model = segpipe.train(folder, work=workspace.root, epochs=1, jobs=1, device="cpu").model
     _, second = workplace("second")
     job = job_of(second, init_from=model)
     trainer = make_trainer(job, FLOAT32, Silent())
@@ -709,10 +712,10 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     cascade(workspace)
     how = {"work": workspace.root, "epochs": 1, "jobs": 1, "device": "cpu", "tta": False}
     with pytest.raises(TrainingError, match=r"-c 3d_lowres --fold 0.*-c 3d_lowres --fold 4"):
-        commands.train(folder, configuration="3d_cascade_fullres", **how)
+        segpipe.train(folder, configuration="3d_cascade_fullres", **how)
     for fold in range(5):
-        commands.train(folder, configuration="3d_lowres", fold=fold, **how)
-    done = commands.train(folder, configuration="3d_cascade_fullres", **how)
+        segpipe.train(folder, configuration="3d_lowres", fold=fold, **how)
+    done = segpipe.train(folder, configuration="3d_cascade_fullres", **how)
     first = done.record
     assert isinstance(first, TrainingRecord)
     assert (
@@ -720,11 +723,11 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     )
     assert not (workspace.first_stage("3d_cascade_fullres", "tiny") / "case_0" / "image.b2nd").exists()
     # What training saw of a held-out case is what prediction makes of it.
+    from segpipe.core.workspace import PreparedFiles
     from segpipe.dataset.load import load_image
     from segpipe.inference.predictor import Options, Predictor
     from segpipe.io.arrays import read_array
     from segpipe.preprocessing.prepare import prepare
-    from segpipe.workspace import PreparedFiles
 
     (second,) = Predictor.load(done.model, FLOAT32, Options(folds=("0",), tta=False)).stages
     assert second.previous is not None
@@ -735,11 +738,11 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     expected = prepare(image, first.segment(image).labels, second.plan, second.configuration).segmentation
     held = read_array(PreparedFiles(workspace.first_stage("3d_cascade_fullres", "tiny") / case).previous)
     assert np.array_equal(held, expected)
-    rows = models.predict(source, tmp_path / "out", model=done.model, folds=("0",), tta=False, device="cpu")
+    rows = segpipe.predict(source, tmp_path / "out", model=done.model, folds=("0",), tta=False, device="cpu")
     assert rows[0].status == "done"
 
 
 def steps_runtime():
-    from segpipe.runtime import choose_runtime
+    from segpipe.execution.device import choose_runtime
 
     return choose_runtime("cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import models
+import segpipe
 from segpipe.crossvalidation.pool import _calibration
 from segpipe.dataset.load import load_image
 from segpipe.distillation.teacher import Teacher
@@ -16,7 +16,7 @@ from segpipe.inference.inputs import find_inputs
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.run import predict
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
 from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule
 from segpipe.training.initial import InitialWeights
 from tests.phantoms import axis_grid
@@ -68,7 +68,7 @@ def test_an_ensemble_keeps_its_post_processing(pair):
 def test_what_takes_a_single_model_says_so(pair):
     both = pair / "both.segpipe"
     for use in (
-        lambda: models.export_model(both, pair / "out"),
+        lambda: segpipe.export_model(both, pair / "out"),
         lambda: InitialWeights.of(both),
         lambda: Teacher.load(both, fold=0),
     ):

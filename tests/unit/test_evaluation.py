@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from segpipe import commands
+import segpipe
+from segpipe.core.labels import Labels
 from segpipe.errors import DatasetError
 from segpipe.evaluation.score import score_case, summarise_label
 from segpipe.io.formats import write_volume
-from segpipe.labels import Labels
 from tests.phantoms import axis_grid
 
 GRID = axis_grid((10, 12, 14), spacing=(2.0, 1.0, 1.0))
@@ -63,7 +63,7 @@ def test_folders(tmp_path):
     for case in ("a", "b"):
         write_volume(tmp_path / "pred" / f"{case}.nii.gz", mask((130, BOX)), GRID)
     write_volume(tmp_path / "pred" / "c.nii.gz", mask((130, BOX)), axis_grid(GRID.shape, spacing=(2.0, 1.0, 1.1)))
-    result = commands.evaluate(tmp_path / "pred", tmp_path / "ref", output=tmp_path / "scores.json", jobs=2)
+    result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", output=tmp_path / "scores.json", jobs=2)
     assert result.labels == {"label_130": (130,), "label_300": (300,)}
     assert [c.case for c in result.cases] == ["a", "b"]
     assert result.by_label["label_300"].n_missed == 2
@@ -77,19 +77,19 @@ def test_folders(tmp_path):
 def test_one_name_with_two_endings_is_failed_not_chosen(tmp_path):
     for name in ("pred/a.nii.gz", "pred/a.nrrd", "ref/a.nii.gz", "pred/b.nii.gz", "ref/b.nii.gz"):
         write_volume(tmp_path / name, mask((1, BOX)), GRID)
-    result = commands.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1)
+    result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1)
     assert [c.case for c in result.cases] == ["b"]
     assert "a.nii.gz and a.nrrd" in result.failed["a"]
 
 
 def test_two_files_and_nothing(tmp_path):
     write_volume(tmp_path / "a.nii.gz", mask((1, BOX)), GRID)
-    assert commands.evaluate(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", jobs=1).mean_dice == 1
+    assert segpipe.evaluate(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", jobs=1).mean_dice == 1
     (tmp_path / "none").mkdir()
     with pytest.raises(DatasetError, match="no image file"):
-        commands.evaluate(tmp_path, tmp_path / "none")
+        segpipe.evaluate(tmp_path, tmp_path / "none")
     with pytest.raises(DatasetError, match="no file has the name"):
-        commands.evaluate(tmp_path / "none", tmp_path)
+        segpipe.evaluate(tmp_path / "none", tmp_path)
 
 
 def test_a_label_in_no_case_is_named_not_averaged():

@@ -8,8 +8,9 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segpipe.core.geometry import largest_displacement_mm
+from segpipe.core.labels import smallest_dtype
 from segpipe.errors import UnreadableFileError
-from segpipe.geometry import largest_displacement_mm
 from segpipe.io.formats import (
     files_behind,
     header_notes,
@@ -18,7 +19,6 @@ from segpipe.io.formats import (
     write_labels_like,
     write_volume,
 )
-from segpipe.labels import smallest_dtype
 from tests.phantoms import axis_grid
 from tests.strategies import grids
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from segpipe.errors import ClusterError, CrossvalError, TrainingInterrupted, WorkerKilledError
-from segpipe.graph import Job, Journal, counts, run_graph, standings
-from segpipe.jobs import LocalWorkers, map_cases, open_executor
+from segpipe.execution.graph import Job, Journal, counts, run_graph, standings
+from segpipe.execution.processes import LocalWorkers, map_cases, open_executor
 from tests.dask_cluster import dask_cluster
 
 pytest.importorskip("distributed")
@@ -308,7 +308,7 @@ def test_on_a_cluster_what_a_job_raises_is_passed_on_and_what_kills_its_workers_
 
 @pytest.mark.slow
 def test_what_is_wrong_with_a_cluster_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("segpipe.cluster._ANSWER_S", 5)
+    monkeypatch.setattr("segpipe.execution.cluster._ANSWER_S", 5)
     with pytest.raises(ClusterError, match="expected the address of a scheduler"), open_executor("here", 1):
         pass
     with dask_cluster(tmp_path, 0) as cluster:
@@ -325,7 +325,7 @@ def test_what_is_wrong_with_a_cluster_is_said(tmp_path, monkeypatch):
         ):
             pass
         with monkeypatch.context() as patched:
-            patched.setattr("segpipe.cluster.__version__", "0.0.0")
+            patched.setattr("segpipe.execution.cluster.__version__", "0.0.0")
             with (
                 pytest.raises(ClusterError, match=r"the scheduler has segpipe .*, and 0\.0\.0 is here"),
                 open_executor(cluster.address, 1),
@@ -373,12 +373,12 @@ def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
         (tmp_path / name).chmod(0o755)
     (tmp_path / "jobqueue.yaml").write_text(JOBQUEUE)
     code = """
-import os, signal, segpipe.cluster
+import os, signal, segpipe.execution.cluster
 from segpipe.errors import ClusterError
-from segpipe.jobs import open_executor
+from segpipe.execution.processes import open_executor
 from tests.unit.test_graph import double, slow_pids
 
-segpipe.cluster._REPLACE_S = 0.5
+segpipe.execution.cluster._REPLACE_S = 0.5
 try:
     with open_executor("slurm", 2) as executor:
         print([executor.submit(double, n).result() for n in range(3)])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from segpipe.fingerprint.measure import image_percentiles
-from segpipe.fingerprint.schema import CaseFingerprint
+from segpipe.dataset.fingerprint.measure import image_percentiles
+from segpipe.dataset.fingerprint.schema import CaseFingerprint
 from segpipe.planning.guard import IntensityGuard, doubts, make_guard
 
 ONE_VOXEL = {"shape": (1, 1, 1), "spacing_mm": (1, 1, 1), "shape_after_crop": (1, 1, 1)}

@@ -6,20 +6,20 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from segpipe import models
+import segpipe
+from segpipe.core.labels import Labels
 from segpipe.dataset.load import load_image
 from segpipe.errors import DatasetError, ModelError, SegpipeError
+from segpipe.execution.device import choose_runtime
 from segpipe.inference.inputs import find_inputs
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.inference.run import predict as predict_stage
-from segpipe.interop.nnunet.fingerprint import read_fingerprint
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.labels import Labels
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
+from segpipe.models.nnunet.fingerprint import read_fingerprint
 from segpipe.networks.build import build_network
 from segpipe.planning import make_plan
 from segpipe.planning.recipe import PlannerSettings, Recipe
-from segpipe.runtime import choose_runtime
 from tests.dicoms import write_series
 from tests.engines import predictor_of
 from tests.phantoms import axis_grid
@@ -110,7 +110,7 @@ def folder(tmp_path):
 
 
 def test_bad_files_are_reported_and_the_rest_done(folder, tmp_path, model):
-    rows = models.predict(folder, tmp_path / "out", model=model, tta=False, device="cpu")
+    rows = segpipe.predict(folder, tmp_path / "out", model=model, tta=False, device="cpu")
     assert {r.case: r.status for r in rows} == {
         "a": "done", "b": "done", "c": "done", "empty": "failed", "text": "failed", "nan": "failed", "channels": "failed",
     }  # fmt: skip
@@ -132,14 +132,14 @@ def test_bad_files_are_reported_and_the_rest_done(folder, tmp_path, model):
 
 def test_resume_does_only_what_is_missing_or_changed(folder, tmp_path, model):
     out = tmp_path / "out"
-    models.predict(folder, out, model=model, tta=False, device="cpu")
+    segpipe.predict(folder, out, model=model, tta=False, device="cpu")
     before = {c: (out / f"{c}.nii.gz").stat().st_mtime_ns for c in "abc"}
     (out / "b.nii.gz").unlink()
     grid = axis_grid((16, 20, 24))
     write_volume(folder / "c.nii.gz", np.ones(grid.shape, dtype=np.float32), grid)
     with (out / "predictions.jsonl").open("a") as file:
         file.write('{"case": "a", "stat')
-    models.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
+    segpipe.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
     after = {c: (out / f"{c}.nii.gz").stat().st_mtime_ns for c in "abc"}
     assert after["a"] == before["a"]
     assert after["b"] != before["b"]
@@ -154,7 +154,7 @@ def test_a_bug_in_one_case_does_not_cost_the_others(folder, tmp_path, model, mon
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Predictor, "segment", fails_once)
-    rows = models.predict(folder, tmp_path / "out", model=model, tta=False, device="cpu")
+    rows = segpipe.predict(folder, tmp_path / "out", model=model, tta=False, device="cpu")
     done = {r.case: r for r in rows}
     assert done["a"].reason == "unexpected RuntimeError: a bug"
     assert (done["b"].status, done["c"].status) == ("done", "done")
@@ -234,7 +234,7 @@ def test_one_name_with_two_endings_is_a_failed_case(tmp_path, model):
     grid = axis_grid((16, 20, 24))
     for name in ("a.nii.gz", "a.nrrd", "b.nrrd"):
         write_volume(tmp_path / "in" / name, np.ones(grid.shape, dtype=np.int16), grid)
-    rows = models.predict(tmp_path / "in", tmp_path / "out", model=model, tta=False, device="cpu")
+    rows = segpipe.predict(tmp_path / "in", tmp_path / "out", model=model, tta=False, device="cpu")
     assert [(r.case, r.status) for r in rows] == [("a", "failed"), ("b", "done")]
     assert "a.nii.gz, a.nrrd" in rows[0].reason
 
@@ -245,10 +245,10 @@ def test_a_reference_is_never_overwritten(tmp_path, model):
         write_volume(tmp_path / kind / "a.nii.gz", np.ones(grid.shape, dtype=np.int16), grid)
     before = (tmp_path / "labels" / "a.nii.gz").read_bytes()
     with pytest.raises(SegpipeError, match="was not written by segpipe predict"):
-        models.predict(tmp_path / "images", tmp_path / "labels", model=model, tta=False, device="cpu")
+        segpipe.predict(tmp_path / "images", tmp_path / "labels", model=model, tta=False, device="cpu")
     assert (tmp_path / "labels" / "a.nii.gz").read_bytes() == before
     for _ in range(2):
-        models.predict(tmp_path / "images", tmp_path / "out", model=model, tta=False, device="cpu")
+        segpipe.predict(tmp_path / "images", tmp_path / "out", model=model, tta=False, device="cpu")
 
 
 def test_a_detached_header_gives_one_whole_file(tmp_path):

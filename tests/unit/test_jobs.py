@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 
 from segpipe.errors import CaseError, ClusterError, WorkerKilledError
-from segpipe.jobs import map_cases, worker_count
-from segpipe.memory import free_bytes
+from segpipe.execution.memory import free_bytes
+from segpipe.execution.processes import map_cases, worker_count
 
 
 def work(item, kill=()):

@@ -6,16 +6,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from segpipe import commands
+import segpipe
+from segpipe.core.labels import Labels
+from segpipe.core.volume import Volume
+from segpipe.core.workspace import PreparedFiles, Workspace
 from segpipe.dataset.declared import read_labels_declaration
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.load import load_image, onto_grid, read_labels
 from segpipe.errors import CaseError, DatasetError, GeometryMismatchError
-from segpipe.fingerprint.schema import Fingerprint
 from segpipe.io.arrays import read_array
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.labels import Labels
-from segpipe.volume import Volume
-from segpipe.workspace import PreparedFiles, Workspace
 from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
 from tests.strategies import ORIENTATIONS
 
@@ -82,7 +82,7 @@ def test_several_raters_are_refused_with_advice(tmp_path):
     write_small_dataset(tmp_path / "d", n_cases=1)
     row = "images/case_0.nii.gz,labels/case_0.nii.gz,labels/case_0.nii.gz"
     (tmp_path / "d" / "list.csv").write_text(f"case,image,label,label_2\na,{row}\n")
-    (finding,) = commands.check(tmp_path / "d" / "list.csv", work=tmp_path / "w", jobs=1).findings
+    (finding,) = segpipe.check(tmp_path / "d" / "list.csv", work=tmp_path / "w", jobs=1).findings
     assert (finding.rule, finding.case) == ("several raters", "a")
 
 
@@ -110,12 +110,12 @@ def test_channels_on_other_grids_are_refused_or_resampled(tmp_path):
     coarse_x = np.linspace(0, 47, 48)
     ramp = np.broadcast_to(9.75 + 0.5 * coarse_x, (32, 40, 48)).astype(np.float32)
     _, grid = two_channels(tmp_path / "d", fine, ramp)
-    result = commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1)
+    result = segpipe.check(tmp_path / "d", work=tmp_path / "w", jobs=1)
     assert [f.rule for f in result.findings] == ["different grids"]
     assert "--resample-channels" in result.findings[0].message
     assert not [
         f
-        for f in commands.check(tmp_path / "d", work=tmp_path / "w", resample_channels=True, jobs=1).findings
+        for f in segpipe.check(tmp_path / "d", work=tmp_path / "w", resample_channels=True, jobs=1).findings
         if f.severity == "error"
     ]
     paths = [tmp_path / "d" / "imagesTr" / f"a_000{i}.nii.gz" for i in (0, 1)]
@@ -128,9 +128,9 @@ def test_channels_on_other_grids_are_refused_or_resampled(tmp_path):
 
 def test_the_choice_is_kept_for_the_later_stages_and_the_model(tmp_path):
     two_channels(tmp_path / "d", axis_grid((16, 20, 24), origin=(10.3, -20.0, 5.0)))
-    made = commands.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=True, jobs=1)
+    made = segpipe.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=True, jobs=1)
     assert made.resample_channels
-    assert commands.preprocess(tmp_path / "d", work=tmp_path / "w", jobs=1).cases == ("a",)
+    assert segpipe.preprocess(tmp_path / "d", work=tmp_path / "w", jobs=1).cases == ("a",)
 
 
 def test_a_channel_of_another_part_of_the_body_is_refused(tmp_path):
@@ -146,7 +146,7 @@ def test_a_missing_channel_is_named_with_its_case_even_when_it_is_the_first(tmp_
         for channel in range(1 if case == "a" else 2):
             write_volume(tmp_path / "d/imagesTr" / f"{case}_000{channel}.nii.gz", image, axis_grid(image.shape))
         write_volume(tmp_path / "d/labelsTr" / f"{case}.nii.gz", labels, axis_grid(image.shape))
-    (finding,) = commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings
+    (finding,) = segpipe.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings
     assert (finding.case, finding.rule) == ("a", "channels")
     assert "1 channel(s) in a_0000.nii.gz; expected 2" in finding.message
 
@@ -157,7 +157,7 @@ def test_a_4d_file_holds_channels(tmp_path):
     stored = nib.load(tmp_path / "d/images/a.nii.gz")
     four = np.stack([image.T, image.T * 2, image.T + 5], axis=-1)
     nib.save(nib.Nifti1Image(four, stored.affine), tmp_path / "d/images/a.nii.gz")
-    commands.preprocess(tmp_path / "d", work=tmp_path / "w", jobs=1)
+    segpipe.preprocess(tmp_path / "d", work=tmp_path / "w", jobs=1)
     assert Fingerprint.read(Workspace(tmp_path / "w").fingerprint).channel_names == (
         "channel_0",
         "channel_1",
@@ -175,8 +175,8 @@ def test_ignored_voxels_reach_the_arrays_and_no_measurement(tmp_path):
     sparse[np.arange(len(sparse)) % 4 != 2] = 9
     write_volume(path, sparse, volume.grid)
     work = Workspace(tmp_path / "w")
-    made = commands.plan(folder, work=work.root, jobs=1)
-    commands.preprocess(folder, work=work.root, jobs=1)
+    made = segpipe.plan(folder, work=work.root, jobs=1)
+    segpipe.preprocess(folder, work=work.root, jobs=1)
     assert made.labels.ignore == 9
     case = next(c for c in Fingerprint.read(work.fingerprint).cases if c.case == "case_0")
     assert case.label_voxels == {v: int((sparse == v).sum()) for v in (1, 2)}
@@ -192,7 +192,7 @@ def test_a_case_in_which_nothing_is_labelled_is_left_out(tmp_path):
     folder = write_small_dataset(tmp_path / "d", n_cases=2, names={"background": 0, "a": 1, "b": 2, "ignore": 9})
     volume = read_volume(folder / "labels" / "case_0.nii.gz")
     write_volume(folder / "labels" / "case_0.nii.gz", np.full(volume.grid.shape, 9, dtype=np.uint8), volume.grid)
-    (finding,) = commands.check(folder, work=tmp_path / "w", jobs=1).findings
+    (finding,) = segpipe.check(folder, work=tmp_path / "w", jobs=1).findings
     assert (finding.case, finding.rule, finding.severity) == ("case_0", "nothing labelled", "error")
 
 
@@ -208,9 +208,7 @@ def test_evaluate_scores_what_a_dataset_declares(tmp_path):
         write_volume(tmp_path / name / "a.nii.gz", array, GRID)
     declared = {"labels": BRATS["labels"] | {"ignore": 9}, "regions_class_order": [2, 1, 4]}
     (tmp_path / "dataset.json").write_text(json.dumps(declared))
-    result = commands.evaluate(
-        tmp_path / "prediction", tmp_path / "reference", labels=tmp_path / "dataset.json", jobs=1
-    )
+    result = segpipe.evaluate(tmp_path / "prediction", tmp_path / "reference", labels=tmp_path / "dataset.json", jobs=1)
     dice = {name: s.mean_dice for name, s in result.by_label.items()}
     assert dice == {"whole": 1.0, "core": 1.0, "enhancing": pytest.approx(2 * 3 / 7)}
 
@@ -222,9 +220,9 @@ def test_one_hot_references_are_scored_by_their_declared_values(tmp_path):
     one_hot(tmp_path / "ref" / "a.nii.gz", [labels == k for k in (1, 2)])
     nib.save(nib.Nifti1Image(np.array([0, 7, 9], dtype=np.uint8)[labels], np.eye(4)), tmp_path / "pred" / "a.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 7, "y": 9}}))
-    result = commands.evaluate(tmp_path / "pred", tmp_path / "ref", labels=tmp_path / "dataset.json", jobs=1)
+    result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", labels=tmp_path / "dataset.json", jobs=1)
     assert result.mean_dice == 1
-    assert "declare the labels" in commands.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1).failed["a"]
+    assert "declare the labels" in segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1).failed["a"]
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
@@ -235,12 +233,12 @@ def test_a_label_that_is_stored_in_another_order_of_axes_is_brought_onto_its_ima
     write_volume(tmp_path / "d/images/a.nii.gz", image, grid)
     turned = Volume(labels[None], grid).reoriented(orientation)
     write_volume(tmp_path / "d/labels/a.nii.gz", np.ascontiguousarray(turned.array[0]), turned.grid)
-    assert commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings == ()
+    assert segpipe.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings == ()
     stored = read_array(Workspace(tmp_path / "w").case("a").labels)
     np.testing.assert_array_equal(stored, labels)
     straight = tmp_path / "straight.nii.gz"
     write_volume(straight, labels, grid)
-    assert commands.evaluate(tmp_path / "d/labels/a.nii.gz", straight, jobs=1).mean_dice == 1
+    assert segpipe.evaluate(tmp_path / "d/labels/a.nii.gz", straight, jobs=1).mean_dice == 1
 
 
 def test_a_coarser_channel_reaches_to_its_own_border(tmp_path):
@@ -257,13 +255,11 @@ def test_a_coarser_channel_reaches_to_its_own_border(tmp_path):
 
 def test_the_choice_to_resample_holds_until_it_is_taken_back(tmp_path):
     two_channels(tmp_path / "d", axis_grid((16, 20, 24), origin=(10.3, -20.0, 5.0)))
-    commands.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=True, jobs=1)
-    assert not [
-        f for f in commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings if f.severity == "error"
-    ]
-    assert commands.plan(tmp_path / "d", work=tmp_path / "w", jobs=1).resample_channels
+    segpipe.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=True, jobs=1)
+    assert not [f for f in segpipe.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings if f.severity == "error"]
+    assert segpipe.plan(tmp_path / "d", work=tmp_path / "w", jobs=1).resample_channels
     with pytest.raises(DatasetError, match="different grids"):
-        commands.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=False, jobs=1)
+        segpipe.plan(tmp_path / "d", work=tmp_path / "w", resample_channels=False, jobs=1)
 
 
 def test_ignored_voxels_outside_the_image_are_no_loss(tmp_path):
@@ -273,4 +269,4 @@ def test_ignored_voxels_outside_the_image_are_no_loss(tmp_path):
     array[:3], labels[:3] = 0, 9
     write_volume(folder / "images" / "case_0.nii.gz", array, image.grid)
     write_volume(folder / "labels" / "case_0.nii.gz", labels, label.grid)
-    assert commands.check(folder, work=tmp_path / "w", jobs=1).findings == ()
+    assert segpipe.check(folder, work=tmp_path / "w", jobs=1).findings == ()

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from segpipe import locks
 from segpipe.errors import LockedError
-from segpipe.locks import is_locked, locked
+from segpipe.execution import locks
+from segpipe.execution.locks import is_locked, locked
 
 
 @contextmanager

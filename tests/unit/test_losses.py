@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional as F
 
-from segpipe.labels import Labels, Target
+from segpipe.core.labels import Labels, Target
 from segpipe.losses.cldice import cldice_loss
 from segpipe.losses.compound import Loss, shrink_labels
 from segpipe.losses.overlap import generalised_dice_loss, soft_dice_loss, tversky_loss

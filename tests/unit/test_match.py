@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from segpipe.core.labels import Labels
 from segpipe.dataset.match import match_dataset
 from segpipe.errors import DatasetError
 from segpipe.io.formats import write_volume
-from segpipe.labels import Labels
 from tests.phantoms import axis_grid
 
 GRID = axis_grid((3, 4, 5))

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import commands, models
+import segpipe
+from segpipe.core.labels import Labels, Target
+from segpipe.core.workspace import Workspace
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import ArtefactError, NetworkError, PlanError
-from segpipe.fingerprint.schema import Fingerprint
-from segpipe.interop.nnunet.fingerprint import read_fingerprint
-from segpipe.interop.nnunet.plans import plan_to_nnunet
-from segpipe.labels import Labels, Target
 from segpipe.losses.spec import CrossEntropyTerm, DiceTerm
+from segpipe.models.nnunet.fingerprint import read_fingerprint
+from segpipe.models.nnunet.plans import plan_to_nnunet
 from segpipe.networks import measure
 from segpipe.networks.build import build_network
 from segpipe.networks.danet import PositionAttention
-from segpipe.networks.measure import Measured, macs, n_parameters, peak_bytes
+from segpipe.networks.measure import MemoryProbe, macs, n_parameters, peak_bytes
 from segpipe.networks.segmenter import Segmenter
 from segpipe.networks.spec import NetworkChoice
 from segpipe.planning import make_plan
@@ -26,7 +27,6 @@ from segpipe.planning.design import Channels, Design
 from segpipe.planning.recipe import PlannerSettings, Recipe
 from segpipe.planning.schema import Plan
 from segpipe.planning.variant import with_network
-from segpipe.workspace import Workspace
 from tests.networks import spec_of
 
 CHANNELS = Channels(1, 3, 3)
@@ -160,7 +160,7 @@ def test_spacings_arrays_and_all_else_stay():
 def test_the_same_choice_gives_the_same_plan_twice():
     measured = fingerprint()
     plan = base(measured)
-    one, two = (with_network(plan, measured, choice("danet", width=0.25), Measured()) for _ in range(2))
+    one, two = (with_network(plan, measured, choice("danet", width=0.25), MemoryProbe()) for _ in range(2))
     assert one.to_json() == two.to_json()
 
 
@@ -270,7 +270,7 @@ def test_memory_is_what_a_real_step_holds(name):
 
 
 def test_memory_grows_with_the_batch_and_shrinks_with_the_number_type():
-    probe, spec = Measured(), spec_of("unet3d_2016", (32, 32, 32), width=0.25)
+    probe, spec = MemoryProbe(), spec_of("unet3d_2016", (32, 32, 32), width=0.25)
     full, half = (probe.step_bytes(spec, (32, 32, 32), CHANNELS, n) for n in (4, 2))
     network = build_network(spec, 1, 3)
     assert full.fixed >= 12 * n_parameters(network)
@@ -325,7 +325,7 @@ def test_attention_holds_as_much_as_there_are_positions():
 @pytest.mark.parametrize(("name", "divisor"), [("monai:SegResNet", 8), ("monai:BasicUNet", 1), ("monai:SwinUNETR", 32)])
 def test_what_edges_must_divide_is_found_by_trying(name, divisor):
     options = {"feature_size": 12} if "Swin" in name else {}
-    design = Design(choice(name, **options), PlannerSettings(), CHANNELS, (1.0, 1.0), Measured())
+    design = Design(choice(name, **options), PlannerSettings(), CHANNELS, (1.0, 1.0), MemoryProbe())
     topology = design.topology((51.0, 70.5))
     assert topology.divisors == (divisor, divisor)
     assert topology.patch_size == tuple(int(np.ceil(n / divisor)) * divisor for n in (51, 70.5))
@@ -337,7 +337,7 @@ def test_a_network_built_for_one_size_is_built_for_the_patch():
         PlannerSettings(),
         CHANNELS,
         (1.0,) * 2,
-        Measured(),
+        MemoryProbe(),
     )
     topology = design.topology((40.0, 40.0))
     network = build_network(design.network(topology), 1, 3)
@@ -349,7 +349,7 @@ def test_danets_attention_at_the_largest_planned_patch_holds_little():
     largest = []
     for shape, spacing in (((500, 512, 512), (1.0, 0.8, 0.8)), ((1, 2048, 2048), (999.0, 1.0, 1.0))):
         recipe = Recipe(name="xl", description="", network=choice("danet"), planner=PlannerSettings(budget_gb=80.0))
-        plan = make_plan(fingerprint(shape=shape, spacing=spacing), recipe, probe=Measured())
+        plan = make_plan(fingerprint(shape=shape, spacing=spacing), recipe, probe=MemoryProbe())
         largest += plan.configurations.values()
     positions = max(prod(c.patch_size) // prod(map(prod, c.network.strides)) for c in largest)
     assert positions > 64 * 64
@@ -441,7 +441,7 @@ def planned(small_dataset, tmp_path_factory):
         'name = "tiny"\ndescription = ""\n[planner]\nbase_features = 4\nmax_batch = 2\n'
         "[training]\nlearning_rate = 0.01\nmomentum = 0.9\nepochs = 1\niterations_per_epoch = 6\nvalidation_batches = 1\n"
     )
-    commands.plan(small_dataset, work=work, recipe=recipe, jobs=1)
+    segpipe.plan(small_dataset, work=work, recipe=recipe, jobs=1)
     return small_dataset, work
 
 
@@ -456,7 +456,7 @@ def planned(small_dataset, tmp_path_factory):
 def test_a_network_is_trained_predicted_and_kept_beside_the_others(planned, network, configuration, tmp_path):
     folder, work = planned
     before = Workspace(work).plan.read_bytes()
-    done = commands.train(
+    done = segpipe.train(
         folder, work=work, network=network, configuration=configuration, jobs=1, device="cpu", tta=False
     )
     assert Workspace(work).plan.read_bytes() == before
@@ -471,8 +471,8 @@ def test_a_network_is_trained_predicted_and_kept_beside_the_others(planned, netw
     assert done.model.parent.parent.name == configuration
     # The model needs nothing but itself; a finished fold is kept.
     image = next((folder / "images").iterdir())
-    assert [r.status for r in models.predict(image, tmp_path, model=done.model, device="cpu", tta=False)] == ["done"]
-    again = commands.train(
+    assert [r.status for r in segpipe.predict(image, tmp_path, model=done.model, device="cpu", tta=False)] == ["done"]
+    again = segpipe.train(
         folder, work=work, network=network, configuration=configuration, jobs=1, device="cpu", resume=True, tta=False
     )
     assert again.record == done.record
@@ -481,8 +481,8 @@ def test_a_network_is_trained_predicted_and_kept_beside_the_others(planned, netw
 def test_a_model_of_another_network_is_fine_tuned_with_its_plan(planned, tmp_path):
     folder, work = planned
     given = {"jobs": 1, "device": "cpu", "tta": False}
-    model = commands.train(folder, work=work, network="u2netp:width=0.125", configuration="2d", **given).model
-    done = commands.train(folder, work=tmp_path / "tuned", init_from=model, **given)
+    model = segpipe.train(folder, work=work, network="u2netp:width=0.125", configuration="2d", **given).model
+    done = segpipe.train(folder, work=tmp_path / "tuned", init_from=model, **given)
     assert done.record.configuration == "2d"
     assert done.record.variant == "tiny-u2netp_width=0.125"
     assert Plan.read(tmp_path / "tuned" / "plan.json").configuration("2d").network.architecture == "u2netp"
@@ -521,7 +521,7 @@ def test_a_plan_of_an_older_version_is_told(planned):
 def test_networks_are_listed_with_what_they_cost(planned):
     folder, work = planned
     names = ("plain_unet", "u2netp:width=0.25", "monai:SegResNet:init_filters=8", "monai:SegResNet:filters=8", "u9net")
-    rows = {r.network: r for r in commands.list_networks(folder, names=names, work=work, device="cpu", jobs=1)}
+    rows = {r.network: r for r in segpipe.list_networks(folder, names=names, work=work, device="cpu", jobs=1)}
     assert list(rows) == list(names)
     for name in names[:3]:
         row = rows[name]
@@ -534,8 +534,8 @@ def test_networks_are_listed_with_what_they_cost(planned):
     assert rows["plain_unet"].parameters == n_parameters(build_network(plan.network, 1, 3))
     assert rows["u9net"].parameters is None
     with pytest.raises(PlanError, match="3d_lowres"):
-        commands.list_networks(folder, names=("u2net",), work=work, configuration="3d_lowres", device="cpu", jobs=1)
-    named = commands.list_networks(names=("u2net:width=zero", "u2net"))
+        segpipe.list_networks(folder, names=("u2net",), work=work, configuration="3d_lowres", device="cpu", jobs=1)
+    named = segpipe.list_networks(names=("u2net:width=zero", "u2net"))
     assert [bool(r.problem) for r in named] == [True, False]
     assert "no option filters" in rows["monai:SegResNet:filters=8"].problem
     assert "not known" in rows["u9net"].problem

@@ -12,7 +12,7 @@ from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.networks.catalogue import architecture_of, complete_options, network_names
 from segpipe.networks.danet import Bottleneck, ChannelAttention, PositionAttention
 from segpipe.networks.foreign import monai_names
-from segpipe.networks.measure import Measured, n_parameters
+from segpipe.networks.measure import MemoryProbe, n_parameters
 from segpipe.networks.segmenter import colour_to_channels
 from segpipe.networks.spec import NetworkChoice, parse_choice
 from segpipe.networks.ternausnet import Upward
@@ -499,14 +499,18 @@ def test_another_packages_network_is_built_by_its_entry_point(plugin):
 )
 def test_a_network_that_gives_no_logits_is_refused_when_it_is_planned(plugin, kind, reason):
     design = Design(
-        NetworkChoice(name="odd", options={"kind": kind}), PlannerSettings(), Channels(1, 3, 3), (1.0, 1.0), Measured()
+        NetworkChoice(name="odd", options={"kind": kind}),
+        PlannerSettings(),
+        Channels(1, 3, 3),
+        (1.0, 1.0),
+        MemoryProbe(),
     )
     with pytest.raises((NetworkError, PlanError), match=reason):
         design.topology((32.0, 32.0))
 
 
 def test_a_network_may_hold_tensors_that_are_no_weights(plugin):
-    design = Design(NetworkChoice(name="odd"), PlannerSettings(), Channels(1, 3, 3), (1.0, 1.0), Measured())
+    design = Design(NetworkChoice(name="odd"), PlannerSettings(), Channels(1, 3, 3), (1.0, 1.0), MemoryProbe())
     topology = design.topology((32.0, 32.0))
     assert topology.divisors == (1, 1)
     assert design.weigh(topology).fits

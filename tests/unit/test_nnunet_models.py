@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe import models
+import segpipe
+from segpipe.core.labels import Labels, Target
 from segpipe.errors import ModelError, PlanError, SegpipeError
-from segpipe.inference.predictor import Options, Predictor, read_any_model
-from segpipe.interop.nnunet.folder import read_model_folder
-from segpipe.interop.nnunet.vocabulary import trains_as_planned
-from segpipe.labels import Labels, Target
-from segpipe.modelfile import ModelFile
+from segpipe.execution.device import choose_runtime
+from segpipe.inference.predictor import Options, Predictor
+from segpipe.models.file import ModelFile
+from segpipe.models.nnunet.folder import read_model_folder
+from segpipe.models.nnunet.vocabulary import trains_as_planned
+from segpipe.models.read import read_any_model
 from segpipe.networks.build import build_network
 from segpipe.planning.schema import Plan
-from segpipe.runtime import choose_runtime
 from tests.unit.test_inference import small_plan
 
 REGIONS = Labels(
@@ -37,7 +38,7 @@ def model_of(plan, configuration="3d_fullres", folds=("0",), axes=(0, 1, 2), pre
 
 def exported(model, folder):
     model.write(folder / "model.segpipe")
-    models.export_model(folder / "model.segpipe", folder / "nnunet")
+    segpipe.export_model(folder / "model.segpipe", folder / "nnunet")
     return next((folder / "nnunet").iterdir())
 
 
@@ -122,7 +123,7 @@ def test_a_cascades_first_stage_is_found_beside_it(tmp_path, image):
     plan = plan.model_copy(update={"configurations": {"3d_lowres": low, "3d_cascade_fullres": full}})
     model = model_of(plan, "3d_cascade_fullres", previous=model_of(plan, "3d_lowres"))
     model.write(tmp_path / "model.segpipe")
-    models.export_model(tmp_path / "model.segpipe", tmp_path / "nnunet")
+    segpipe.export_model(tmp_path / "model.segpipe", tmp_path / "nnunet")
     second = next((tmp_path / "nnunet").glob("*__3d_cascade_fullres"))
     np.testing.assert_array_equal(labels_of(second, image), labels_of(tmp_path / "model.segpipe", image))
     with pytest.raises(ModelError, match="holds 2 trained models"):
@@ -256,11 +257,11 @@ def test_what_nnunet_has_not_is_not_exported(tmp_path):
         )
         ModelFile(other.to_json(), "3d_fullres", "tiny", (), {}).write(tmp_path / "model.segpipe")
         with pytest.raises(PlanError, match=named):
-            models.export_model(tmp_path / "model.segpipe", tmp_path / "out")
+            segpipe.export_model(tmp_path / "model.segpipe", tmp_path / "out")
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(SegpipeError, match="is not empty"):
-        models.export_model(tmp_path / "model.segpipe", tmp_path / "out")
+        segpipe.export_model(tmp_path / "model.segpipe", tmp_path / "out")
 
 
 def test_the_reader_says_how_images_are_oriented(tmp_path):

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segpipe.core.labels import Labels
 from segpipe.errors import PlanError, RecipeError
-from segpipe.interop.nnunet.fingerprint import read_fingerprint
-from segpipe.labels import Labels
 from segpipe.losses.compound import Loss
+from segpipe.models.nnunet.fingerprint import read_fingerprint
 from segpipe.networks.build import build_network
 from segpipe.planning import make_plan
 from segpipe.planning.memory import activation_elements, training_bytes
@@ -17,7 +17,7 @@ from segpipe.planning.recipe import Recipe, load_recipe, recipe_names
 from segpipe.planning.rules import normalisation_of, target_spacing
 from segpipe.planning.schema import Plan
 from segpipe.planning.topology import make_topology
-from segpipe.steps import probe_for
+from segpipe.workflows.planning import probe_for
 from tests.networks import spec_of
 
 
@@ -289,7 +289,7 @@ def test_every_rule_says_how_it_came_to_its_choice():
 
 
 def test_auto_takes_what_is_free(monkeypatch):
-    import segpipe.runtime as runtime
+    import segpipe.execution.device as runtime
 
     monkeypatch.setattr(runtime, "free_bytes", lambda: 10 * 10**9)
     assert runtime.free_gb(torch.device("cpu")) == 5.0

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from segpipe import models
+import segpipe
+from segpipe.core.labels import Labels, Target
 from segpipe.errors import SegpipeError
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.labels import Labels, Target
-from segpipe.modelfile import ModelFile
+from segpipe.models.file import ModelFile
 from segpipe.postprocessing.apply import apply_rules
 from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule
 from tests.phantoms import axis_grid
@@ -99,7 +99,7 @@ def test_only_what_helps_and_makes_no_label_worse_is_chosen(folders):
     model = folders / "model.segpipe"
     ModelFile(plan.to_json(), "3d_fullres", "tiny", (), {}).write(model)
     digest = ModelFile.read(model).digest(())
-    chosen, failed = models.choose_postprocessing(
+    chosen, failed = segpipe.choose_postprocessing(
         folders / "found", folders / "truth", model=model, rules=folders / "rules.json", jobs=1
     )
     assert failed == {}
@@ -114,7 +114,7 @@ def test_only_what_helps_and_makes_no_label_worse_is_chosen(folders):
     held = ModelFile.read(model)
     assert PostprocessingRules.model_validate_json(held.postprocessing_json) == chosen
     assert held.digest(()) != digest
-    done, failed = models.apply_postprocessing(folders / "found", folders / "clean", model=model, jobs=1)
+    done, failed = segpipe.apply_postprocessing(folders / "found", folders / "clean", model=model, jobs=1)
     assert failed == {}
     assert all(n > 0 for n in done.values())
     for file in (folders / "truth").iterdir():
@@ -122,7 +122,7 @@ def test_only_what_helps_and_makes_no_label_worse_is_chosen(folders):
 
 
 def test_good_predictions_need_no_rules(folders):
-    chosen, _ = models.choose_postprocessing(folders / "truth", folders / "truth", rules=folders / "r.json", jobs=1)
+    chosen, _ = segpipe.choose_postprocessing(folders / "truth", folders / "truth", rules=folders / "r.json", jobs=1)
     assert chosen.rules == ()
     assert chosen.trials[0].before == {"label_3": 1.0, "label_7": 1.0}
 
@@ -130,17 +130,17 @@ def test_good_predictions_need_no_rules(folders):
 def test_rules_without_a_model_go_by_the_numbers_of_labels(folders):
     PostprocessingRules(rules=(Rule(label="label_3", keep="largest"),)).write(folders / "rules.json")
     (folders / "found" / "broken.nii.gz").write_bytes(b"")
-    done, failed = models.apply_postprocessing(
+    done, failed = segpipe.apply_postprocessing(
         folders / "found", folders / "clean", rules=folders / "rules.json", jobs=1
     )
     assert len(done) == 3
     assert "0 bytes" in failed["broken.nii.gz"]
     with pytest.raises(SegpipeError, match="is there already"):
-        models.apply_postprocessing(folders / "found", folders / "truth", rules=folders / "rules.json", jobs=1)
+        segpipe.apply_postprocessing(folders / "found", folders / "truth", rules=folders / "rules.json", jobs=1)
     PostprocessingRules(rules=(Rule(label="tumour1", keep="largest"),)).write(folders / "named.json")
     with pytest.raises(SegpipeError, match="'tumour1'; give --model"):
-        models.apply_postprocessing(folders / "found", folders / "new", rules=folders / "named.json", jobs=1)
+        segpipe.apply_postprocessing(folders / "found", folders / "new", rules=folders / "named.json", jobs=1)
     with pytest.raises(SegpipeError, match="give --rules"):
-        models.apply_postprocessing(folders / "found", folders / "clean")
+        segpipe.apply_postprocessing(folders / "found", folders / "clean")
     with pytest.raises(SegpipeError, match="give --rules FILE to write"):
-        models.choose_postprocessing(folders / "found", folders / "truth")
+        segpipe.choose_postprocessing(folders / "found", folders / "truth")

@@ -6,19 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_fill_holes
 
-from segpipe import commands, steps
-from segpipe.artefact import json_digest
+import segpipe
+from segpipe.core.artefact import json_digest
+from segpipe.core.geometry import bounding_box
+from segpipe.core.labels import Labels, Target
+from segpipe.core.volume import Volume
+from segpipe.core.workspace import PreparedFiles, Workspace
+from segpipe.dataset.fingerprint.measure import CaseMeasurements, intensity_statistics, measure_case
+from segpipe.dataset.fingerprint.schema import Fingerprint, IntensityStatistics
 from segpipe.errors import ArtefactError, CaseError, SegpipeError
-from segpipe.fingerprint.measure import CaseMeasurements, intensity_statistics, measure_case
-from segpipe.fingerprint.schema import Fingerprint, IntensityStatistics
-from segpipe.geometry import bounding_box
 from segpipe.io.arrays import open_array, read_array, write_array
-from segpipe.labels import Labels, Target
 from segpipe.preprocessing.foreground import LABELLED, MAX_PER_TARGET, foreground_index, index_voxels
 from segpipe.preprocessing.normalise import normalise
 from segpipe.preprocessing.prepare import filled
-from segpipe.volume import Volume
-from segpipe.workspace import PreparedFiles, Workspace
+from segpipe.workflows import project
 from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
 
 STATISTICS = IntensityStatistics(mean=10, median=9, std=4, min=-5, max=50, percentile_00_5=-2, percentile_99_5=30)
@@ -162,7 +163,7 @@ def prepared(tmp_path_factory):
     (folder / "images" / "case_0.nii.gz").write_bytes(b"broken")
     (folder / "labels" / "case_1.nrrd").unlink()
     work = folder.parent / "work"
-    index = commands.preprocess(folder, work=work, jobs=2)
+    index = segpipe.preprocess(folder, work=work, jobs=2)
     return folder, Workspace(work), index
 
 
@@ -195,11 +196,11 @@ def test_what_is_prepared_is_not_touched_again(prepared):
     folder, workspace, _ = prepared
     arrays = sorted(workspace.preprocessed("3d_fullres").rglob("*.b2nd"))
     before = [p.stat().st_mtime_ns for p in arrays]
-    commands.preprocess(folder, work=workspace.root, jobs=1)
+    segpipe.preprocess(folder, work=workspace.root, jobs=1)
     assert [p.stat().st_mtime_ns for p in arrays] == before
     files = PreparedFiles(workspace.preprocessed("3d_fullres") / "case_3")
     files.image.unlink()
-    commands.preprocess(folder, work=workspace.root, jobs=1)
+    segpipe.preprocess(folder, work=workspace.root, jobs=1)
     changed = [f"{p.parent.name}/{p.name}" for p, b in zip(arrays, before, strict=True) if p.stat().st_mtime_ns != b]
     assert changed == [f"case_3/{name}.b2nd" for name in ("foreground", "image", "segmentation")]
 
@@ -211,7 +212,7 @@ def test_names_of_cases_cannot_collide(tmp_path):
         image, labels = cube_case(np.random.default_rng(number))
         write_case(folder, case, image, labels, axis_grid(labels.shape))
     work = Workspace(tmp_path / "work")
-    index = commands.preprocess(folder, work=work.root, jobs=1)
+    index = segpipe.preprocess(folder, work=work.root, jobs=1)
     assert len(index.cases) == 5
     for case in index.cases:
         files = PreparedFiles(work.preprocessed("3d_fullres") / case)
@@ -225,10 +226,10 @@ def test_a_case_that_failed_to_be_read_is_tried_again(tmp_path):
     path.write_bytes(b"x" * len(content))
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     work = Workspace(tmp_path / "work")
-    assert set(steps.fingerprint(folder, work, jobs=1).left_out) == {"case_0"}
+    assert set(project.fingerprint(folder, work, jobs=1).left_out) == {"case_0"}
     path.write_bytes(content)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert not steps.fingerprint(folder, work, jobs=1).left_out
+    assert not project.fingerprint(folder, work, jobs=1).left_out
 
 
 def test_single_slices_are_planned_in_two_dimensions(tmp_path):
@@ -240,7 +241,7 @@ def test_single_slices_are_planned_in_two_dimensions(tmp_path):
         write_case(
             folder, f"case_{number}", image[middle], labels[middle], axis_grid((1, 40, 48), spacing=(1.0, 2.0, 2.0))
         )
-    plan = commands.plan(folder, work=tmp_path / "work", jobs=1)
+    plan = segpipe.plan(folder, work=tmp_path / "work", jobs=1)
     assert list(plan.configurations) == ["2d"]
     assert plan.transpose_forward == (0, 1, 2)
     assert plan.configurations["2d"].spacing_mm == (2.0, 2.0)
@@ -251,12 +252,12 @@ def test_nothing_is_written_where_the_dataset_lies(tmp_path):
     before = (folder / "dataset.json").read_bytes()
     for work in (folder, folder / "runs"):
         with pytest.raises(SegpipeError, match="own folder"):
-            commands.plan(folder, work=work, jobs=1)
+            segpipe.plan(folder, work=work, jobs=1)
     assert (folder / "dataset.json").read_bytes() == before
 
 
 def test_a_thin_stack_keeps_a_slice():
-    from segpipe.geometry import resampled_shape
+    from segpipe.core.geometry import resampled_shape
 
     assert resampled_shape((2, 10, 10), (1.0, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 10, 10)
 
@@ -264,10 +265,10 @@ def test_a_thin_stack_keeps_a_slice():
 def test_a_changed_dataset_makes_the_plan_stale(tmp_path):
     folder = write_small_dataset(tmp_path / "dataset", n_cases=3)
     work = tmp_path / "work"
-    commands.plan(folder, work=work, jobs=1)
+    segpipe.plan(folder, work=work, jobs=1)
     write_small_dataset(folder, n_cases=4)
     with pytest.raises(ArtefactError, match="run `segpipe plan` again"):
-        commands.preprocess(folder, work=work, jobs=1)
+        segpipe.preprocess(folder, work=work, jobs=1)
 
 
 def test_digests_do_not_depend_on_key_order():

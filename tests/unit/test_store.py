@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from segpipe import commands
+import segpipe
+from segpipe.core.workspace import Workspace
 from segpipe.dataset import store
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import ArtefactError
 from segpipe.io.formats import read_volume, write_volume
-from segpipe.workspace import Workspace
 from tests.dicoms import write_series
 from tests.phantoms import axis_grid, cube_case, write_small_dataset
 
@@ -31,10 +31,10 @@ def watched(tmp_path, monkeypatch):
 
 
 def everything(folder, work):
-    commands.check(folder, work=work, jobs=1)
-    commands.plan(folder, work=work, jobs=1)
-    commands.preprocess(folder, work=work, jobs=1)
-    commands.preprocess(folder, work=work, configuration="2d", jobs=1)
+    segpipe.check(folder, work=work, jobs=1)
+    segpipe.plan(folder, work=work, jobs=1)
+    segpipe.preprocess(folder, work=work, jobs=1)
+    segpipe.preprocess(folder, work=work, configuration="2d", jobs=1)
 
 
 def test_check_plan_and_every_configuration_share_one_read(watched):
@@ -52,12 +52,12 @@ def test_a_touched_file_is_not_decoded_again_and_a_changed_one_is_alone(watched)
     everything(folder, work)
     assert read == []
     plan = Workspace(work).plan.read_bytes()
-    assert commands.preprocess(folder, work=work, jobs=1).cases == ("case_0", "case_1", "case_2")
+    assert segpipe.preprocess(folder, work=work, jobs=1).cases == ("case_0", "case_1", "case_2")
     assert Workspace(work).plan.read_bytes() == plan
     image, _ = cube_case(np.random.default_rng(9), values=(1, 2))
     write_volume(folder / "images" / "case_0.nii.gz", image, axis_grid(image.shape))
     with pytest.raises(ArtefactError, match="made from another fingerprint"):
-        commands.preprocess(folder, work=work, jobs=1)
+        segpipe.preprocess(folder, work=work, jobs=1)
     everything(folder, work)
     assert read == ["case_0"]
     arrays = store.read_array(Workspace(work).case("case_0").image)
@@ -82,7 +82,7 @@ def test_another_declaration_reads_again(watched):
     read.clear()
     text = (folder / "dataset.json").read_text()
     (folder / "dataset.json").write_text(text.replace('"cube_2": 2', '"ignore": 2'))
-    commands.plan(folder, work=work, jobs=1)
+    segpipe.plan(folder, work=work, jobs=1)
     assert len(read) == 3
 
 
@@ -90,12 +90,12 @@ def test_a_file_that_could_not_be_read_is_tried_again(watched):
     folder, work, read = watched
     whole = (folder / "images" / "case_0.nii.gz").read_bytes()
     (folder / "images" / "case_0.nii.gz").write_bytes(whole[:-500])
-    findings = commands.check(folder, work=work, jobs=1).findings
+    findings = segpipe.check(folder, work=work, jobs=1).findings
     assert [f.rule for f in findings] == ["unreadable"]
-    commands.check(folder, work=work, jobs=1)
+    segpipe.check(folder, work=work, jobs=1)
     assert read.count("case_0") == 2
     (folder / "images" / "case_0.nii.gz").write_bytes(whole)
-    assert commands.check(folder, work=work, jobs=1).findings == ()
+    assert segpipe.check(folder, work=work, jobs=1).findings == ()
 
 
 def test_labels_where_there_is_no_image_are_told(tmp_path):
@@ -105,18 +105,18 @@ def test_labels_where_there_is_no_image_are_told(tmp_path):
     grid = axis_grid(image.shape)
     write_volume(tmp_path / "d/images/a.nii.gz", image, grid)
     write_volume(tmp_path / "d/labels/a.nii.gz", labels, grid)
-    (finding,) = commands.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings
+    (finding,) = segpipe.check(tmp_path / "d", work=tmp_path / "w", jobs=1).findings
     assert (finding.rule, finding.severity) == ("labels outside", "warning")
     assert finding.message.startswith("4 labelled voxel(s)")
 
 
 def test_arrays_that_were_cut_are_made_again(watched):
     folder, work, read = watched
-    commands.plan(folder, work=work, jobs=1)
+    segpipe.plan(folder, work=work, jobs=1)
     read.clear()
     stored = Workspace(work).case("case_1").image
     stored.write_bytes(stored.read_bytes()[:-2000])
-    assert commands.preprocess(folder, work=work, jobs=1).failed == {}
+    assert segpipe.preprocess(folder, work=work, jobs=1).failed == {}
     assert read == ["case_1"]
 
 

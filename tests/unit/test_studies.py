@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 import segpipe
+from segpipe.core.progress import Watch
+from segpipe.core.workspace import Workspace
 from segpipe.crossvalidation.candidates import Candidate, SearchSpace
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import Proposal
 from segpipe.errors import CrossvalError
-from segpipe.studies import preparing
-from segpipe.studies.work import Work
-from segpipe.watch import Watch
-from segpipe.workspace import Workspace
+from segpipe.workflows.crossval import prepare
+from segpipe.workflows.crossval.work import Work
 from tests.phantoms import write_small_dataset
 
 
@@ -59,7 +59,7 @@ def test_minutes_are_the_same_epochs_in_every_study_whatever_runs_beside(tmp_pat
             watch=Watch(),
             runtime=lambda: None,
         )
-        return preparing._epochs_within(work, plan, "3d_fullres", name)
+        return prepare._epochs_within(work, plan, "3d_fullres", name)
 
     first = epochs("fold_0")
     assert first[1] == pytest.approx(0.002)
@@ -84,5 +84,5 @@ def test_a_trial_that_was_lost_before_it_was_proposed_does_not_end_the_search(tm
     work = SimpleNamespace(design=SimpleNamespace(space=space, seed=0), folder=Folder(), complete=dict)
     tried = Candidate(configuration="2d", settings={"learning_rate": 0.01})
     Proposal(candidate=tried).write(Folder().proposal(1))
-    assert preparing._proposed(work, 2) != tried
+    assert prepare._proposed(work, 2) != tried
     assert Proposal.read(Folder().proposal(2)).candidate in space.candidates()

@@ -1,0 +1,1 @@
+"""What voxels, labels and files are. No torch."""

@@ -1,0 +1,119 @@
+"""What stored label values mean, and what a network tells apart.
+
+Stored values are any non-negative integers. Inside, a voxel holds the *index* of its value: 0 for the background, 1..K for the
+other values in ascending order, and K + 1 where a value says that the voxel is to be ignored. A *target* is what gets
+a score and an output of the network: a value, or, where a dataset declares regions, a union of values. Regions may overlap, so
+each has a probability of its own, and they are painted over each other in a declared order.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.artefact import Record
+
+OUTSIDE = -1
+"""Index of a voxel outside the non-zero region of an image that is normalised inside it."""
+
+
+class Target(Record):
+    """A label, or a region of several labels."""
+
+    name: str
+    values: tuple[int, ...]
+    """Stored values it covers."""
+    paint: int
+    """Stored value it is written as."""
+
+
+class Labels(Record):
+    """The labels of a dataset."""
+
+    targets: tuple[Target, ...]
+    """In the order of the network's outputs; regions in the order in which they are painted."""
+    regions: bool = False
+    """Each target is told apart from everything else by itself; else the targets and the background exclude each other."""
+    background: int = 0
+    ignore: int | None = None
+    """Stored value of voxels that nobody labelled: never in loss, sampling or metrics."""
+    n_entries: int
+    """Names declared, background and ignore included; nnU-Net's memory estimate counts them."""
+
+    @classmethod
+    def plain(cls, values: dict[str, int], *, background: int = 0, ignore: int | None = None) -> "Labels":
+        """Labels that exclude each other, from the foreground's names and values."""
+        targets = tuple(
+            Target(name=name, values=(value,), paint=value)
+            for name, value in sorted(values.items(), key=lambda v: v[1])
+        )
+        n_entries = 1 + len(targets) + (ignore is not None)
+        return cls(targets=targets, background=background, ignore=ignore, n_entries=n_entries)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Stored value of each index, background first, without the ignored one."""
+        return (self.background, *sorted({v for t in self.targets for v in t.values}))
+
+    @property
+    def aside(self) -> tuple[int, ...]:
+        """Stored values that are no structure: the background, then the ignored one."""
+        return (self.background, *(() if self.ignore is None else (self.ignore,)))
+
+    @property
+    def accepted(self) -> tuple[int, ...]:
+        """Every value that a label file may hold, ascending."""
+        return tuple(sorted({*self.values, *self.aside}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each target."""
+        return tuple(t.name for t in self.targets)
+
+    @property
+    def ignore_index(self) -> int | None:
+        """Index of ignored voxels; None where no value is ignored."""
+        return None if self.ignore is None else len(self.values)
+
+    @property
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """Indices that each target covers."""
+        index = {value: i for i, value in enumerate(self.values)}
+        return tuple(tuple(sorted(index[v] for v in t.values)) for t in self.targets)
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels of the network's output: one a region, or one a label and one for the background."""
+        return len(self.targets) + (not self.regions)
+
+    def indices_of(self, stored: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+        """Map stored values (any shape) to indices; every value must be an accepted one."""
+        known = dict(zip((*self.values, *self.aside[1:]), range(len(self.accepted)), strict=True))
+        if all(value == index for value, index in known.items()):
+            return stored.astype(np.int16)
+        if max(known) < 2**16:
+            table = np.zeros(max(known) + 1, dtype=np.int16)
+            table[list(known)] = list(known.values())
+            return table.take(stored)
+        ascending = np.array(sorted(known))
+        found: NDArray[np.int16] = np.array([known[v] for v in ascending], dtype=np.int16)
+        return found[np.searchsorted(ascending, stored)]
+
+    def written(self, painted: NDArray[np.integer[Any]]) -> NDArray[np.unsignedinteger]:
+        """Map the number of a target (1, 2, ...; 0 for the background) to the stored value it is written as.
+
+        The type is the smallest unsigned one that holds every value of the dataset, the same for every case.
+        """
+        table = np.array([self.background, *(t.paint for t in self.targets)], dtype=smallest_dtype(max(self.accepted)))
+        values: NDArray[np.unsignedinteger] = table[painted]
+        return values
+
+    def describe(self) -> str:
+        """Names and values in one line."""
+        shown = ", ".join(f"{t.name} = {' + '.join(map(str, t.values))}" for t in self.targets)
+        return shown + ("" if self.ignore is None else f", ignored = {self.ignore}")
+
+
+def smallest_dtype(largest: int) -> np.dtype[Any]:
+    """Return the smallest of uint8, uint16 and uint32 that holds the largest label value."""
+    return np.dtype(np.uint8 if largest <= 255 else np.uint16 if largest <= 65535 else np.uint32)

@@ -1,0 +1,164 @@
+"""The stage: decode each case once, check it and measure it."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.labels import Labels
+from segpipe.core.workspace import Workspace
+from segpipe.dataset.check import Expectations
+from segpipe.dataset.fingerprint.measure import (
+    CaseMeasurements,
+    flat_cases,
+    intensity_statistics,
+    measure_case,
+    median_relative_size,
+)
+from segpipe.dataset.fingerprint.schema import CaseFingerprint, Fingerprint
+from segpipe.dataset.match import match_again, reading_bytes
+from segpipe.dataset.schema import Case, Dataset, Finding
+from segpipe.dataset.store import StoredCase, read_case
+from segpipe.errors import ArtefactError, DatasetError
+from segpipe.execution import processes
+from segpipe.execution.processes import Workers
+from segpipe.io.arrays import read_array, write_array
+from segpipe.version import __version__
+
+
+class _Measured(Artefact):
+    """Measurements of one case, kept beside its arrays."""
+
+    content: str
+    """Digest of what was measured."""
+    fingerprint: CaseFingerprint
+
+
+def fingerprint(
+    dataset: Path | str,
+    workspace: Workspace,
+    *,
+    resample_channels: bool | None = None,
+    jobs_limit: Workers = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Fingerprint:
+    """Measure a dataset; writes dataset.json, fingerprint.json and the decoded cases. An unchanged case is not read again.
+
+    Parameters
+    ----------
+    dataset : Path or str
+        Folder or manifest.
+    workspace : Workspace
+        Where to write.
+    resample_channels : bool, optional
+        Bring channels on other grids onto the first one's; as the last time unless given.
+    jobs_limit : int or executor, optional
+        Most worker processes, or whose.
+    on_case : callable, optional
+        Told each case id when it is done.
+
+    Raises
+    ------
+    DatasetError
+        If the folder is not a dataset, or no case is usable.
+    """
+    return measure(
+        match_again(Path(dataset), workspace, resample_channels), workspace, jobs_limit=jobs_limit, on_case=on_case
+    )
+
+
+def measure(
+    matched: Dataset,
+    workspace: Workspace,
+    *,
+    jobs_limit: Workers = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Fingerprint:
+    """Measure the cases of a dataset that was matched already, as :func:`fingerprint` does."""
+    if workspace.fingerprint.is_file() and workspace.dataset.is_file():
+        known = Fingerprint.read(workspace.fingerprint)
+        # What could not be read or ran out of memory may succeed the next time.
+        same = known.software == __version__ and Dataset.read(workspace.dataset) == matched
+        if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
+            return known
+    work = partial(_check_and_measure, expected=Expectations.of(matched), workspace=workspace)
+    findings = list(matched.findings)
+    measured: list[CaseMeasurements] = []
+    contents: dict[str, str] = {}
+    for outcome in processes.map_cases(work, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
+        if outcome.value:
+            record, measurements = outcome.value
+            contents[outcome.item.id] = record.content_digest()
+            findings.extend(record.findings)
+            measured.extend(measurements)
+        else:
+            findings.append(_failure(outcome.item, outcome.failure))
+        if on_case:
+            on_case(outcome.item.id)
+    result = _summarise(matched, sorted(measured, key=lambda m: m.fingerprint.case), findings, contents)
+    result.write(workspace.fingerprint)
+    # Last: where it is, the fingerprint is that of these files.
+    matched.write(workspace.dataset)
+    return result
+
+
+def _check_and_measure(
+    case: Case, expected: Expectations, workspace: Workspace
+) -> tuple[StoredCase, list[CaseMeasurements]]:
+    files = workspace.case(case.id)
+    reading = read_case(case, expected, files)
+    record = reading.record
+    if record.shape is None:
+        return record, []
+    if files.measurements.is_file() and files.quantiles.is_file():
+        try:
+            known = _Measured.read(files.measurements)
+        except ArtefactError:
+            known = None
+        if known is not None and known.content == record.content_digest():
+            return record, [CaseMeasurements(known.fingerprint, read_array(files.quantiles))]
+    arrays = reading.arrays()
+    measurements = measure_case(case.id, arrays.image, arrays.labels, record.shape, expected.aside)
+    files.measurements.unlink(missing_ok=True)
+    write_array(files.quantiles, measurements.quantiles)
+    _Measured(content=record.content_digest(), fingerprint=measurements.fingerprint).write(files.measurements)
+    return record, [measurements]
+
+
+def _digest(dataset: Dataset, contents: dict[str, str]) -> str:
+    """Digest of a dataset by the content of its cases: files that were copied or touched leave it as it is."""
+    cases = [[c.id, c.group, contents.get(c.id)] for c in dataset.cases]
+    return json_digest([dataset.model_dump(mode="json", exclude={"cases", "root"}), cases])
+
+
+def _failure(case: Case, reason: str | None) -> Finding:
+    return Finding(case=case.id, severity="error", rule="failed", message=reason or "no result")
+
+
+def _summarise(
+    dataset: Dataset, measured: list[CaseMeasurements], findings: list[Finding], contents: dict[str, str]
+) -> Fingerprint:
+    cases = flat_cases([m.fingerprint for m in measured])
+    if not cases:
+        reasons = "; ".join(f"{f.case}: {f.rule}" for f in findings[:5])
+        raise DatasetError(
+            f"{dataset.root}: none of {len(dataset.cases)} matched case(s) is usable ({reasons}); `segpipe check` lists everything"
+        )
+    found = sorted({value for case in cases for value in case.label_voxels})
+    if not found:
+        raise DatasetError(f"{dataset.root}: no label file holds anything but background; nothing can be learnt")
+    groups = {case.id: case.group or case.id for case in dataset.cases}
+    return Fingerprint(
+        dataset_name=dataset.name,
+        dataset_digest=_digest(dataset, contents),
+        software=__version__,
+        channel_names=dataset.channel_names,
+        labels=dataset.labels or Labels.plain({f"label_{v}": v for v in found}),
+        resample_channels=dataset.resample_channels,
+        n_training_cases=len(cases),
+        cases=tuple(cases),
+        intensities=intensity_statistics(measured),
+        median_relative_size_after_cropping=median_relative_size(cases),
+        groups={c.case: groups[c.case] for c in cases},
+        findings=tuple(sorted(findings, key=lambda f: f.case)),
+    )

@@ -1,0 +1,1 @@
+"""How work is done: devices, memory, locks, signals, processes, clusters."""

@@ -1,1 +1,0 @@
-"""Other tools' datasets, plans and models."""

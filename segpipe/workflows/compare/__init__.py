@@ -1,0 +1,1 @@
+"""`segpipe compare`: several models on the same cases."""

@@ -1,0 +1,1 @@
+"""`segpipe crossval`: the jobs of a cross-validation."""

@@ -1,0 +1,1 @@
+"""`segpipe distill`: teachers and students."""
