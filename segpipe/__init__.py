@@ -1,84 +1,77 @@
 """Plan, train and run medical image segmentation from a folder of scans.
 
-``import segpipe`` brings in nothing heavy; each function is loaded when it is first used.
+``import segpipe`` brings in nothing heavy; each name is loaded when it is first used.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segpipe.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from segpipe.inference.predictor import Predictor
-    from segpipe.workflows.check import check
-    from segpipe.workflows.compare.command import compare
-    from segpipe.workflows.convert import convert
-    from segpipe.workflows.crossval.command import crossval, crossval_status
-    from segpipe.workflows.demo import demo
-    from segpipe.workflows.distill.command import distill
-    from segpipe.workflows.evaluate import evaluate
-    from segpipe.workflows.export import export_model
-    from segpipe.workflows.import_ import import_model
-    from segpipe.workflows.networks import list_networks
-    from segpipe.workflows.plan import plan
-    from segpipe.workflows.postprocess import apply_postprocessing, choose_postprocessing
-    from segpipe.workflows.predict import predict
-    from segpipe.workflows.preprocess import preprocess
-    from segpipe.workflows.report import report
-    from segpipe.workflows.run import run
-    from segpipe.workflows.train import train
-
-__all__ = [
-    "Predictor",
-    "apply_postprocessing",
-    "check",
-    "choose_postprocessing",
-    "compare",
-    "convert",
-    "crossval",
-    "crossval_status",
-    "demo",
-    "distill",
-    "evaluate",
-    "export_model",
-    "import_model",
-    "list_networks",
-    "plan",
-    "predict",
-    "preprocess",
-    "report",
-    "run",
-    "train",
-]
+_FUNCTIONS = {
+    "apply_postprocessing": ("workflows.postprocess", "apply_postprocessing", "PostprocessOptions"),
+    "check": ("workflows.check", "check", "CheckOptions"),
+    "choose_postprocessing": ("workflows.postprocess", "choose_postprocessing", "PostprocessOptions"),
+    "compare": ("workflows.compare.command", "compare", "CompareOptions"),
+    "convert": ("workflows.convert", "convert", "ConvertOptions"),
+    "crossval": ("workflows.crossval.command", "crossval", "CrossvalOptions"),
+    "demo": ("workflows.demo", "demo", "DemoOptions"),
+    "distill": ("workflows.distill.command", "distill", "DistillOptions"),
+    "evaluate": ("workflows.evaluate", "evaluate", "EvaluateOptions"),
+    "export_model": ("workflows.export", "export", "ExportOptions"),
+    "import_model": ("workflows.import_", "import_", "ImportOptions"),
+    "list_networks": ("workflows.networks", "networks", "NetworksOptions"),
+    "plan": ("workflows.plan", "plan_only", "PlanOptions"),
+    "predict": ("workflows.predict", "predict", "PredictOptions"),
+    "preprocess": ("workflows.preprocess", "preprocess_only", "PreprocessOptions"),
+    "report": ("workflows.report", "report", "ReportOptions"),
+    "run": ("workflows.run", "run", "RunOptions"),
+    "train": ("workflows.train", "train", "TrainOptions"),
+}
+"""Functions whose keywords are a record's fields: module, workflow, record."""
 
 _HOMES = {
+    "CheckResult": "dataset.run",
+    "Comparison": "evaluation.comparison",
+    "Crossvalidated": "workflows.crossval.command",
+    "Distilled": "workflows.distill.command",
+    "Evaluation": "evaluation.schema",
+    "Fingerprint": "dataset.fingerprint.schema",
+    "Plan": "planning.schema",
+    "PredictionRow": "inference.schema",
     "Predictor": "inference.predictor",
-    "apply_postprocessing": "workflows.postprocess",
-    "check": "workflows.check",
-    "choose_postprocessing": "workflows.postprocess",
-    "compare": "workflows.compare.command",
-    "convert": "workflows.convert",
-    "crossval": "workflows.crossval.command",
+    "PredictorOptions": "inference.predictor",
+    "RunResult": "workflows.run",
+    "Runtime": "execution.device",
+    "SegpipeError": "errors",
+    "Trained": "workflows.train",
+    "Watch": "core.progress",
+    "choose_runtime": "execution.device",
     "crossval_status": "workflows.crossval.command",
-    "demo": "workflows.demo",
-    "distill": "workflows.distill.command",
-    "evaluate": "workflows.evaluate",
-    "export_model": "workflows.export",
-    "import_model": "workflows.import_",
-    "list_networks": "workflows.networks",
-    "plan": "workflows.plan",
-    "predict": "workflows.predict",
-    "preprocess": "workflows.preprocess",
-    "report": "workflows.report",
-    "run": "workflows.run",
-    "train": "workflows.train",
 }
+"""What is taken as it is from its module: types to steer with, and results."""
+
+__all__ = sorted((*_FUNCTIONS, *_HOMES))  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"segpipe.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'segpipe' has no attribute {name!r}")
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module 'segpipe' has no attribute {name!r}")
+    module, workflow, record = _FUNCTIONS[name]
+    options = import_module("segpipe.workflows.options")
+    keywords = import_module("segpipe.workflows.keywords")
+    made = keywords.with_keywords(
+        getattr(import_module(f"segpipe.{module}"), workflow), getattr(options, record), _PLACED.get(name, ())
+    )
+    made.__name__ = made.__qualname__ = name
+    globals()[name] = made
+    return made
+
+
+_PLACED = {"choose_postprocessing": ("predictions", "references")}
+"""Fields that may be given by their place, where they are not the record's arguments."""
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 ::
 
     SegpipeError                 one line on stderr, exit code 1
+    ├── UsageError               options that do not go together, exit code 2
     ├── DatasetError             the folder is not a dataset segpipe knows
     ├── CaseError                one case is wrong; the others go on
     │   ├── UnreadableFileError  a file is missing, truncated, or not an image
@@ -33,6 +34,12 @@ class SegpipeError(Exception):
     """Base of every error that segpipe raises on purpose."""
 
     exit_code = 1
+
+
+class UsageError(SegpipeError):
+    """Options do not go together, or one is missing."""
+
+    exit_code = 2
 
 
 class DatasetError(SegpipeError):

@@ -10,40 +10,42 @@ from typing import Annotated
 
 import typer
 
-from segpipe.cli import crossval_commands, data_commands, distillation_commands, inference_commands, model_commands
+from segpipe.cli.translate import command_of
 from segpipe.errors import SegpipeError
 from segpipe.version import __version__
+from segpipe.workflows import options as records
+
+COMMANDS = {
+    "run": records.RunOptions,
+    "check": records.CheckOptions,
+    "plan": records.PlanOptions,
+    "preprocess": records.PreprocessOptions,
+    "train": records.TrainOptions,
+    "crossval": records.CrossvalOptions,
+    "distill": records.DistillOptions,
+    "compare": records.CompareOptions,
+    "predict": records.PredictOptions,
+    "postprocess": records.PostprocessOptions,
+    "import": records.ImportOptions,
+    "export": records.ExportOptions,
+    "convert": records.ConvertOptions,
+    "evaluate": records.EvaluateOptions,
+    "report": records.ReportOptions,
+    "demo": records.DemoOptions,
+    "networks": records.NetworksOptions,
+    "doctor": records.DoctorOptions,
+}
 
 app = typer.Typer(
     name="segpipe",
     help="Plan, train and run medical image segmentation from a folder of scans.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
-for command in (
-    model_commands.run,
-    data_commands.check,
-    data_commands.plan,
-    data_commands.preprocess,
-    model_commands.train,
-    crossval_commands.crossval,
-    distillation_commands.distill,
-    distillation_commands.compare,
-    inference_commands.predict,
-    inference_commands.postprocess,
-    inference_commands.import_model,
-    inference_commands.export,
-    data_commands.convert,
-    data_commands.evaluate,
-    data_commands.report,
-    data_commands.demo,
-    model_commands.networks,
-    model_commands.doctor,
-):
-    app.command({"import_model": "import"}.get(command.__name__))(command)
+for name, record in COMMANDS.items():
+    app.command(name)(command_of(name, record))
 
 
 def _version(value: bool) -> None:

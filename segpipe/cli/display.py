@@ -16,9 +16,10 @@ MANY = 20
 """Items from which on it is told how far they are, where no bar can show it."""
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
 
-    from segpipe.evaluation.schema import Evaluation
+    from segpipe import Evaluation
 
 
 def _width() -> int | None:
@@ -138,33 +139,20 @@ def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[in
     return made
 
 
-def show_scores(evaluation: "Evaluation") -> None:
-    """Print the scores per label and what was not scored."""
+def scores(evaluation: "Evaluation") -> list["RenderableType"]:
+    """Return the scores per label, and what was not scored."""
     rows = [
         [
             name,
             shown(s.mean_dice),
             shown(s.mean_nsd),
             shown(s.mean_hd95_mm, 2),
-            str(s.n_applicable),
-            str(s.n_missed),
-            str(s.n_spurious),
-            str(s.n_not_applicable),
+            *map(str, (s.n_applicable, s.n_missed, s.n_spurious, s.n_not_applicable)),
         ]
         for name, s in evaluation.by_label.items()
     ]
-    rows.append(
-        [
-            "mean of labels",
-            shown(evaluation.mean_dice),
-            shown(evaluation.mean_nsd),
-            shown(evaluation.mean_hd95_mm, 2),
-            "",
-            str(evaluation.n_missed),
-            "",
-            "",
-        ]
-    )
+    means = [shown(evaluation.mean_dice), shown(evaluation.mean_nsd), shown(evaluation.mean_hd95_mm, 2)]
+    rows.append(["mean of labels", *means, "", str(evaluation.n_missed), "", ""])
     columns = [
         "label",
         "Dice",
@@ -175,17 +163,17 @@ def show_scores(evaluation: "Evaluation") -> None:
         "false alarms",
         "n/a",
     ]
-    out().print(table(f"Scores of {len(evaluation.cases)} case(s)", columns, rows, right=(1, 2, 3, 4, 5, 6, 7)))
-    if evaluation.without_cases:
-        out().print(f"in no case, so not in the mean: {', '.join(evaluation.without_cases)}", markup=False)
+    made = table(f"Scores of {len(evaluation.cases)} case(s)", columns, rows, right=tuple(range(1, 8)))
+    without = ", ".join(evaluation.without_cases)
+    return [made, f"in no case, so not in the mean: {without}"] if without else [made]
 
 
-def show_failures(title: str, failed: dict[str, str]) -> None:
-    """Print the cases that were lost, with their reasons."""
-    if failed:
-        out().print(table(title, ["case", "reason"], [[case, reason] for case, reason in sorted(failed.items())]))
+def failures(title: str, failed: dict[str, str]) -> list["RenderableType"]:
+    """Return the cases that were lost, with their reasons; nothing where none was."""
+    rows = [[case, reason] for case, reason in sorted(failed.items())]
+    return [table(title, ["case", "reason"], rows)] if rows else []
 
 
 def as_plain(record: Any) -> Any:
-    """Turn an artefact into plain values for JSON."""
-    return record.model_dump(mode="json")
+    """Turn an artefact, if there is one, into plain values for JSON."""
+    return None if record is None else record.model_dump(mode="json")

@@ -1,29 +1,37 @@
 """A plan as a page a person can read."""
 
-from segpipe.cli.display import out, table
-from segpipe.core.workspace import Workspace
-from segpipe.dataset.fingerprint.schema import Fingerprint
-from segpipe.planning.schema import Configuration, Plan
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from segpipe.cli.display import table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from segpipe import Fingerprint
+    from segpipe.workflows.plan import Planned
 
 
-def show_plan(measured: Fingerprint, plan: Plan, workspace: Workspace, *, explain: bool = False) -> None:
-    """Print what was measured, what was chosen, and why; and how each rule came to it."""
-    console = out()
-    console.print(table(f"{plan.dataset_name}: what was measured", ["", ""], _measured(measured)))
-    console.print(
-        table(f"What was chosen (recipe {plan.recipe})", _COLUMNS, [_chosen(c) for c in plan.configurations.values()])
-    )
-    if not explain:
-        rows = [[d.rule, d.chosen, d.because] for d in plan.decisions]
-        console.print(table("Why", ["rule", "chosen", "because"], rows))
-    else:
+def plan_parts(done: Planned, *, explain: bool = False) -> list[RenderableType]:
+    """Return what was measured, what was chosen, and why; and how each rule came to it."""
+    measured, plan, workspace = done.measured, done.plan, done.workspace
+    parts: list[RenderableType] = [
+        table(f"{plan.dataset_name}: what was measured", ["", ""], _measured(measured)),
+        table(f"What was chosen (recipe {plan.recipe})", _COLUMNS, [_chosen(c) for c in plan.configurations.values()]),
+    ]
+    if explain:
         for decision in plan.decisions:
-            console.print(f"{decision.rule}: {decision.chosen}", markup=False, style="bold")
-            console.print(f"  because {decision.because}", markup=False)
-            for step in decision.steps:
-                console.print(f"  - {step}", markup=False)
-        console.print()
-    console.print(f"plan         {workspace.plan}\nfingerprint  {workspace.fingerprint}", markup=False, soft_wrap=True)
+            parts.append(Text(f"{decision.rule}: {decision.chosen}", style="bold"))
+            parts += [f"  because {decision.because}", *(f"  - {step}" for step in decision.steps)]
+        parts.append("")
+    else:
+        parts.append(
+            table("Why", ["rule", "chosen", "because"], [[d.rule, d.chosen, d.because] for d in plan.decisions])
+        )
+    return [*parts, f"plan         {workspace.plan}", f"fingerprint  {workspace.fingerprint}"]
 
 
 _COLUMNS = [
@@ -39,7 +47,7 @@ _COLUMNS = [
 ]
 
 
-def _chosen(c: Configuration) -> list[str]:
+def _chosen(c: Any) -> list[str]:
     features = f"{c.network.features[0]}-{c.network.features[-1]}" if c.network.features else ""
     name = c.name if c.previous_stage is None else f"{c.name} (after {c.previous_stage})"
     return [

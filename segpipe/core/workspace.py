@@ -137,6 +137,10 @@ class Workspace:
     decoded: Path | None = None
     """Folder of the decoded cases, where workspaces share one."""
 
+    def resolved(self) -> "Workspace":
+        """Return the same with absolute paths."""
+        return Workspace(self.root.resolve(), self.decoded and self.decoded.resolve())
+
     @property
     def dataset(self) -> Path:
         """dataset.json."""

@@ -11,6 +11,7 @@ from segpipe.dataset.match import match_again, reading_bytes
 from segpipe.dataset.schema import Case, Dataset, Finding
 from segpipe.dataset.store import read_case
 from segpipe.execution import processes
+from segpipe.execution.processes import Workers
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def check(
     workspace: Workspace,
     *,
     resample_channels: bool | None = None,
-    jobs_limit: int | None = None,
+    workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> CheckResult:
     """Check every case of a dataset; the decoded cases are kept for the later stages.
@@ -39,8 +40,8 @@ def check(
         Where decoded cases are kept.
     resample_channels : bool, optional
         Bring channels on other grids onto the first one's; as the last time unless given.
-    jobs_limit : int, optional
-        Most worker processes.
+    workers : int or executor, optional
+        Most worker processes, or whose.
     on_case : callable, optional
         Told each case id when it is done.
 
@@ -52,7 +53,7 @@ def check(
     matched = match_again(Path(dataset), workspace, resample_channels)
     findings = list(matched.findings)
     rules = partial(_findings, expected=Expectations.of(matched), workspace=workspace)
-    for outcome in processes.map_cases(rules, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
+    for outcome in processes.map_cases(rules, matched.cases, workers=workers, bytes_each=reading_bytes(matched)):
         findings.extend(outcome.value or ())
         if outcome.failure:
             findings.append(

@@ -24,7 +24,7 @@ from segpipe.distillation.teacher import Teacher, digest_of, mapped, output_map
 from segpipe.errors import ArtefactError, CaseError, DistillationError
 from segpipe.execution.device import Runtime
 from segpipe.inference.engines.choose import network_cache
-from segpipe.inference.predictor import Options, make_stage
+from segpipe.inference.predictor import PredictorOptions, make_stage
 from segpipe.inference.restore import interpolated_planes
 from segpipe.inference.stage import CaseTrace, LoadedModel
 from segpipe.io.arrays import write_array
@@ -112,7 +112,7 @@ def write_soft_labels(
     waiting = [s for s in sources if not _is_done(s, folder)]
     members: list[Member] = []
     if waiting:
-        options = Options(tta=tta, postprocess=False, cache=network_cache())
+        options = PredictorOptions(tta=tta, postprocess=False, cache=network_cache())
         for teacher in teachers:
             mapping = output_map(teacher.plan.labels, plan.labels, teacher.path)
             for fold in teacher.folds:

@@ -16,6 +16,7 @@ from segpipe.dataset.schema import FileStamp
 from segpipe.distillation.soft_labels import Source, called_labels
 from segpipe.errors import CaseError
 from segpipe.execution import processes
+from segpipe.execution.processes import Workers
 from segpipe.io.arrays import read_array, write_array
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import foreground_index, index_voxels
@@ -30,7 +31,7 @@ def prepare_unlabelled(
     configuration: Configuration,
     folder: Path,
     *,
-    jobs_limit: int | None,
+    workers: Workers,
     bytes_each: int,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Source], dict[str, str]]:
@@ -43,8 +44,8 @@ def prepare_unlabelled(
     plan, configuration
         Of the student.
     folder : Path
-    jobs_limit : int, optional
-        Most worker processes.
+    workers : int or executor, optional
+        Most worker processes, or whose.
     bytes_each : int
         Forecast of a case's memory.
     on_case : callable
@@ -53,7 +54,7 @@ def prepare_unlabelled(
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(_prepare, plan=plan, configuration=configuration, folder=folder)
     done, failed = [], {}
-    for outcome in processes.map_cases(work, list(images.items()), limit=jobs_limit, bytes_each=bytes_each):
+    for outcome in processes.map_cases(work, list(images.items()), workers=workers, bytes_each=bytes_each):
         case, files = outcome.item
         if outcome.failure:
             failed[case] = outcome.failure

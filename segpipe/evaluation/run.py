@@ -17,6 +17,7 @@ from segpipe.errors import CaseError, DatasetError, UnreadableFileError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
 from segpipe.execution import processes
+from segpipe.execution.processes import Workers
 from segpipe.io.formats import read_header, stem_of
 
 Pair = tuple[str, Path, Path]
@@ -28,7 +29,7 @@ def evaluate(
     *,
     missing: dict[str, str] | None = None,
     tolerance_mm: float = 1.0,
-    jobs_limit: int | None = None,
+    workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Score predictions against references.
@@ -42,8 +43,8 @@ def evaluate(
         Cases that are known to have no prediction, with the reasons; they are reported as failed.
     tolerance_mm : float
         Of the normalised surface Dice.
-    jobs_limit : int, optional
-        Most worker processes.
+    workers : int or executor, optional
+        Most worker processes, or whose.
     on_case : callable, optional
         Told each case id when it is done.
     """
@@ -51,13 +52,13 @@ def evaluate(
     failed = dict(missing or {})
     peak = _pair_bytes(pairs)
     if labels is None:
-        labels = _labels_found(pairs, jobs_limit, peak, failed)
+        labels = _labels_found(pairs, workers, peak, failed)
         pairs = [p for p in pairs if p[0] not in failed]
     scores: list[CaseScores] = []
     for outcome in processes.map_cases(
         partial(_score_pair, labels=labels, declared=declared, tolerance_mm=tolerance_mm),
         pairs,
-        limit=jobs_limit,
+        workers=workers,
         bytes_each=peak,
     ):
         if outcome.value is None:
@@ -111,9 +112,9 @@ def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[s
     }
 
 
-def labels_found(pairs: list[Pair], jobs_limit: int | None = None) -> Labels:
+def labels_found(pairs: list[Pair], workers: Workers = None) -> Labels:
     """Every value but 0 of predictions and references, named by its number; pairs that cannot be read are passed over."""
-    return _labels_found(pairs, jobs_limit, _pair_bytes(pairs), {})
+    return _labels_found(pairs, workers, _pair_bytes(pairs), {})
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -149,9 +150,9 @@ def _values_of(pair: Pair) -> set[int]:
     return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path).array)}
 
 
-def _labels_found(pairs: list[Pair], limit: int | None, peak: int, failed: dict[str, str]) -> Labels:
+def _labels_found(pairs: list[Pair], workers: Workers, peak: int, failed: dict[str, str]) -> Labels:
     found: set[int] = set()
-    for outcome in processes.map_cases(_values_of, pairs, limit=limit, bytes_each=peak):
+    for outcome in processes.map_cases(_values_of, pairs, workers=workers, bytes_each=peak):
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
         else:

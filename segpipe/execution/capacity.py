@@ -29,7 +29,7 @@ class LocalPlan:
         return len(self.environments)
 
 
-def plan_workers(device: str, n_jobs: int, bytes_each: int, *, limit: int | None, threads: int | None) -> LocalPlan:
+def plan_workers(device: str, n_jobs: int, bytes_each: int, *, workers: int | None, threads: int | None) -> LocalPlan:
     """One process a GPU; on a CPU as many as its processors, the jobs and the free memory allow.
 
     Parameters
@@ -40,7 +40,7 @@ def plan_workers(device: str, n_jobs: int, bytes_each: int, *, limit: int | None
         Jobs that there are to do.
     bytes_each : int
         Forecast of what a job holds at most.
-    limit, threads : int, optional
+    workers, threads : int, optional
         Most processes, and threads of each, instead of a share of the processors.
 
     Raises
@@ -52,9 +52,9 @@ def plan_workers(device: str, n_jobs: int, bytes_each: int, *, limit: int | None
     if chosen.type == "cuda":
         gpus = _visible_gpus()
         mine = gpus if device == "auto" or chosen.index is None else gpus[chosen.index : chosen.index + 1]
-        own = [{"CUDA_VISIBLE_DEVICES": name} for name in mine[: max(min(limit or len(mine), n_jobs), 1)]]
+        own = [{"CUDA_VISIBLE_DEVICES": name} for name in mine[: max(min(workers or len(mine), n_jobs), 1)]]
     else:
-        own = [{} for _ in range(worker_count(limit, n_jobs, bytes_each))]
+        own = [{} for _ in range(worker_count(workers, n_jobs, bytes_each))]
     each = threads or max(cpu_count() // len(own), 1)
     shared = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(each))
     return LocalPlan(tuple(shared | one for one in own), each, "cuda" if chosen.type == "cuda" else device)

@@ -187,7 +187,7 @@ def _how_it_ended(error: BrokenProcessPool) -> str:
 
 
 def map_cases(
-    function: Callable[[Item], Result], items: Sequence[Item], *, limit: Workers, bytes_each: int
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: Workers, bytes_each: int
 ) -> Iterator[Outcome[Item, Result]]:
     """Apply ``function`` to each item and yield the outcomes as they come.
 
@@ -198,21 +198,21 @@ def map_cases(
     function : callable
         Of one item; must be picklable.
     items : sequence
-    limit : int, executor or None
-        Most workers; 1 works in this process, where a case that exhausts the memory takes everything down with it. An executor (a
+    workers : int, executor or None
+        Most worker processes; 1 works in this process, where a case that exhausts the memory takes everything down with it. An executor (a
         cluster's) is given every item, and looks after its workers itself.
     bytes_each : int
         Peak memory of the largest item.
     """
-    if limit == 1 or not items or not _may_start_processes():
+    if workers == 1 or not items or not _may_start_processes():
         for item in items:
             yield _attempt(function, item)
         return
-    if isinstance(limit, Executor):
-        yield from _map_elsewhere(function, items, limit)
+    if isinstance(workers, Executor):
+        yield from _map_elsewhere(function, items, workers)
         return
     unfinished = dict(enumerate(items))
-    n_workers = worker_count(limit, len(items), bytes_each)
+    n_workers = worker_count(workers, len(items), bytes_each)
     while unfinished:
         pool = _workers(n_workers)
         futures = {pool.submit(_attempt, function, item): index for index, item in unfinished.items()}
@@ -267,10 +267,10 @@ def _shared_processors(n_workers: int) -> dict[str, str]:
     return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
 
 
-def worker_count(limit: int | None, n_items: int, bytes_each: int) -> int:
-    """Number of workers that the processors, the items, the free memory and the caller's limit allow."""
+def worker_count(workers: int | None, n_items: int, bytes_each: int) -> int:
+    """Number of workers that the processors, the items, the free memory and the caller's workers allow."""
     fitting = int(free_bytes() * _FREE_SHARE) // max(bytes_each, 1)
-    return int(max(1, min(limit or cpu_count(), n_items, fitting)))
+    return int(max(1, min(workers or cpu_count(), n_items, fitting)))
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:

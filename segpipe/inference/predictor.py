@@ -39,7 +39,7 @@ Sink = Callable[[Placement, int, Tensor], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class PredictorOptions:
     """How a model is applied."""
 
     folds: tuple[str, ...] = ()
@@ -84,7 +84,10 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, path: Path | str | tuple[Path, ...], runtime: Runtime | None = None, options: Options | None = None
+        cls,
+        path: Path | str | tuple[Path, ...],
+        runtime: Runtime | None = None,
+        options: PredictorOptions | None = None,
     ) -> "Predictor":
         """Load a model, or several.
 
@@ -95,7 +98,7 @@ class Predictor:
             are averaged on the image's own grid, as nnU-Net ensembles configurations.
         runtime : Runtime, optional
             A GPU where there is one, unless given.
-        options : Options, optional
+        options : PredictorOptions, optional
 
         Raises
         ------
@@ -104,7 +107,7 @@ class Predictor:
         DeviceError
             If the engine or the precision is not to be had here.
         """
-        options = options or Options()
+        options = options or PredictorOptions()
         paths = path if isinstance(path, tuple) else (Path(path),)
         runtime = inference_runtime(runtime or choose_runtime(), options.precision, options.engine)
         models = [read_any_model(p, options.folds) for p in paths]
@@ -225,7 +228,9 @@ class Predictor:
         return self.plan.labels.written(uncrop(painted, placement))
 
 
-def make_stage(model: ModelFile, path: Path, runtime: Runtime, options: Options, folds: tuple[str, ...]) -> LoadedModel:
+def make_stage(
+    model: ModelFile, path: Path, runtime: Runtime, options: PredictorOptions, folds: tuple[str, ...]
+) -> LoadedModel:
     """Make a model's networks ready to compute, those of some folds or of all.
 
     Raises

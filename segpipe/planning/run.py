@@ -76,16 +76,16 @@ def adopt(model: Path, fingerprint: Fingerprint, workspace: Workspace, theirs: P
     return plan
 
 
-def read_plan(workspace: Workspace) -> Plan:
-    """Read plan.json and make sure that it was made from the workspace's fingerprint.
+def read_plan(workspace: Workspace, fingerprint: Fingerprint) -> Plan:
+    """Read plan.json and make sure that it was made from this fingerprint.
 
     Raises
     ------
     ArtefactError
-        If either is missing, or the plan is older than the fingerprint.
+        If it is missing, or older than the fingerprint.
     """
     plan = Plan.read(workspace.plan)
-    if plan.fingerprint_digest != Fingerprint.read(workspace.fingerprint).digest():
+    if plan.fingerprint_digest != fingerprint.digest():
         raise ArtefactError(
             f"{workspace.plan}: was made from another fingerprint (the dataset changed since); run `segpipe plan` again"
         )

@@ -13,6 +13,7 @@ from segpipe.core.labels import Labels
 from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.errors import CaseError, SegpipeError
 from segpipe.execution import processes
+from segpipe.execution.processes import Workers
 from segpipe.io.formats import read_header
 from segpipe.postprocessing.apply import apply_rules
 from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule, Trial
@@ -49,7 +50,7 @@ def choose_rules(
     labels: Labels,
     *,
     chosen_on: str,
-    jobs_limit: int | None = None,
+    workers: Workers = None,
     on_pass: Callable[[str], None] = lambda _: None,
 ) -> tuple[PostprocessingRules, dict[str, str]]:
     """Choose rules; returns them, and the cases that could not be read with the reasons.
@@ -65,8 +66,8 @@ def choose_rules(
     labels : Labels
     chosen_on : str
         What the predictions are, to be kept with the rules.
-    jobs_limit : int, optional
-        Most worker processes.
+    workers : int or executor, optional
+        Most worker processes, or whose.
     on_pass : callable
         Told what was tried, after each pass.
 
@@ -75,7 +76,7 @@ def choose_rules(
     SegpipeError
         If no pair can be read.
     """
-    trier = _Trier(pairs, labels, jobs_limit)
+    trier = _Trier(pairs, labels, workers)
     chosen: tuple[Rule, ...] = ()
     trials: list[Trial] = []
     for names, whose in (((EVERYTHING,), "the whole foreground"), (labels.names, "each label")):
@@ -100,8 +101,8 @@ def choose_rules(
 class _Trier:
     """Applies lists of rules to every case; each case is read once for all of them."""
 
-    def __init__(self, pairs: Sequence[Pair], labels: Labels, jobs_limit: int | None) -> None:
-        self.pairs, self.labels, self.jobs_limit = pairs, labels, jobs_limit
+    def __init__(self, pairs: Sequence[Pair], labels: Labels, workers: Workers) -> None:
+        self.pairs, self.labels, self.workers = pairs, labels, workers
         self.bytes_each = peak_bytes(pairs)
         self.failed: dict[str, str] = {}
 
@@ -109,7 +110,7 @@ class _Trier:
         """Mean Dice of each label, for each list of rules."""
         tasks = [_Task(pair, self.labels, tuple(lists)) for pair in self.pairs if pair[0] not in self.failed]
         tables = []
-        for outcome in processes.map_cases(_dices, tasks, limit=self.jobs_limit, bytes_each=self.bytes_each):
+        for outcome in processes.map_cases(_dices, tasks, workers=self.workers, bytes_each=self.bytes_each):
             if outcome.value is None:
                 self.failed[outcome.item.pair[0]] = outcome.failure or ""
             else:

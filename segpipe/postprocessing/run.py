@@ -13,6 +13,7 @@ from segpipe.dataset.load import read_labels
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, SegpipeError
 from segpipe.execution import processes
+from segpipe.execution.processes import Workers
 from segpipe.io.formats import output_ending, read_header, stem_of, write_labels_like
 from segpipe.postprocessing.apply import apply_rules, require_known
 from segpipe.postprocessing.schema import EVERYTHING, Rule
@@ -32,7 +33,7 @@ def apply_to_folder(
     rules: tuple[Rule, ...],
     labels: Labels | None,
     *,
-    jobs_limit: int | None = None,
+    workers: Workers = None,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Apply rules to every segmentation of a folder; returns the changed voxels of each, and the reasons of those that failed.
@@ -59,7 +60,7 @@ def apply_to_folder(
         raise SegpipeError(f"{there}: is there already; choose a new folder")
     tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]
     changed, failed = {}, {}
-    for outcome in processes.map_cases(_clean, tasks, limit=jobs_limit, bytes_each=_peak_bytes(files)):
+    for outcome in processes.map_cases(_clean, tasks, workers=workers, bytes_each=_peak_bytes(files)):
         case = outcome.item.source.name
         if outcome.value is None:
             failed[case] = outcome.failure or ""

@@ -13,6 +13,7 @@ from segpipe.dataset.load import labels_on, load_image, read_labels
 from segpipe.dataset.schema import Case, FileStamp
 from segpipe.errors import ArtefactError, CaseError
 from segpipe.execution import processes
+from segpipe.execution.processes import Workers
 from segpipe.io.arrays import write_array
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.prepare import prepare
@@ -45,14 +46,14 @@ def prepare_previous(
     configuration: Configuration,
     folder: Path,
     *,
-    jobs_limit: int | None,
+    workers: Workers,
     bytes_each: int,
     on_case: Callable[[str], None],
 ) -> dict[str, str]:
     """Prepare the first stage's segmentations; returns the reason of each case that failed."""
     work = partial(_prepare_one, plan=plan, configuration=configuration, folder=folder)
     failed = {}
-    for outcome in processes.map_cases(work, found, limit=jobs_limit, bytes_each=bytes_each):
+    for outcome in processes.map_cases(work, found, workers=workers, bytes_each=bytes_each):
         if outcome.failure:
             failed[outcome.item.id] = outcome.failure
         on_case(outcome.item.id)

@@ -24,11 +24,13 @@ from segpipe.version import __version__
 
 
 def preprocess(
-    workspace: Workspace,
+    dataset: Dataset,
+    fingerprint: Fingerprint,
     plan: Plan,
+    workspace: Workspace,
     *,
     configuration: str,
-    jobs_limit: Workers = None,
+    workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> PreprocessedIndex:
     """Prepare the usable cases of the workspace's dataset for one configuration.
@@ -38,16 +40,18 @@ def preprocess(
 
     Parameters
     ----------
-    workspace : Workspace
-        Holds dataset.json and fingerprint.json.
+    dataset : Dataset
+    fingerprint : Fingerprint
+        Measurements of the dataset; its cases are prepared.
     plan : Plan
+    workspace : Workspace
+        Where the arrays are kept.
     configuration : str
-    jobs_limit : int or executor, optional
+    workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
         Told each case id when it is done.
     """
-    dataset, fingerprint = Dataset.read(workspace.dataset), Fingerprint.read(workspace.fingerprint)
     chosen = plan.configuration(configuration)
     usable = {c.case for c in fingerprint.cases}
     folder = workspace.preprocessed(configuration)
@@ -57,7 +61,7 @@ def preprocess(
     work = partial(_prepare_case, expected=expected, plan=plan, configuration=chosen, workspace=workspace)
     peak = peak_bytes(fingerprint, plan, chosen)
     done, failed = [], {}
-    for outcome in processes.map_cases(work, cases, limit=jobs_limit, bytes_each=peak):
+    for outcome in processes.map_cases(work, cases, workers=workers, bytes_each=peak):
         if outcome.failure:
             failed[outcome.item.id] = outcome.failure
         else:

@@ -33,7 +33,7 @@ def report(workspace: Workspace) -> Path:
     evaluation = Evaluation.read(evaluations[-1])
     fold = FoldFolder(workspace.root / "models" / place)
     plan = Plan.read(workspace.plan_of(place.parts[1]))
-    examples = fold.examples or draw_examples(workspace, place)
+    examples = fold.examples or draw_examples(workspace, place, Dataset.read(workspace.dataset))
     fill_page(
         workspace.report,
         "report.html",
@@ -52,13 +52,13 @@ def draw_curves(fold: FoldFolder, names: tuple[str, ...]) -> Path:
     return training_curve(fold.log, names, fold.curves)
 
 
-def draw_examples(workspace: Workspace, place: Path) -> list[Path]:
+def draw_examples(workspace: Workspace, place: Path, dataset: Dataset) -> list[Path]:
     """Draw the worst, the median and the best held-out case by mean Dice beside the fold's record."""
     fold = FoldFolder(workspace.root / "models" / place)
     for old in fold.examples:
         old.unlink()
     evaluation = Evaluation.read(workspace.evaluation / place.with_suffix(".json"))
-    dataset, plan = Dataset.read(workspace.dataset), Plan.read(workspace.plan_of(place.parts[1]))
+    plan = Plan.read(workspace.plan_of(place.parts[1]))
     predictions = dict.fromkeys((c.case for c in evaluation.cases), workspace.predictions / place)
     return draw_extremes(evaluation.cases, dataset, plan.labels, predictions, fold.root)
 

@@ -1,9 +1,8 @@
 """How a user wants a fold trained. No torch."""
 
-from dataclasses import dataclass
-
-from segpipe.core.workspace import PathLike
-from segpipe.errors import SegpipeError
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -17,11 +16,10 @@ class FoldSettings:
     deterministic: bool = False
     resume: bool = False
     devices: int = 1
-    init_from: PathLike | None = None
+    init_from: Path | None = None
     tensorboard: bool = False
 
-    def __post_init__(self) -> None:
-        if self.epochs is not None and self.minutes is not None:
-            raise SegpipeError(
-                f"--epochs {self.epochs} and --minutes {self.minutes:g} are two ends of training; give one of them"
-            )
+    @classmethod
+    def of(cls, options: Any) -> Self:
+        """Take over what a command's options say of it."""
+        return cls(**{f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)})

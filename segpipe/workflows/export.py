@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from segpipe.core.workspace import PathLike
-from segpipe.errors import ModelError
+from segpipe.core.progress import SILENT, Watch
+
+if TYPE_CHECKING:
+    from segpipe.workflows.options import ExportOptions
 
 
-def export_model(model: PathLike, output: PathLike, *, form: str = "nnunet", ending: str = ".nii.gz") -> dict[str, str]:
+def export(options: ExportOptions, watch: Watch = SILENT) -> dict[str, str]:
     """Write a model so that another program predicts with it; returns what was written, in words.
 
-    Parameters
-    ----------
-    model : path
-        A model.segpipe file, or the folder that holds one.
-    output : path
-        New folder.
-    form : "nnunet"
-    ending : str
-        Of the images that it will be given.
+    nnunet: the folder that nnUNetv2_predict_from_modelfolder reads.
     """
     from segpipe.models.file import read_model
     from segpipe.models.nnunet.folder import write_model_folder
     from segpipe.planning.schema import Plan
 
-    if form != "nnunet":
-        raise ModelError(f"--format {form}: models are written for nnunet")
-    held = read_model(Path(model))
-    folder = write_model_folder(held, Path(output), ending)
+    held = read_model(options.model)
+    folder = write_model_folder(held, options.output, options.ending)
     labels = Plan.model_validate_json(held.plan_json).labels
     numbers = {value: number for number, value in enumerate(labels.values)}
     renumbered = ", ".join(f"{value} becomes {number}" for value, number in numbers.items() if value != number)

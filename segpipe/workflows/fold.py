@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segpipe.core.progress import Watch
-from segpipe.core.workspace import Workspace
 from segpipe.errors import ArtefactError
 from segpipe.training.settings import FoldSettings
+from segpipe.workflows.project import Project
 
 if TYPE_CHECKING:
-    from segpipe.execution.device import Runtime
-    from segpipe.execution.processes import Workers
+    from segpipe.core.workspace import FoldFolder, Workspace
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.training.guide import Guidance
@@ -21,60 +20,90 @@ if TYPE_CHECKING:
     from segpipe.training.job import FoldJob
     from segpipe.training.progress import Status
     from segpipe.training.schema import TrainingRecord
-from segpipe.workflows.project import splits_of
 
 CURVE_SECONDS = 30.0
 """Time between two drawings of the curves of a running training."""
-
-
 MOST_SHOWN = 4
 """Labels whose Dice is shown one by one while training runs."""
 
 
-def prepare_arrays(
-    workspace: Workspace, current: Plan, configuration: str, jobs: Workers, watch: Watch
-) -> PreprocessedIndex:
-    """Prepare the arrays of a configuration; a case that fails is noted, and that all fail is an error."""
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.preprocessing.run import preprocess as stage
+@dataclass(frozen=True)
+class FoldWork:
+    """A fold of a configuration, to be trained and scored."""
 
-    arrays = current.arrays_of(configuration)
-    total = len(Fingerprint.read(workspace.fingerprint).cases)
-    with watch.counting(f"preprocessing for {arrays}", total) as done:
-        index = stage(workspace, current, configuration=arrays, jobs_limit=jobs, on_case=done)
+    project: Project
+    plan: Plan
+    configuration: str
+    settings: FoldSettings
+    index: PreprocessedIndex | None = None
+    """Cases whose arrays are there; None where nothing is prepared yet."""
+
+    @property
+    def fold(self) -> int | str:
+        """Fold to hold out, or "all"."""
+        return self.settings.fold
+
+    @property
+    def place(self) -> Path:
+        """Where the fold lies below each of the folders models, predictions and evaluation."""
+        return self.project.workspace.place(self.configuration, self.plan.recipe, self.fold)
+
+    @property
+    def folder(self) -> FoldFolder:
+        """Files of the fold."""
+        return self.project.workspace.fold(self.configuration, self.plan.recipe, self.fold)
+
+    @property
+    def model(self) -> Path:
+        """The portable model that holds the fold."""
+        return self.project.workspace.model(self.configuration, self.plan.recipe)
+
+    @property
+    def prepared(self) -> PreprocessedIndex:
+        """Cases whose arrays are there."""
+        assert self.index is not None, "arrays are prepared before this step"
+        return self.index
+
+    def on(self, index: PreprocessedIndex) -> FoldWork:
+        """Return the same with prepared cases."""
+        return replace(self, index=index)
+
+
+def prepare_arrays(project: Project, plan: Plan, configuration: str) -> PreprocessedIndex:
+    """Prepare the arrays of a configuration; a case that fails is noted, and that all fail is an error."""
+    from segpipe.preprocessing.run import preprocess
+
+    arrays, watch = plan.arrays_of(configuration), project.watch
+    with watch.counting(f"preprocessing for {arrays}", len(project.measured.cases)) as done:
+        index = preprocess(
+            project.matched, project.measured, plan, project.workspace,
+            configuration=arrays, workers=project.workers, on_case=done,
+        )  # fmt: skip
     for case, reason in index.failed.items():
         watch.note(f"preprocessing: {case}: {reason}")
     if not index.cases:
-        raise ArtefactError(f"{workspace.preprocessed(arrays)}: no case could be prepared; the reasons are above")
+        where = project.workspace.preprocessed(arrays)
+        raise ArtefactError(f"{where}: no case could be prepared; the reasons are above")
     return index
 
 
-def job_of(
-    workspace: Workspace,
-    current: Plan,
-    configuration: str,
-    index: PreprocessedIndex | None,
-    settings: FoldSettings,
-    *,
-    guidance: Guidance | None = None,
-    initial: InitialWeights | None = None,
-) -> FoldJob:
+def job_of(work: FoldWork, guidance: Guidance | None = None, initial: InitialWeights | None = None) -> FoldJob:
     """Return what is to be trained, for now without cases where nothing is prepared yet."""
-    from segpipe.dataset.fingerprint.schema import Fingerprint
     from segpipe.training.initial import InitialWeights
     from segpipe.training.job import FoldJob
 
+    settings = work.settings
     if settings.init_from is not None:
-        initial = InitialWeights.of(Path(settings.init_from))
-    if settings.resume and workspace.fold(configuration, current.recipe, settings.fold).checkpoint.is_file():
+        initial = InitialWeights.of(settings.init_from)
+    if settings.resume and work.folder.checkpoint.is_file():
         initial = None
     return FoldJob(
-        workspace=workspace,
-        plan=current,
-        splits=splits_of(workspace, Fingerprint.read(workspace.fingerprint)),
-        prepared=() if index is None else index.cases,
-        configuration=configuration,
-        fold=settings.fold,
+        workspace=work.project.workspace,
+        plan=work.plan,
+        splits=work.project.splits,
+        prepared=() if work.index is None else work.index.cases,
+        configuration=work.configuration,
+        fold=work.fold,
         epochs=settings.epochs,
         minutes=settings.minutes,
         seed=settings.seed,
@@ -87,25 +116,16 @@ def job_of(
 
 
 def train_fold(
-    workspace: Workspace,
-    current: Plan,
-    index: PreprocessedIndex,
-    runtime: Runtime,
-    settings: FoldSettings,
-    *,
-    configuration: str,
-    watch: Watch,
-    guidance: Guidance | None = None,
-    initial: InitialWeights | None = None,
+    work: FoldWork, guidance: Guidance | None = None, initial: InitialWeights | None = None
 ) -> TrainingRecord:
-    """Train one fold on prepared arrays, telling the watch; its curves are drawn as it goes."""
+    """Train one fold on prepared arrays; its curves are drawn as it goes."""
     from segpipe.reporting.run import draw_curves
     from segpipe.training.job import Listener
-    from segpipe.training.run import train as stage
+    from segpipe.training.run import train
 
-    job = job_of(workspace, current, configuration, index, settings, guidance=guidance, initial=initial)
+    job, watch = job_of(work, guidance, initial), work.project.watch
     board = None
-    if settings.tensorboard:
+    if work.settings.tensorboard:
         from segpipe.training.board import Board
 
         board = Board(job.folder)
@@ -116,25 +136,25 @@ def train_fold(
         if board:
             board.show()
         if time.monotonic() - drawn_at > CURVE_SECONDS:
-            draw_curves(job.folder, current.labels.names)
+            draw_curves(job.folder, work.plan.labels.names)
             drawn_at = time.monotonic()
 
-    with watch.training(f"training fold {settings.fold}") as show:
+    with watch.training(f"training fold {work.fold}") as show:
 
         def on_iteration(status: Status) -> None:
-            show(status.progress, status.remaining_s, told(status))
+            show(status.progress, status.remaining_s, status_line(status))
 
         try:
-            record = stage(job, runtime, Listener(on_iteration, on_epoch, watch.note))
+            record = train(job, work.project.runtime, Listener(on_iteration, on_epoch, watch.note))
         finally:
             if board:
                 board.close()
-    draw_curves(job.folder, current.labels.names)
+    draw_curves(job.folder, work.plan.labels.names)
     return record
 
 
-def told(status: Status) -> str:
-    """Epoch, loss and Dice in a line; of many labels the mean and the lowest."""
+def status_line(status: Status) -> str:
+    """Return epoch, loss and Dice in a line; of many labels the mean and the lowest."""
     seen = [(name, dice) for name, dice in status.dice if dice is not None]
     line = f"epoch {status.epoch + 1}, loss {status.loss:.3f}"
     if not seen:
@@ -145,21 +165,21 @@ def told(status: Status) -> str:
     return f"{line}, patch Dice " + ", ".join(f"{name} {dice:.3f}" for name, dice in seen)
 
 
-def require_fold(workspace: Workspace, current: Plan, configuration: str, settings: FoldSettings) -> None:
+def require_fold(work: FoldWork) -> None:
     """Raise what would stop training a fold, before arrays are prepared for it."""
     from segpipe.training.run import require_first_stage, require_trainable
 
-    job = job_of(workspace, current, configuration, None, settings)
+    job = job_of(work)
     require_trainable(job)
     require_first_stage(job)
-    if settings.tensorboard:
+    if work.settings.tensorboard:
         from segpipe.training.board import require_tensorboard
 
         require_tensorboard()
 
 
 def doubt_of_folds(path: Path, folds: tuple[str, ...], fold: int | str, workspace: Workspace) -> str | None:
-    """Why the held-out cases of a fold may not be new to some folds of a model; None where they are."""
+    """Return why the held-out cases of a fold may not be new to some folds of a model; None where they are."""
     if fold == "all":
         return None
     if folds != (str(fold),):

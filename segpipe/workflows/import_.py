@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from segpipe.core.workspace import PathLike
+from segpipe.core.progress import SILENT, Watch
 from segpipe.errors import SegpipeError
 
+if TYPE_CHECKING:
+    from segpipe.workflows.options import ImportOptions
 
-def import_model(
-    folder: PathLike, output: PathLike, *, folds: tuple[str, ...] = (), checkpoint: str = "checkpoint_final.pth"
-) -> dict[str, str]:
-    """Write nnU-Net's folder of a trained model as a segpipe model; returns what it is, in words.
 
-    Parameters
-    ----------
-    folder : path
-        ``<Trainer>__<Plans>__<configuration>``; of a cascade the first stage's folder lies beside it.
-    output : path
-        The .segpipe file.
-    folds : tuple of str
-        Folds to take; empty for all.
-    checkpoint : str
-        Name of the checkpoints.
+def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
+    """Write a trained nnU-Net as a segpipe model; returns what it is, in words.
+
+    Nothing in the folder is executed. What cannot be honoured is refused by name.
     """
     from segpipe.models.nnunet.folder import read_model_folder
     from segpipe.planning.schema import Plan
 
-    target = Path(output)
-    if target.suffix != ".segpipe":
-        raise SegpipeError(f"{target}: a model file ends in .segpipe; give such a name")
-    model = read_model_folder(Path(folder), folds=folds, checkpoint=checkpoint)
-    model.write(target)
+    if options.output.suffix != ".segpipe":
+        raise SegpipeError(f"{options.output}: a model file ends in .segpipe; give such a name")
+    model = read_model_folder(options.folder, folds=options.folds, checkpoint=options.checkpoint)
+    model.write(options.output)
     plan = Plan.model_validate_json(model.plan_json)
     configuration = plan.configuration(model.configuration)
     return {
-        "model": str(target),
+        "model": str(options.output),
         "configuration": model.configuration,
         "network": f"{configuration.network.architecture}, {len(configuration.network.features)} stages",
         "patch": "x".join(map(str, configuration.patch_size)),

@@ -7,21 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.workspace import PathLike
-from segpipe.workflows.planning import current_plan, recipe_for
-from segpipe.workflows.project import alone_in, workspace_of
-
-if TYPE_CHECKING:
-    from segpipe.planning.schema import Plan
-
-
-from segpipe.errors import NetworkError, PlanError
+from segpipe.errors import NetworkError, PlanError, UsageError
+from segpipe.workflows.planning import current_plan
+from segpipe.workflows.project import Project
 
 if TYPE_CHECKING:
     from segpipe.dataset.fingerprint.schema import Fingerprint
     from segpipe.execution.device import Runtime
     from segpipe.planning.schema import Plan
-
+    from segpipe.workflows.options import NetworksOptions
 
 logger = logging.getLogger(__name__)
 
@@ -44,54 +38,38 @@ class NetworkCost:
     """Why there are no numbers."""
 
 
-def list_networks(
-    dataset: PathLike | None = None,
-    *,
-    names: tuple[str, ...] = (),
-    work: PathLike | None = None,
-    configuration: str | None = None,
-    device: str = "auto",
-    jobs: int | None = None,
-    watch: Watch = SILENT,
-) -> list[NetworkCost]:
+def networks(options: NetworksOptions, watch: Watch = SILENT) -> list[NetworkCost]:
     """List the networks; for a dataset with what each costs at the patch and batch that would be planned for it.
 
-    Parameters
-    ----------
-    dataset : path, optional
-        Folder or manifest. Without one, names only.
-    names : tuple of str
-        NAME or NAME:key=value,...; those that come with segpipe, those of installed packages and MONAI's best known unless given.
-    work : path, optional
-        The workspace; its plan is used, or one is made by the recipe that suits the device.
-    configuration : str, optional
-        The plan's 3d_fullres (2d where there is none) unless given.
-    device : str
-        Where steps are timed.
-    jobs : int, optional
-        Most worker processes.
-    watch : Watch
-        Told of progress.
+    Without names: those that come with segpipe, those of installed packages and MONAI's best known. The workspace's plan is used;
+    where there is none, one is made by the recipe that suits the device. Steps are timed on the device.
     """
     from segpipe.networks.catalogue import network_names
 
-    chosen = names or tuple(network_names())
-    if dataset is None:
+    chosen = options.names or tuple(network_names())
+    if options.dataset is None:
+        if options.configuration is not None or options.work is not None:
+            raise UsageError("costs are those of a dataset; give DATASET, or leave out --configuration and --work")
         return [named_network(name) for name in chosen]
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.execution.device import choose_runtime
-
-    runtime, workspace = choose_runtime(device), workspace_of(dataset, work)
-    with alone_in(workspace, watch):
-        base = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime))
-    where, measured = configuration or base.default_configuration(), Fingerprint.read(workspace.fingerprint)
-    base.configuration(where)
+    project = Project.open(options, watch)
+    with project.alone():
+        base = current_plan(project)
+    where = base.configuration(options.configuration or base.default_configuration()).name
     costs = []
     with watch.counting("planning and timing networks", len(chosen)) as done:
         for name in chosen:
-            costs.append(network_cost(name, base, measured, where, runtime))
+            costs.append(network_cost(name, base, project.measured, where, project.runtime))
             done(name)
     return costs
+
+
+def described(name: str) -> tuple[str, str, str]:
+    """Return a network's name, what it is, and its options."""
+    from segpipe.networks.catalogue import architecture_of
+    from segpipe.networks.spec import parse_choice
+
+    about = architecture_of(parse_choice(name).name)
+    return about.name, about.about, about.describe_options()
 
 
 def named_network(name: str) -> NetworkCost:

@@ -3,80 +3,76 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from segpipe.core.progress import Watch
-from segpipe.core.workspace import PathLike, Workspace
 from segpipe.errors import ModelError
+from segpipe.execution.accelerator import expected_gpu
+from segpipe.workflows.project import Project
 
 if TYPE_CHECKING:
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.execution.device import Runtime
-    from segpipe.execution.processes import Workers
     from segpipe.networks.spec import NetworkChoice
     from segpipe.planning.design import Probe
     from segpipe.planning.recipe import Recipe
     from segpipe.planning.schema import Plan
-from segpipe.workflows.project import fingerprint
 
 
-def recipe_for(runtime: Runtime) -> str:
-    """Return the recipe that suits a device, where none is asked for."""
-    return "default" if runtime.device.type == "cuda" else "cpu"
+def recipe_for(project: Project, asked: str | None = None) -> str:
+    """Return the recipe that is asked for, else the one that suits the device, and report it. Torch is not needed for that."""
+    if asked is not None:
+        return asked
+    gpu = project.device.startswith("cuda") if project.device != "auto" else expected_gpu()
+    name, why = ("default", "a GPU is there") if gpu else ("cpu", "no GPU: the recipe for CPUs")
+    project.watch.note(f"recipe {name} ({why})")
+    return name
 
 
-def current_plan(
-    dataset: PathLike,
-    workspace: Workspace,
-    jobs: Workers,
-    watch: Watch,
-    *,
-    recipe: str = "default",
-    init_from: PathLike | None = None,
-) -> Plan:
-    """Return the workspace's plan; where there is none, that of the model to begin with, or the recipe's."""
-    from segpipe.dataset.fingerprint.schema import Fingerprint
+def compare_with_recipe(project: Project, plan: Plan) -> None:
+    """Report where training finds another kind of device than the one that the recipe was taken for."""
+    on_gpu = project.runtime.device.type == "cuda"
+    if project.device == "auto" and plan.recipe.partition("+")[0] == ("cpu" if on_gpu else "default"):
+        found = "a GPU is there" if on_gpu else "torch finds no GPU"
+        project.watch.note(
+            f"{project.workspace.plan}: was made by the recipe {plan.recipe}, and {found}; "
+            f"`segpipe plan --recipe {'default' if on_gpu else 'cpu'}` plans for it"
+        )
+
+
+def current_plan(project: Project, *, init_from: Path | None = None) -> Plan:
+    """Return the workspace's plan; where there is none, that of the model to begin with, or one by the recipe for the device."""
     from segpipe.models.file import is_weights_file, read_model
     from segpipe.planning.run import adopt, read_plan
     from segpipe.planning.schema import Plan
 
-    fingerprint(dataset, workspace, jobs=jobs, watch=watch)
+    measured, workspace = project.measure(), project.workspace
     if workspace.plan.is_file():
-        return read_plan(workspace)
-    measured = Fingerprint.read(workspace.fingerprint)
-    if init_from is not None and not is_weights_file(Path(init_from)):
-        watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
+        return read_plan(workspace, measured)
+    if init_from is not None and not is_weights_file(init_from):
+        project.watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
         try:
-            held = read_model(Path(init_from)).single(Path(init_from), "--init-from")
+            held = read_model(init_from).single(init_from, "--init-from")
             theirs = Plan.model_validate_json(held.plan_json)
         except ValueError as error:
             raise ModelError(f"{init_from}: its plan is from another version of segpipe ({error})") from error
-        return adopt(Path(init_from), measured, workspace, theirs)
-    watch.note(f"no plan in {workspace.root} yet: planning with the {recipe} recipe")
-    return make_plan(measured, workspace, recipe=recipe)
+        return adopt(init_from, measured, workspace, theirs)
+    project.watch.note(f"no plan in {workspace.root} yet: making one")
+    return make_plan(project, recipe_for(project))
 
 
-def make_plan(
-    measured: Fingerprint,
-    workspace: Workspace,
-    *,
-    recipe: PathLike | Recipe,
-    budget_gb: float | None = None,
-    spacing_mm: tuple[float, float, float] | None = None,
-) -> Plan:
-    """Plan by a recipe and write plan.json; torch is asked only where the recipe's network has to be measured."""
+def make_plan(project: Project, recipe: str | Recipe, **choices: Any) -> Plan:
+    """Plan by a recipe and write plan.json; torch is asked only where the recipe's network has to be measured.
+
+    Parameters
+    ----------
+    project : Project
+    recipe : str or Recipe
+    **choices
+        ``budget_gb`` and ``spacing_mm``, as :func:`segpipe.planning.run.write_plan` takes them.
+    """
     from segpipe.planning.recipe import load_recipe
     from segpipe.planning.run import write_plan
 
     chosen = load_recipe(recipe)
-    return write_plan(
-        measured,
-        workspace,
-        recipe=chosen,
-        budget_gb=budget_gb,
-        spacing_mm=spacing_mm,
-        probe=probe_for(chosen.network),
-    )
+    return write_plan(project.measured, project.workspace, recipe=chosen, probe=probe_for(chosen.network), **choices)
 
 
 def probe_for(choice: NetworkChoice) -> Probe | None:
@@ -90,44 +86,43 @@ def probe_for(choice: NetworkChoice) -> Probe | None:
     return MemoryProbe()
 
 
-def plan_for_network(workspace: Workspace, base: Plan, network: str | None, watch: Watch) -> Plan:
-    """Return the workspace's plan for another network, made and kept beside it the first time; the plan itself where none is asked for."""
-    from segpipe.dataset.fingerprint.schema import Fingerprint
+def plan_for_network(project: Project, base: Plan, network: str | None) -> Plan:
+    """Return the plan for another network, made and kept beside the workspace's the first time; the plan itself where none is asked for."""
     from segpipe.networks.spec import parse_choice
     from segpipe.planning.run import variant_plan
 
     if network is None:
         return base
-    choice = parse_choice(network)
+    choice, note = parse_choice(network), project.watch.note
     probe = probe_for(choice)
     if probe is not None:
-        watch.note(f"{choice.name}: planning for its memory, which is measured and can take a minute the first time")
-    chosen = variant_plan(base, Fingerprint.read(workspace.fingerprint), choice, workspace, probe)
+        note(f"{choice.name}: planning for its memory, which is measured and can take a minute the first time")
+    chosen = variant_plan(base, project.measured, choice, project.workspace, probe)
     for name in base.configurations:
         if name not in chosen.configurations:
             because = next((d.because for d in chosen.decisions if d.rule == name), "its first stage cannot be trained")
-            watch.note(f"{choice.name}: no configuration {name}: {because}")
+            note(f"{choice.name}: no configuration {name}: {because}")
     return chosen
 
 
 def variant_called(plan: Plan, name: str) -> str:
-    """Name of a plan's variant that was given a name of its own."""
+    """Return the name of a plan's variant that was given a name of its own."""
     return f"{plan.recipe}~{name}" if "+" in plan.recipe else f"{plan.recipe}+{name}"
 
 
-def keep_plan_as(workspace: Workspace, plan: Plan, variant: str) -> Plan:
+def keep_plan_as(project: Project, plan: Plan, variant: str) -> Plan:
     """Return the plan under another name, kept beside the workspace's: what is trained by it lies apart."""
     named = plan.model_copy(update={"recipe": variant})
-    named.write(workspace.plan_of(variant))
+    named.write(project.workspace.plan_of(variant))
     return named
 
 
-def configuration_of(init_from: PathLike | None, current: Plan) -> str:
+def configuration_of(init_from: Path | None, current: Plan) -> str:
     """Return the configuration to train when none is asked for: that of the model to begin with, where the plan has it."""
     from segpipe.models.file import is_weights_file, read_model
 
-    if init_from is not None and Path(init_from).exists() and not is_weights_file(Path(init_from)):
-        theirs = read_model(Path(init_from)).configuration
+    if init_from is not None and init_from.exists() and not is_weights_file(init_from):
+        theirs = read_model(init_from).configuration
         if theirs in current.configurations:
             return theirs
     return current.default_configuration()

@@ -2,104 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.workspace import PathLike
-from segpipe.errors import ModelError, SegpipeError
+from segpipe.errors import ModelError, SegpipeError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from segpipe.core.labels import Labels
     from segpipe.postprocessing.schema import PostprocessingRules
+    from segpipe.workflows.options import PostprocessOptions
+
+
+@dataclass(frozen=True)
+class Postprocessed:
+    """What `segpipe postprocess` chose or changed."""
+
+    chosen: PostprocessingRules | None = None
+    """Rules, where they were chosen."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Changed voxels of each segmentation, where rules were applied."""
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def postprocess(options: PostprocessOptions, watch: Watch = SILENT) -> Postprocessed:
+    """Choose rules that clean segmentations, on cases with a reference, or apply rules to any folder."""
+    if options.references is not None:
+        chosen, failed = choose_postprocessing(options, watch)
+        return Postprocessed(chosen, failed=failed)
+    changed, failed = apply_postprocessing(options, watch)
+    return Postprocessed(changed=changed, failed=failed)
 
 
 def choose_postprocessing(
-    predictions: PathLike,
-    references: PathLike,
-    *,
-    rules: PathLike | None = None,
-    model: PathLike | None = None,
-    jobs: int | None = None,
-    watch: Watch = SILENT,
+    options: PostprocessOptions, watch: Watch = SILENT
 ) -> tuple[PostprocessingRules, dict[str, str]]:
-    """Choose rules on predictions of cases that the model did not see; returns them, and the cases that failed with the reasons.
-
-    Parameters
-    ----------
-    predictions, references : path
-        Folders with files of the same names.
-    rules : path, optional
-        JSON file to write them to.
-    model : path, optional
-        Model to store them in; its labels are meant. Without one, every value but 0 is a label.
-    jobs : int, optional
-        Most worker processes.
-    watch : Watch
-        Told of progress.
-    """
+    """Choose rules on predictions of cases that the model did not see; returns them, and the cases that failed with the reasons."""
     from segpipe.evaluation.run import labels_found, match_pairs
     from segpipe.models.file import model_in, read_model
     from segpipe.postprocessing.choose import choose_rules
 
-    if rules is None and model is None:
+    if options.references is None:
+        raise SegpipeError("rules are chosen on cases with a reference; give their folder with --references")
+    if options.rules is None and options.model is None:
         raise SegpipeError("give --rules FILE to write the chosen rules to, or --model to store them in")
-    pairs, missing = match_pairs(Path(predictions), Path(references))
-    labels = labels_found(pairs, jobs) if model is None else _labels_of(Path(model))
+    pairs, missing = match_pairs(options.predictions, options.references)
+    labels = labels_found(pairs, options.jobs) if options.model is None else _labels_of(options.model)
     with watch.counting("choosing post-processing", None) as step:
-        chosen, failed = choose_rules(pairs, labels, chosen_on=str(predictions), jobs_limit=jobs, on_pass=step)
+        chosen, failed = choose_rules(
+            pairs, labels, chosen_on=str(options.predictions), workers=options.jobs, on_pass=step
+        )
     if missing:
         watch.note(f"{len(missing)} reference(s) have no prediction of their name and are not used")
-    if rules is not None:
-        chosen.write(Path(rules))
-    if model is not None:
-        replace(read_model(Path(model)), postprocessing_json=chosen.to_json()).write(model_in(Path(model)))
+    if options.rules is not None:
+        chosen.write(options.rules)
+    if options.model is not None:
+        replace(read_model(options.model), postprocessing_json=chosen.to_json()).write(model_in(options.model))
     return chosen, failed
 
 
-def apply_postprocessing(
-    predictions: PathLike,
-    output: PathLike,
-    *,
-    rules: PathLike | None = None,
-    model: PathLike | None = None,
-    jobs: int | None = None,
-    watch: Watch = SILENT,
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Apply rules to every segmentation of a folder; returns the changed voxels of each, and those that failed with the reasons.
-
-    Parameters
-    ----------
-    predictions : path
-        Folder of segmentations, of any program.
-    output : path
-        Another folder.
-    rules : path, optional
-        JSON file; the model's own rules unless given.
-    model : path, optional
-        Whose labels are meant. Without one, every value that is found is a label, named by its number as ``label_3``.
-    jobs : int, optional
-        Most worker processes.
-    watch : Watch
-        Told of progress.
-    """
+def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> tuple[dict[str, int], dict[str, str]]:
+    """Apply rules to every segmentation of a folder; returns the changed voxels of each, and those that failed with the reasons."""
     from segpipe.models.file import read_model
     from segpipe.postprocessing.run import apply_to_folder
     from segpipe.postprocessing.schema import PostprocessingRules
 
-    if rules is not None:
-        read = PostprocessingRules.read(Path(rules))
-    elif model is not None:
-        held = read_model(Path(model)).postprocessing_json
+    if options.output is None:
+        raise UsageError("give OUTPUT to apply rules, or --references to choose them")
+    if options.rules is not None:
+        read = PostprocessingRules.read(options.rules)
+    elif options.model is not None:
+        held = read_model(options.model).postprocessing_json
         if not held:
-            raise ModelError(f"{model}: holds no post-processing; choose some with --references first, or give --rules")
+            raise ModelError(
+                f"{options.model}: holds no post-processing; choose some with --references first, or give --rules"
+            )
         read = PostprocessingRules.model_validate_json(held)
     else:
         raise SegpipeError("give --rules FILE, or --model with a model that holds rules")
-    labels = None if model is None else _labels_of(Path(model))
+    labels = None if options.model is None else _labels_of(options.model)
     with watch.counting("post-processing", None) as step:
-        return apply_to_folder(Path(predictions), Path(output), read.rules, labels, jobs_limit=jobs, on_case=step)
+        return apply_to_folder(
+            options.predictions, options.output, read.rules, labels, workers=options.jobs, on_case=step
+        )
 
 
 def _labels_of(model: Path) -> Labels:

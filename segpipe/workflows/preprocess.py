@@ -3,54 +3,53 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.workspace import PathLike, Workspace
 from segpipe.workflows.fold import prepare_arrays
 from segpipe.workflows.planning import current_plan
-from segpipe.workflows.project import alone_in, workspace_of
+from segpipe.workflows.project import Project
 
 if TYPE_CHECKING:
-    from segpipe.execution.processes import Workers
     from segpipe.preprocessing.schema import PreprocessedIndex
+    from segpipe.workflows.options import PreprocessOptions
 
 
-def preprocess(
-    dataset: PathLike,
-    *,
-    work: PathLike | None = None,
-    configuration: str | None = None,
-    cluster: str | None = None,
-    jobs: int | None = None,
-    watch: Watch = SILENT,
-) -> PreprocessedIndex:
+@dataclass(frozen=True)
+class Preprocessed:
+    """What `segpipe preprocess` made."""
+
+    index: PreprocessedIndex
+    folder: Path
+    failed: dict[str, str]
+    """Cases that were left out, with the reasons."""
+
+
+def preprocess(options: PreprocessOptions, watch: Watch = SILENT) -> Preprocessed:
     """Prepare the dataset's usable cases for one configuration; what is prepared already is kept.
 
-    Parameters
-    ----------
-    dataset : path
-        Folder or manifest.
-    work : path, optional
-        The workspace; its plan is used, or the default plan is made.
-    configuration : str, optional
-        The plan's 3d_fullres (2d where there is none) unless given.
-    cluster : str, optional
-        Address of a Dask scheduler, or ``slurm``: its workers read and prepare the cases; all see the same files under the same paths.
-    jobs : int, optional
-        Most worker processes; of SLURM, workers that are asked for.
-    watch : Watch
-        Told of progress.
+    The workspace's plan is used; where there is none, one is made by the recipe that suits the device.
     """
-    workspace = workspace_of(dataset, work)
+    project = Project.open(options, watch)
     with ExitStack() as opened:
-        workers: Workers = jobs
-        if cluster is not None:
+        if options.cluster is not None:
             from segpipe.execution.processes import open_executor
 
-            workers = opened.enter_context(open_executor(cluster, jobs or 1))
-            workspace, dataset = Workspace(workspace.root.resolve()), Path(dataset).resolve()
-        opened.enter_context(alone_in(workspace, watch))
-        current = current_plan(dataset, workspace, workers, watch)
-        return prepare_arrays(workspace, current, configuration or current.default_configuration(), workers, watch)
+            elsewhere = options.resolved()
+            workers = opened.enter_context(open_executor(options.cluster, options.jobs or 1))
+            project = Project(elsewhere.dataset, project.workspace.resolved(), watch, workers=workers)
+        opened.enter_context(project.alone())
+        current = current_plan(project)
+        index = prepare_arrays(project, current, options.configuration or current.default_configuration())
+    failed = project.measured.left_out | index.failed
+    return Preprocessed(index, project.workspace.preprocessed(index.configuration), failed)
+
+
+def preprocess_only(options: PreprocessOptions, watch: Watch = SILENT) -> PreprocessedIndex:
+    """Prepare the dataset's usable cases for one configuration; what is prepared already is kept.
+
+    The workspace's plan is used; where there is none, one is made by the recipe that suits the device.
+    """
+    return preprocess(options, watch).index

@@ -1,24 +1,107 @@
-"""A dataset and its workspace, as every command opens them."""
+"""A dataset with its workspace, as every step of a command is given it: each artefact is read once."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segpipe.core.artefact import write_atomically
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.workspace import PathLike, Workspace
+from segpipe.core.workspace import Workspace
 from segpipe.errors import SegpipeError
+from segpipe.version import __version__
 
 if TYPE_CHECKING:
     from segpipe.dataset.fingerprint.schema import Fingerprint
+    from segpipe.dataset.schema import Dataset
     from segpipe.dataset.splits import Splits
+    from segpipe.execution.device import Runtime
     from segpipe.execution.processes import Workers
+    from segpipe.workflows.options import CompareOptions, NetworksOptions, OnDataset, Options
 
 
-def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
+@dataclass
+class Project:
+    """A dataset, where its results are kept, who computes, and who is shown progress."""
+
+    dataset: Path
+    workspace: Workspace
+    watch: Watch = SILENT
+    device: str = "auto"
+    workers: Workers = None
+    """Most worker processes, or whose."""
+
+    @classmethod
+    def open(cls, options: OnDataset | CompareOptions | NetworksOptions, watch: Watch) -> Project:
+        """Open the workspace of a command's dataset.
+
+        Raises
+        ------
+        SegpipeError
+            If it would lie in the dataset's own folder, where nothing may be written.
+        """
+        assert options.dataset is not None
+        workspace = workspace_of(options.dataset, options.work)
+        device, jobs = getattr(options, "device", "auto"), getattr(options, "jobs", None)
+        return cls(options.dataset, workspace, watch, device, jobs)
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """Device and precision of this project's networks."""
+        from segpipe.execution.device import choose_runtime
+
+        return choose_runtime(self.device)
+
+    @cached_property
+    def matched(self) -> Dataset:
+        """The dataset's files, from dataset.json."""
+        from segpipe.dataset.schema import Dataset
+
+        return Dataset.read(self.workspace.dataset)
+
+    @cached_property
+    def measured(self) -> Fingerprint:
+        """Measurements of the cases, from fingerprint.json."""
+        from segpipe.dataset.fingerprint.schema import Fingerprint
+
+        return Fingerprint.read(self.workspace.fingerprint)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Folds of the usable cases; made where there are none yet."""
+        from segpipe.dataset.splits import read_or_make
+
+        return read_or_make(self.workspace.splits, self.measured.groups, self.measured.digest())
+
+    def measure(self, *, resample_channels: bool | None = None) -> Fingerprint:
+        """Check and measure the dataset; writes dataset.json, fingerprint.json and the decoded cases."""
+        from segpipe.dataset.fingerprint.run import measure
+        from segpipe.dataset.match import match_again
+
+        for name in ("matched", "measured", "splits"):
+            self.__dict__.pop(name, None)
+        with self.watch.counting("checking and measuring", None) as done:
+            matched = match_again(self.dataset, self.workspace, resample_channels)
+            self.measured = measure(matched, self.workspace, workers=self.workers, on_case=done)
+            self.matched = matched
+        return self.measured
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Prepare while nobody else does: two folds may be started at the same time, the second then finds all done."""
+        from segpipe.execution.locks import locked
+
+        with locked(self.workspace.root, wait=True, note=self.watch.note):
+            yield
+
+
+def workspace_of(dataset: Path, work: Path | None) -> Workspace:
     """Return the workspace of a dataset.
 
     Raises
@@ -26,46 +109,21 @@ def workspace_of(dataset: PathLike, work: PathLike | None) -> Workspace:
     SegpipeError
         If it would lie in the dataset's own folder, where nothing may be written.
     """
-    source = Path(dataset).resolve()
+    source = dataset.resolve()
     folder = source if source.is_dir() else source.parent
     if work is None:
         from segpipe.dataset.match import match_dataset
 
         name = re.sub(r"[^\w.-]+", "_", match_dataset(source).name).strip(".") or folder.name
         work = Path("runs") / name
-    if source.is_dir() and Path(work).resolve().is_relative_to(folder):
+    if source.is_dir() and work.resolve().is_relative_to(folder):
         raise SegpipeError(f"workspace {work}: lies in the dataset's own folder {folder}; give another with --work")
-    if Path(work).resolve() == folder:
+    if work.resolve() == folder:
         raise SegpipeError(f"workspace {work}: is the folder of the manifest; give another with --work")
-    return Workspace(Path(work))
+    return Workspace(work)
 
 
-def fingerprint(
-    dataset: PathLike,
-    workspace: Workspace,
-    *,
-    resample_channels: bool | None = None,
-    jobs: Workers = None,
-    watch: Watch = SILENT,
-) -> Fingerprint:
-    """Check and measure a dataset; writes dataset.json, fingerprint.json and the decoded cases."""
-    from segpipe.dataset.fingerprint.run import fingerprint as stage
-
-    with watch.counting("checking and measuring", None) as done:
-        return stage(dataset, workspace, resample_channels=resample_channels, jobs_limit=jobs, on_case=done)
-
-
-@contextmanager
-def alone_in(workspace: Workspace, watch: Watch) -> Iterator[None]:
-    """Prepare a workspace while nobody else does: two folds may be started at the same time, the second then finds all done."""
-    from segpipe.execution.locks import locked
-
-    with locked(workspace.root, wait=True, note=watch.note):
-        yield
-
-
-def splits_of(workspace: Workspace, measured: Fingerprint) -> Splits:
-    """Splits of the fingerprint's cases, made when they are not there."""
-    from segpipe.dataset.splits import read_or_make
-
-    return read_or_make(workspace.splits, measured.groups, measured.digest())
+def write_asked(folder: Path, command: str, options: Options) -> None:
+    """Write how a run was asked for beside what it makes, as asked.json."""
+    asked = {"command": command, "segpipe": __version__, "options": options.plain()}
+    write_atomically(folder / "asked.json", (json.dumps(asked, indent=1) + "\n").encode())

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from segpipe.core.workspace import PathLike, Workspace
+from segpipe.core.progress import SILENT, Watch
+from segpipe.core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segpipe.workflows.options import ReportOptions
 
 
-def report(work: PathLike) -> Path:
-    """Write the report of a workspace from its latest evaluation; returns the page.
-
-    Parameters
-    ----------
-    work : path
-        A workspace in which ``run`` has finished.
-    """
+def report(options: ReportOptions, watch: Watch = SILENT) -> Path:
+    """Write the report of a workspace again; returns the page."""
     from segpipe.reporting.run import report as stage
 
-    return stage(Workspace(Path(work)))
+    return stage(Workspace(options.work))

@@ -33,7 +33,7 @@ from segpipe.core.workspace import Workspace
 from segpipe.dataset.splits import Splits
 from segpipe.execution.device import Runtime, choose_runtime
 from segpipe.inference import sliding, stage
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.inference.sliding import logit_planes
 from segpipe.models.file import ModelFile
 from segpipe.networks.build import build_network
@@ -349,7 +349,7 @@ def hippocampus(packed, options, line):
 
 
 def predictor_of(model, runtime, **options):
-    return Predictor.load(model, runtime, Options(**{"tta": False, "engine": "torch"} | options))
+    return Predictor.load(model, runtime, PredictorOptions(**{"tta": False, "engine": "torch"} | options))
 
 
 def volume_of(image, spacing_mm):

@@ -24,7 +24,7 @@ import segpipe
 from segpipe.core.geometry import Grid
 from segpipe.core.workspace import Workspace
 from segpipe.execution.device import choose_runtime
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.planning.schema import Plan
 
@@ -124,7 +124,7 @@ def pack_model(dataset, folder, scratch):
     segpipe.plan(dataset, work=scratch / "small", recipe="cpu")
     done = segpipe.train(dataset, work=scratch / "small", minutes=1, device="cpu", tta=False)
     shutil.copy(done.model, folder / "model.segpipe")
-    options = Options(tta=False, engine="torch", precision="float32")
+    options = PredictorOptions(tta=False, engine="torch", precision="float32")
     predictor = Predictor.load(folder / "model.segpipe", choose_runtime("cpu"), options)
     from segpipe.dataset.splits import Splits
 

@@ -8,7 +8,7 @@ from segpipe.errors import CaseError
 from segpipe.execution.device import choose_runtime
 from segpipe.inference import restore
 from segpipe.inference.memory import Sums
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.inference.sliding import windows_of
 from tests.simulated.work import cascade_plan, image_of, model_of, predictor_of, skipping, small_planes, watched
 
@@ -84,7 +84,7 @@ def test_models_that_are_averaged_wait_for_no_single_plane(gpu, places):
     place, image = places("plain"), image_of((20, 24, 24))
     other = place.folder / "other.segpipe"
     model_of(place.plan).write(other)
-    options = Options(engine="torch", precision="float32", tta=False)
+    options = PredictorOptions(engine="torch", precision="float32", tta=False)
     predictor = Predictor.load((place.model, other), choose_runtime("cuda"), options)
     with watched(gpu) as waits:
         predictor.segment(image)

@@ -24,7 +24,7 @@ from segpipe.distillation.spec import parse_term
 from segpipe.distillation.teacher import Teacher
 from segpipe.execution.device import choose_runtime
 from segpipe.inference import sliding
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.io.arrays import write_array
 from segpipe.io.formats import write_volume
 from segpipe.losses.spec import LossTerm
@@ -274,7 +274,7 @@ def predictor_of(place, device, *, edit=lambda plan: plan, tiles=None, model=Non
     changed = place.folder / "changed.segpipe"
     plan = edit(Plan.model_validate_json(model.plan_json))
     replace(model, plan_json=plan.to_json()).write(changed)
-    predictor = Predictor.load(changed, choose_runtime(device), Options(engine="torch", precision=precision, **options))
+    predictor = Predictor.load(changed, choose_runtime(device), PredictorOptions(engine="torch", precision=precision, **options))
     for stage in predictor.stages:
         for engine in stage.ensemble.engines:
             engine.batch = tiles or engine.batch

@@ -23,7 +23,7 @@ from segpipe.inference.engines.choose import has_openvino
 from segpipe.inference.inputs import find_inputs
 from segpipe.inference.manifest import Manifest
 from segpipe.inference.memory import choose_sums
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.inference.run import Save, shard_of
 from segpipe.inference.run import predict as predict_stage
 from segpipe.inference.sliding import windows_of
@@ -289,7 +289,7 @@ def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
         paths.append(tmp_path / f"{fold}.segpipe")
         both = model_of(plan, folds=("0", "1"))
         ModelFile(both.plan_json, "3d_fullres", "tiny", (), {"0": both.folds[fold]}).write(paths[-1])
-    runtime, options = choose_runtime("cpu"), Options(engine="torch")
+    runtime, options = choose_runtime("cpu"), PredictorOptions(engine="torch")
     image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
     stages = [Predictor.load(path, runtime, options).stages[0] for path in paths]
     from segpipe.inference.stage import CaseTrace
@@ -336,7 +336,7 @@ def test_the_models_rules_are_applied_unless_told_otherwise(tmp_path):
     rules = PostprocessingRules(rules=(Rule(label="low", keep="largest"),)).to_json()
     ModelFile(held.plan_json, "3d_fullres", "tiny", (), held.folds, None, rules).write(tmp_path / "m.segpipe")
     with_rules, without = (
-        Predictor.load(tmp_path / "m.segpipe", choose_runtime("cpu"), Options(postprocess=p)) for p in (True, False)
+        Predictor.load(tmp_path / "m.segpipe", choose_runtime("cpu"), PredictorOptions(postprocess=p)) for p in (True, False)
     )
     assert (len(with_rules.rules), len(without.rules)) == (1, 0)
     assert with_rules.digest != without.digest
@@ -358,17 +358,17 @@ def test_engines_that_are_not_to_be_had_say_so(model, monkeypatch):
     cpu = choose_runtime("cpu")
     monkeypatch.setattr("segpipe.inference.engines.choose.cpu_flags", frozenset)
     with pytest.raises(DeviceError, match="no instructions for it"):
-        Predictor.load(model, cpu, Options(precision="bfloat16"))
+        Predictor.load(model, cpu, PredictorOptions(precision="bfloat16"))
     monkeypatch.setattr("segpipe.inference.engines.choose.has_openvino", lambda: False)
     with pytest.raises(DeviceError, match=r"pip install 'segpipe\[cpu\]'"):
-        Predictor.load(model, cpu, Options(engine="openvino"))
+        Predictor.load(model, cpu, PredictorOptions(engine="openvino"))
     assert Predictor.load(model, cpu).describe == "Torch in float32"
 
 
 @pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")
 def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, model, folder):
     cache = tmp_path / "cache"
-    options = Options(engine="openvino", precision="float32", cache=cache, tta=False)
+    options = PredictorOptions(engine="openvino", precision="float32", cache=cache, tta=False)
     image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
     first = Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels
     blobs = sorted(cache.glob("*.blob"))
@@ -380,10 +380,10 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, mo
     blobs[0].write_bytes(b"damaged")
     np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels, first)
     assert len(blobs[0].read_bytes()) > 1000
-    plain = Predictor.load(model, choose_runtime("cpu"), Options(engine="torch", precision="float32", tta=False))
+    plain = Predictor.load(model, choose_runtime("cpu"), PredictorOptions(engine="torch", precision="float32", tta=False))
     assert (plain.segment(image).labels != first).mean() < 1e-3
     (tmp_path / "file").write_text("")
-    unwritable = Options(engine="openvino", precision="float32", cache=tmp_path / "file" / "below", tta=False)
+    unwritable = PredictorOptions(engine="openvino", precision="float32", cache=tmp_path / "file" / "below", tta=False)
     np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), unwritable).segment(image).labels, first)
     shutil.rmtree(cache)
 
@@ -393,11 +393,11 @@ def test_a_signal_after_models_came_and_went_is_handled(model):
     """OpenVINO lends the thread a stack for signals; it must not be taken back while it is in use."""
     code = f"""
 import os, signal
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.execution.device import choose_runtime
 
 def load():
-    return Predictor.load({str(model)!r}, choose_runtime("cpu"), Options(engine="openvino", tta=False))
+    return Predictor.load({str(model)!r}, choose_runtime("cpu"), PredictorOptions(engine="openvino", tta=False))
 
 first, second = load(), load()
 del first
@@ -413,8 +413,8 @@ os.kill(os.getpid(), signal.SIGTERM)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpus_masks_are_the_cpus(model, folder):
     image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
-    options = Options(engine="torch", precision="float32")
+    options = PredictorOptions(engine="torch", precision="float32")
     on_gpu, on_cpu = (Predictor.load(model, choose_runtime(d), options).segment(image).labels for d in ("cuda", "cpu"))
     assert (on_gpu != on_cpu).mean() < 1e-3
-    halved = Predictor.load(model, choose_runtime("cuda"), Options()).segment(image).labels
+    halved = Predictor.load(model, choose_runtime("cuda"), PredictorOptions()).segment(image).labels
     assert (halved != on_cpu).mean() < 0.05

@@ -29,7 +29,7 @@ from segpipe.distillation.taps import Taps
 from segpipe.distillation.teacher import BesideTeacher, Teacher, output_map, why_not_beside
 from segpipe.errors import DistillationError, NetworkError, TrainingError
 from segpipe.execution.device import Runtime
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.io.arrays import read_array
 from segpipe.io.formats import write_volume
 from segpipe.models.file import ModelFile
@@ -607,7 +607,7 @@ def test_soft_labels_are_what_prediction_says_on_the_students_grid(place, tmp_pa
     sources = sources_of(place, plan)
     failed = write_soft_labels(sources, (teacher,), plan, configuration, FLOAT32, tmp_path / "soft", tta=False)
     assert failed == {}
-    stage = Predictor.load(path, FLOAT32, Options(folds=("0",), tta=False)).stages[0]
+    stage = Predictor.load(path, FLOAT32, PredictorOptions(folds=("0",), tta=False)).stages[0]
     from segpipe.inference.stage import CaseTrace
 
     for source in sources[:2]:
@@ -664,7 +664,7 @@ def test_a_teacher_with_other_spacing_axes_and_orientation_lies_where_the_image_
     from segpipe.distillation.unlabelled import prepare_unlabelled
 
     done, failed = prepare_unlabelled(
-        {"stored": (written,)}, plan, configuration, tmp_path / "prepared", jobs_limit=1, bytes_each=1
+        {"stored": (written,)}, plan, configuration, tmp_path / "prepared", workers=1, bytes_each=1
     )
     assert failed == {}
     with pytest.MonkeyPatch.context() as patch:

@@ -725,16 +725,16 @@ def test_a_cascade_learns_from_what_each_fold_of_its_first_stage_held_out(workpl
     # What training saw of a held-out case is what prediction makes of it.
     from segpipe.core.workspace import PreparedFiles
     from segpipe.dataset.load import load_image
-    from segpipe.inference.predictor import Options, Predictor
+    from segpipe.inference.predictor import Predictor, PredictorOptions
     from segpipe.io.arrays import read_array
     from segpipe.preprocessing.prepare import prepare
 
-    (second,) = Predictor.load(done.model, FLOAT32, Options(folds=("0",), tta=False)).stages
+    (second,) = Predictor.load(done.model, FLOAT32, PredictorOptions(folds=("0",), tta=False)).stages
     assert second.previous is not None
     case = next(c for c in done.held_out.evaluation.cases).case
     source = next((folder / "images").glob(f"{case}.*"))
     image = load_image(case, [source], ("MR",)).volume
-    first = Predictor.load(workspace.model("3d_lowres", "tiny"), steps_runtime(), Options(folds=("0",)))
+    first = Predictor.load(workspace.model("3d_lowres", "tiny"), steps_runtime(), PredictorOptions(folds=("0",)))
     expected = prepare(image, first.segment(image).labels, second.plan, second.configuration).segmentation
     held = read_array(PreparedFiles(workspace.first_stage("3d_cascade_fullres", "tiny") / case).previous)
     assert np.array_equal(held, expected)

@@ -95,6 +95,6 @@ def test_two_files_and_nothing(tmp_path):
 def test_a_label_in_no_case_is_named_not_averaged():
     from segpipe.evaluation.run import evaluate
 
-    result = evaluate([], Labels.plain({"x": 1}), jobs_limit=1)
+    result = evaluate([], Labels.plain({"x": 1}), workers=1)
     assert result.mean_dice is None
     assert result.without_cases == ("x",)

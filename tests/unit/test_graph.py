@@ -345,7 +345,7 @@ def test_what_is_wrong_with_a_cluster_is_said(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_cases_are_mapped_over_a_cluster(tmp_path):
     with dask_cluster(tmp_path, 1) as cluster, open_executor(cluster.address, 1) as executor:
-        found = {o.item: o.value for o in map_cases(double, [1, 2, 3], limit=executor, bytes_each=1)}
+        found = {o.item: o.value for o in map_cases(double, [1, 2, 3], workers=executor, bytes_each=1)}
     assert found == {1: 2, 2: 4, 3: 6}
 
 

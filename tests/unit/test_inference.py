@@ -12,7 +12,7 @@ from segpipe.dataset.load import load_image
 from segpipe.errors import DatasetError, ModelError, SegpipeError
 from segpipe.execution.device import choose_runtime
 from segpipe.inference.inputs import find_inputs
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.inference.run import predict as predict_stage
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
@@ -201,7 +201,7 @@ def test_what_is_no_model_says_so(tmp_path, model):
     with pytest.raises(ModelError, match="no such model"):
         ModelFile.read(tmp_path / "gone.segpipe")
     with pytest.raises(ModelError, match="has no fold 3; it has 0"):
-        Predictor.load(model, choose_runtime("cpu"), Options(folds=("3",)))
+        Predictor.load(model, choose_runtime("cpu"), PredictorOptions(folds=("3",)))
 
 
 def test_mirroring_and_folds_are_averaged(tmp_path, model):
@@ -212,7 +212,7 @@ def test_mirroring_and_folds_are_averaged(tmp_path, model):
     grid = axis_grid((16, 20, 24))
     write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=grid.shape).astype(np.float32), grid)
     image = load_image("a", [tmp_path / "a.nii.gz"], ("MR",)).volume
-    runtime, plain = choose_runtime("cpu"), Options(tta=False)
+    runtime, plain = choose_runtime("cpu"), PredictorOptions(tta=False)
     single = Predictor.load(model, runtime, plain).segment(image)
     double = Predictor.load(tmp_path / "two.segpipe", runtime, plain).segment(image)
     np.testing.assert_array_equal(single.labels, double.labels)
@@ -267,7 +267,7 @@ def test_the_fold_that_saw_every_case_is_no_member_of_the_ensemble(tmp_path, mod
     ModelFile(one.plan_json, "3d_fullres", "tiny", (), {"0": one.folds["0"], "all": one.folds["0"]}).write(path)
 
     def engines(*folds):
-        return Predictor.load(path, choose_runtime("cpu"), Options(folds=folds)).stages[0].ensemble.engines
+        return Predictor.load(path, choose_runtime("cpu"), PredictorOptions(folds=folds)).stages[0].ensemble.engines
 
     assert len(engines()) == 1
     assert len(engines("0", "all")) == 2

@@ -24,7 +24,7 @@ def work(item, kill=()):
 
 @pytest.mark.parametrize("limit", [1, 2, None])
 def test_a_failure_is_the_outcome_of_its_item_alone(limit):
-    outcomes = {o.item: o for o in map_cases(work, range(8), limit=limit, bytes_each=1)}
+    outcomes = {o.item: o for o in map_cases(work, range(8), workers=limit, bytes_each=1)}
     assert {i: o.value for i, o in outcomes.items()} == {0: 0, 1: 10, 2: 20, 3: None, 4: None, 5: None, 6: 60, 7: 70}
     assert outcomes[3].failure == "three is no case"
     assert "out of memory" in outcomes[4].failure
@@ -44,7 +44,7 @@ class Gone(Executor):
 def test_a_lost_cluster_is_no_fault_of_the_cases_and_a_lost_worker_one_of_its_case(error):
     workers = Gone()
     workers.error = error
-    mapped = map_cases(work, [1, 2], limit=workers, bytes_each=1)
+    mapped = map_cases(work, [1, 2], workers=workers, bytes_each=1)
     if isinstance(error, ClusterError):
         with pytest.raises(ClusterError, match="gone"):
             list(mapped)

@@ -10,7 +10,7 @@ import segpipe
 from segpipe.core.labels import Labels, Target
 from segpipe.errors import ModelError, PlanError, SegpipeError
 from segpipe.execution.device import choose_runtime
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.models.file import ModelFile
 from segpipe.models.nnunet.folder import read_model_folder
 from segpipe.models.nnunet.vocabulary import trains_as_planned
@@ -60,7 +60,7 @@ def edit_checkpoint(folder, **changes):
 
 
 def labels_of(path, image, folds=(), **options):
-    predictor = Predictor.load(path, choose_runtime("cpu"), Options(folds=folds, engine="torch", **options))
+    predictor = Predictor.load(path, choose_runtime("cpu"), PredictorOptions(folds=folds, engine="torch", **options))
     return predictor.predict(image, (2.0, 1.5, 1.0))
 
 

@@ -39,7 +39,7 @@ def fingerprint(
     workspace: Workspace,
     *,
     resample_channels: bool | None = None,
-    jobs_limit: Workers = None,
+    workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Fingerprint:
     """Measure a dataset; writes dataset.json, fingerprint.json and the decoded cases. An unchanged case is not read again.
@@ -52,7 +52,7 @@ def fingerprint(
         Where to write.
     resample_channels : bool, optional
         Bring channels on other grids onto the first one's; as the last time unless given.
-    jobs_limit : int or executor, optional
+    workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
         Told each case id when it is done.
@@ -63,7 +63,7 @@ def fingerprint(
         If the folder is not a dataset, or no case is usable.
     """
     return measure(
-        match_again(Path(dataset), workspace, resample_channels), workspace, jobs_limit=jobs_limit, on_case=on_case
+        match_again(Path(dataset), workspace, resample_channels), workspace, workers=workers, on_case=on_case
     )
 
 
@@ -71,7 +71,7 @@ def measure(
     matched: Dataset,
     workspace: Workspace,
     *,
-    jobs_limit: Workers = None,
+    workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Fingerprint:
     """Measure the cases of a dataset that was matched already, as :func:`fingerprint` does."""
@@ -85,7 +85,7 @@ def measure(
     findings = list(matched.findings)
     measured: list[CaseMeasurements] = []
     contents: dict[str, str] = {}
-    for outcome in processes.map_cases(work, matched.cases, limit=jobs_limit, bytes_each=reading_bytes(matched)):
+    for outcome in processes.map_cases(work, matched.cases, workers=workers, bytes_each=reading_bytes(matched)):
         if outcome.value:
             record, measurements = outcome.value
             contents[outcome.item.id] = record.content_digest()

@@ -1,121 +1,91 @@
-"""Trained models held against each other on the held-out cases of a dataset. Behind the command line."""
+"""`segpipe compare`: trained models compared on the held-out cases of a dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.workspace import PathLike
 from segpipe.errors import ModelError, SegpipeError
 from segpipe.workflows.fold import doubt_of_folds
-from segpipe.workflows.project import alone_in, fingerprint, splits_of, workspace_of
+from segpipe.workflows.project import Project, write_asked
+from segpipe.workflows.scoring import Models, Predicted, inputs_of, score_cases
 
 if TYPE_CHECKING:
     from segpipe.core.labels import Labels
     from segpipe.dataset.schema import Case
     from segpipe.evaluation.comparison import Comparison, ModelCosts, ModelScores
     from segpipe.evaluation.schema import Evaluation
+    from segpipe.workflows.compare.cost import Run
+    from segpipe.workflows.options import CompareOptions
 
 
-def compare(
-    models: Sequence[PathLike],
-    *,
-    dataset: PathLike,
-    work: PathLike | None = None,
-    fold: int | str = 0,
-    folds: Mapping[Path, tuple[str, ...]] | None = None,
-    output: PathLike | None = None,
-    device: str = "auto",
-    tta: bool = True,
-    tolerance_mm: float = 1.0,
-    threads: int | None = None,
-    jobs: int | None = None,
-    watch: Watch = SILENT,
-) -> Comparison:
+def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
     """Measure models on the same cases: weights, work, time, memory, and scores with paired statistics.
 
     Writes comparison.json, comparison.md and comparison.png, and every prediction.
-
-    Parameters
-    ----------
-    models : sequence of path
-        Each a model.segpipe, the folder that holds one, or nnU-Net's folder of a trained model; the others are held against the first.
-    dataset : path
-        Folder or manifest.
-    work : path, optional
-        The workspace, whose splits are used.
-    fold : int or "all"
-        The cases that this fold held out, or all cases of the dataset (which no model may have seen).
-    folds : mapping, optional
-        Folds of some models; unless given, the one that held out the same cases where a model has it, else all.
-    output : path, optional
-        Folder; comparisons/fold_<fold> of the workspace unless given.
-    device : str
-        Where times are taken besides the CPU, if it is a GPU.
-    tta : bool
-        Average over mirrored images.
-    tolerance_mm : float
-        Of the normalised surface Dice.
-    threads : int, optional
-        Of the CPU; as many as torch takes unless given.
-    jobs : int, optional
-        Most worker processes in scoring.
-    watch : Watch
-        Told of progress.
     """
     import torch
 
-    from segpipe.dataset.schema import Dataset
     from segpipe.evaluation.comparison import Comparison
-    from segpipe.evaluation.run import evaluate
-    from segpipe.execution.device import choose_runtime
     from segpipe.reporting.comparison import draw_comparison, markdown
 
-    workspace = workspace_of(dataset, work)
-    with alone_in(workspace, watch):
-        measured = fingerprint(dataset, workspace, jobs=jobs, watch=watch)
-    everything = Dataset.read(workspace.dataset)
-    chosen = set(splits_of(workspace, measured).fold(fold).validation) if fold != "all" else None
-    cases = [c for c in everything.cases if c.label and (chosen is None or c.id in chosen)]
-    target = Path(output) if output is not None else workspace.root / "comparisons" / f"fold_{fold}"
-    names = _names([Path(m) for m in models])
-    threads = threads or torch.get_num_threads()
-    devices = ["cpu"] if choose_runtime(device).device.type == "cpu" else ["cpu", device]
+    project = Project.open(options, watch)
+    with project.alone():
+        measured = project.measure()
+    cases = _cases(project, options.fold)
+    target = options.output or project.workspace.root / "comparisons" / f"fold_{options.fold}"
+    threads = options.threads or torch.get_num_threads()
+    devices = ["cpu"] if project.runtime.device.type == "cpu" else ["cpu", project.device]
     costs: list[ModelCosts] = []
     evaluations: dict[str, Evaluation] = {}
-    for path, name in zip([Path(m) for m in models], names, strict=True):
-        used = (folds or {}).get(path) or _folds(path, fold)
-        doubt = doubt_of_folds(path, used, fold, workspace)
+    for path, name in zip(options.models, _names(options.models), strict=True):
+        used = (options.folds or {}).get(path) or _folds(path, options.fold)
+        doubt = doubt_of_folds(path, used, options.fold, project.workspace)
         if doubt:
             watch.note(f"{name}: {doubt}")
-        folder = target / "predictions" / name
         watch.note(f"{name}: predicting {len(cases)} case(s) on {' and '.join(devices)}")
-        cost, scored, failed = _cost(name, path, used, cases, folder, devices, tta=tta, threads=threads)
-        _as_dataset(path, scored, measured.labels)
+        meter = _Meter(name, Models((path,), used, options.tta), devices, threads)
+        cost, predicted = meter.cost(cases, target / "predictions" / name)
+        _as_dataset(path, predicted.folder, measured.labels)
         costs.append(cost)
-        pairs = [(c.id, scored / _output(c), c.label.path) for c in cases if c.label and c.id not in failed]
-        with watch.counting(f"scoring {name}", len(pairs)) as done:
-            evaluations[name] = evaluate(
-                pairs, measured.labels, missing=failed, tolerance_mm=tolerance_mm, jobs_limit=jobs, on_case=done
-            )
-    patients = dict(measured.groups)
+        evaluations[name] = score_cases(
+            project, predicted, measured.labels, tolerance_mm=options.tolerance_mm, title=f"scoring {name}"
+        )
     found = Comparison(
-        dataset=everything.name,
+        dataset=project.matched.name,
         cases=tuple(c.id for c in cases),
-        tta=tta,
-        tolerance_mm=tolerance_mm,
+        tta=options.tta,
+        tolerance_mm=options.tolerance_mm,
         threads=threads,
         models=tuple(costs),
         scores={name: _scores(evaluation) for name, evaluation in evaluations.items()},
-        **_statistics(costs, evaluations, patients),
+        **_statistics(costs, evaluations, dict(measured.groups)),
     )
     found.write(target / "comparison.json")
-    (target / "comparison.md").write_text(markdown(found))
+    (target / "comparison.md").write_text(markdown(found), encoding="utf-8")
     draw_comparison(found, target / "comparison.png")
+    write_asked(target, "compare", options)
     return found
+
+
+def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return title, columns and rows: what models take and keep, and their differences."""
+    from segpipe.reporting.comparison import cost_rows, difference_rows
+
+    return [
+        (f"{found.dataset}, {len(found.cases)} cases", *cost_rows(found)),
+        ("Paired differences", *difference_rows(found, labels=False)),
+    ]
+
+
+def _cases(project: Project, fold: int | str) -> list[Case]:
+    """Return the labelled cases that a fold held out, or all of them."""
+    chosen = set(project.splits.fold(fold).validation) if fold != "all" else None
+    return [c for c in project.matched.cases if c.label and (chosen is None or c.id in chosen)]
 
 
 def _folds(path: Path, fold: int | str) -> tuple[str, ...]:
@@ -155,55 +125,45 @@ def _as_dataset(path: Path, folder: Path, labels: Labels) -> None:
             write_labels_like(file, file, renamed)
 
 
-def _cost(
-    name: str,
-    path: Path,
-    folds: tuple[str, ...],
-    cases: list[Case],
-    folder: Path,
-    devices: list[str],
-    *,
-    tta: bool,
-    threads: int,
-) -> tuple[ModelCosts, Path, dict[str, str]]:
-    """Count a model, and let it predict the cases on each device; also the folder of the last one's predictions, and what failed."""
-    from segpipe.evaluation.comparison import ModelCosts
-    from segpipe.execution import processes as jobs
-    from segpipe.inference.inputs import InputCase
-    from segpipe.workflows.compare.cost import Run, count, run
+@dataclass(frozen=True)
+class _Meter:
+    """Measures one model on some devices, each time in a process of its own."""
 
-    counted = count(path, folds, tta=tta)
-    runs: list[Run] = []
-    places = [folder / device.replace(":", "_") for device in devices]
-    for device, place in zip(devices, places, strict=True):
+    name: str
+    models: Models
+    devices: list[str]
+    threads: int
+
+    def cost(self, cases: list[Case], folder: Path) -> tuple[ModelCosts, Predicted]:
+        """Count the model, and let it predict the cases on each device; also the last one's predictions, and what failed."""
+        from segpipe.evaluation.comparison import ModelCosts
+        from segpipe.workflows.compare.cost import count
+
+        counted = count(self.models)
+        places = {device: folder / device.replace(":", "_") for device in self.devices}
+        runs = [self._run(device, cases, place) for device, place in places.items()]
+        cost = ModelCosts(
+            name=self.name,
+            path=str(self.models.paths[0]),
+            digest=counted.digest,
+            folds=self.models.folds,
+            parameters=counted.parameters,
+            macs_per_case=int(counted.macs_per_window * runs[0].windows_per_case),
+            file_mb=round(counted.file_mb, 3),
+            latency=tuple(r.latency for r in runs),
+        )
+        failed = {case: why for r in runs for case, why in r.failed.items()}
+        return cost, Predicted(cases, places[self.devices[-1]], failed=failed)
+
+    def _run(self, device: str, cases: list[Case], place: Path) -> Run:
+        from segpipe.execution.processes import in_own_process
+        from segpipe.workflows.compare.cost import run
+
         place.mkdir(parents=True, exist_ok=True)
-        inputs = [InputCase(c.id, tuple(i.path for i in c.images), place / _output(c)) for c in cases]
         try:
-            runs.append(
-                jobs.in_own_process(
-                    run, path, folds, inputs, place / "predictions.jsonl", tta=tta, device=device, threads=threads
-                )
-            )
+            return in_own_process(run, self.models, inputs_of(cases, place), place, device=device, threads=self.threads)
         except SegpipeError as error:
-            raise SegpipeError(f"{name} on {device}: {error}") from error
-    windows = runs[0].windows_per_case
-    cost = ModelCosts(
-        name=name,
-        path=str(path),
-        digest=counted.digest,
-        folds=folds,
-        parameters=counted.parameters,
-        macs_per_case=int(counted.macs_per_window * windows),
-        file_mb=round(counted.file_mb, 3),
-        latency=tuple(r.latency for r in runs),
-    )
-    return cost, places[-1], {case: why for r in runs for case, why in r.failed.items()}
-
-
-def _output(case: Case) -> str:
-    from segpipe.io.formats import output_ending
-
-    return f"{case.id}{output_ending(case.images[0].path)}"
+            raise SegpipeError(f"{self.name} on {device}: {error}") from error
 
 
 def _scores(evaluation: Evaluation) -> ModelScores:
@@ -252,7 +212,7 @@ def _statistics(
     return {"retention": tuple(kept), "differences": tuple(differences)}
 
 
-def _names(paths: list[Path]) -> list[str]:
+def _names(paths: Sequence[Path]) -> list[str]:
     """Short names that tell the models apart: those of their folders, as far up as is needed."""
     parts = [[p for p in path.resolve().parts if p != "model.segpipe"] for path in paths]
     if len({tuple(p) for p in parts}) < len(parts):

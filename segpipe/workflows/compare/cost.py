@@ -14,11 +14,12 @@ from segpipe.execution.memory import PeakMemory
 from segpipe.inference.engines.base import make_network
 from segpipe.inference.engines.choose import inference_runtime, network_cache
 from segpipe.inference.inputs import InputCase
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.inference.run import predict
 from segpipe.inference.sliding import mirror_combinations
 from segpipe.models.read import plan_of, read_any_model
 from segpipe.networks.measure import macs, n_parameters
+from segpipe.workflows.scoring import Models
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Counted:
     file_mb: float
 
 
-def count(path: Path, folds: tuple[str, ...], *, tta: bool) -> Counted:
+def count(models: Models) -> Counted:
     """Count a model's weights and work.
 
     Raises
@@ -40,13 +41,14 @@ def count(path: Path, folds: tuple[str, ...], *, tta: bool) -> Counted:
     ModelError
         If it is no model, or a cascade.
     """
+    (path,), folds = models.paths, models.folds
     model = read_any_model(path, folds).single(path, "a comparison")
     if model.previous is not None:
         raise ModelError(f"{path}: is a cascade, whose stages have costs of their own; compare its stages")
     plan = plan_of(model, path)
     configuration = plan.configuration(model.configuration)
     network, n_inputs = make_network(plan, configuration, model.folds[folds[0]])
-    passes = len(folds) * (len(mirror_combinations(model.mirror_axes)) if tta else 1)
+    passes = len(folds) * (len(mirror_combinations(model.mirror_axes)) if models.tta else 1)
     return Counted(
         digest=model.digest(folds),
         parameters=n_parameters(network),
@@ -64,24 +66,19 @@ class Run:
     failed: dict[str, str]
 
 
-def run(
-    path: Path, folds: tuple[str, ...], cases: list[InputCase], log: Path, *, tta: bool, device: str, threads: int
-) -> Run:
+def run(models: Models, cases: list[InputCase], folder: Path, *, device: str, threads: int) -> Run:
     """Predict the cases in this process, which is best a fresh one: its peak memory is what is reported."""
     torch.set_num_threads(threads)
     runtime = inference_runtime(choose_runtime(device))
-    options = Options(folds=folds, tta=tta, postprocess=False, cache=network_cache())
+    options = PredictorOptions(models.folds, models.tta, postprocess=False, cache=network_cache())
     with PeakMemory() as memory:
-        predictor = Predictor.load(path, runtime, options)
+        predictor = Predictor.load(models.paths, runtime, options)
         # What is done once a process (memory taken, kernels chosen) is not charged to the cases.
-        with TemporaryDirectory(dir=log.parent) as apart:
-            predict(
-                [replace(c, output=Path(apart) / c.output.name) for c in cases[:1]],
-                predictor,
-                Path(apart) / "log.jsonl",
-            )
+        with TemporaryDirectory(dir=folder) as apart:
+            warming = [replace(c, output=Path(apart) / c.output.name) for c in cases[:1]]
+            predict(warming, predictor, Path(apart) / "log.jsonl")
         start = time.perf_counter()
-        rows = predict(cases, predictor, log)
+        rows = predict(cases, predictor, folder / "predictions.jsonl")
         elapsed = time.perf_counter() - start
     latency = Latency(
         device=runtime.describe(),

@@ -12,7 +12,8 @@ from segpipe.crossvalidation.schema import CandidatePlan, Proposal, Selection
 from segpipe.errors import CrossvalError
 from segpipe.workflows.crossval.predict import predict_and_score
 from segpipe.workflows.crossval.train import trained
-from segpipe.workflows.crossval.work import Work, output_of
+from segpipe.workflows.crossval.work import Work
+from segpipe.workflows.scoring import Models, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,10 @@ def ensemble(work: Work) -> str:
         cases = work.study.inner[work.task.fold].validation
         made.append(
             predict_and_score(
-                work, models, cases, work.folder.ensemble(pair, work.task.fold), folds=(str(work.task.fold),)
+                work,
+                Models(models, (str(work.task.fold),), work.design.tta),
+                cases,
+                work.folder.ensemble(pair, work.task.fold),
             )
         )
     return json_digest([evaluation.digest() for evaluation in made])
@@ -116,7 +120,7 @@ def _rules(work: Work, numbers: tuple[int, ...], complete: dict[int, CandidatePl
         wanted = work.cases(set(inner.validation) & set(cases))
         pairs += [(c.id, output_of(c, folder), c.label.path) for c in wanted if c.label is not None]
     labels = work.plan_of(complete[numbers[0]]).labels
-    rules, failed = choose_rules(pairs, labels, chosen_on=f"out-of-fold cases of {work.study.name}", jobs_limit=1)
+    rules, failed = choose_rules(pairs, labels, chosen_on=f"out-of-fold cases of {work.study.name}", workers=1)
     for case, reason in failed.items():
         work.watch.note(f"post-processing: {case}: {reason}")
     return rules.to_json()

@@ -1,31 +1,36 @@
-"""`crossval`: nested cross-validation of everything that is chosen, as a graph of jobs that any number of workers may do."""
+"""`segpipe crossval`: nested cross-validation of everything that is chosen, as a graph of jobs that any number of workers may do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.workspace import PathLike
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
-from segpipe.training.settings import FoldSettings
+from segpipe.execution.graph import STATES as STATES
+from segpipe.execution.graph import State
 from segpipe.version import __version__
 from segpipe.workflows.planning import recipe_for
-from segpipe.workflows.project import alone_in, fingerprint, workspace_of
+from segpipe.workflows.project import Project, write_asked
 
 if TYPE_CHECKING:
-    from segpipe.crossvalidation.folder import CrossvalFolder
+    from segpipe.crossvalidation.folder import CrossvalFolder, StudyFolder
     from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalResult, CrossvalSplits
     from segpipe.crossvalidation.splits import Request
     from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.dataset.schema import Dataset
     from segpipe.execution.graph import Job, JobEvent, Standing
+    from segpipe.workflows.crossval.work import Task
+    from segpipe.workflows.options import CrossvalOptions
 
 _PROGRAM_BYTES = 1_500_000_000
 """What a process that trains holds beside its data: libraries, network, one batch being made."""
+
+
+Counts = dict[State, int]
+"""Jobs in each state."""
 
 
 @dataclass(frozen=True)
@@ -42,88 +47,8 @@ class Crossvalidated:
     """Jobs and cases that were lost, with the reasons."""
 
 
-def crossval(
-    dataset: PathLike,
-    *,
-    work: PathLike | None = None,
-    folds: int | None = None,
-    repeats: int = 1,
-    leave_out: str | None = None,
-    test_set: PathLike | None = None,
-    splits: PathLike | None = None,
-    group_by: str | None = None,
-    stratify_by: Sequence[str] = (),
-    nested: bool = True,
-    inner_folds: int | None = None,
-    candidates: Sequence[str] | str = (),
-    trials: int | None = None,
-    ensembles: bool = True,
-    refit: bool = False,
-    final: bool = True,
-    recipe: PathLike | None = None,
-    epochs: int | None = None,
-    minutes: float | None = None,
-    tta: bool = True,
-    tolerance_mm: float = 1.0,
-    resample_channels: bool | None = None,
-    device: str = "auto",
-    cluster: str | None = None,
-    jobs: int | None = None,
-    threads: int | None = None,
-    retries: int = 1,
-    seed: int = 0,
-    deterministic: bool = False,
-    believe: Callable[[list[tuple[str, str]]], bool] = lambda _: True,
-    watch: Watch = SILENT,
-) -> Crossvalidated:
-    """Choose and measure without a leak: outer folds measure, inner folds choose. What is done already is never done again.
-
-    Parameters
-    ----------
-    dataset : path
-        Folder or manifest.
-    work : path, optional
-        The workspace; on a cluster every worker must see it under the same path.
-    folds : int, optional
-        Outer folds: 5 unless given, or what divides the cases otherwise says.
-    repeats : int
-        How often the cases are divided anew.
-    leave_out : str, optional
-        A column of the manifest, each of whose values is an outer fold.
-    test_set : path or str, optional
-        One outer fold alone: a file with a case id a line, or COLUMN=VALUE.
-    splits : path, optional
-        Outer folds of nnU-Net's splits_final.json, or of a splits.json of segpipe.
-    group_by : str, optional
-        A column, or a pattern on case ids, by which cases belong together; the column ``patient`` where there is one, unless given.
-    stratify_by : sequence of str
-        Columns to be spread evenly over folds; ``labels`` for presence and volume of every label.
-    nested : bool
-        Without it one level of folds both chooses and measures, and scores flatter.
-    inner_folds : int, optional
-        Folds of each outer training set: 3 unless given.
-    candidates : sequence of str, or str
-        As CONFIGURATION[+NETWORK][@setting=value,...], or a TOML file with alternatives; 2d and 3d_fullres unless given.
-    trials : int, optional
-        Search among the file's alternatives by Optuna, with so many trials in each study, instead of trying all.
-    ensembles : bool
-        Also compare the averages of two candidates.
-    refit : bool
-        Train the winner again on all cases of its study, instead of averaging its folds.
-    final : bool
-        Make a model of all cases by the same rules.
-    recipe, epochs, minutes, tta, tolerance_mm, resample_channels, device, seed, deterministic, watch
-        As for ``segpipe.run``; epochs and minutes are each training's, and minutes become a number of epochs.
-    cluster : str, optional
-        Address of a Dask scheduler, or ``slurm``; the recipe has to be given then.
-    jobs : int, optional
-        Most processes at a time (of SLURM: workers that are asked for).
-    threads : int, optional
-        Threads of a job; the processors are shared out unless given.
-    retries : int
-        How often a job is tried again after its worker was killed, or for a reason that segpipe does not state.
-    believe : callable
-        Shown the groups that a pattern makes, before any work; says whether they are right.
+def crossval(options: CrossvalOptions, watch: Watch = SILENT) -> Crossvalidated:
+    """Choose and measure without a leak: outer folds measure, inner folds choose. The same command continues what was interrupted.
 
     Raises
     ------
@@ -132,59 +57,63 @@ def crossval(
     TrainingInterrupted
         When a signal asked to stop.
     """
-    from segpipe.crossvalidation.asked import N_INNER, candidates_asked, request_of, require_sound, settle, splits_asked
     from segpipe.crossvalidation.folder import CrossvalFolder
-    from segpipe.crossvalidation.schema import CrossvalDesign
-    from segpipe.execution.device import choose_runtime
     from segpipe.execution.locks import locked
-    from segpipe.planning.recipe import load_recipe
+    from segpipe.workflows.crossval.asked import request_of, require_sound, settle, splits_asked
 
-    if cluster is not None and recipe is None:
+    if options.cluster is not None and options.recipe is None:
         raise CrossvalError(
-            f"--cluster {cluster}: which recipe suits is the workers' matter, not this machine's; give --recipe default for GPUs, or cpu"
+            f"--cluster {options.cluster}: which recipe suits is the workers' matter, not this machine's; "
+            "give --recipe default for GPUs, or cpu"
         )
-    workspace = workspace_of(dataset, work)
-    folder = CrossvalFolder(workspace)
+    project = Project.open(options, watch)
+    folder = CrossvalFolder(project.workspace)
     with locked(folder.root, wait=False):
-        with alone_in(workspace, watch):
-            measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
-        matched = _matched(folder)
-        listed, space = candidates_asked(candidates, trials, measured)
-        FoldSettings(epochs=epochs, minutes=minutes)
-        design = CrossvalDesign(
-            software=__version__,
-            dataset_name=measured.dataset_name,
-            recipe=load_recipe(recipe or recipe_for(choose_runtime(device))),
-            candidates=listed,
-            space=space,
-            n_trials=trials,
-            nested=nested,
-            inner_folds=(inner_folds or N_INNER) if nested else 0,
-            refit=refit,
-            final=final,
-            ensembles=ensembles,
-            epochs=epochs,
-            minutes=minutes,
-            tta=tta,
-            tolerance_mm=tolerance_mm,
-            deterministic=deterministic,
-            seed=seed,
-        )
+        with project.alone():
+            project.measure(resample_channels=options.resample_channels)
+        design = _design(project, options)
         require_sound(design)
-        request = request_of(
-            matched, measured, group_by, stratify_by,
-            n_folds=folds, n_inner=inner_folds, n_repeats=repeats, seed=seed, nested=nested, final=final,
-        )  # fmt: skip
-        divided = splits_asked(request, matched, leave_out, test_set, splits, n_folds=folds)
+        request = request_of(project.matched, project.measured, options)
+        divided = splits_asked(request, project.matched, options)
         if not folder.design.is_file():
-            _tell_groups(matched, request, group_by, believe, watch)
+            _tell_groups(project, request, options)
         settle(folder, design, divided)
-        _run(folder, design, divided, measured, device, cluster, jobs, threads, retries, watch)
-        return _finish(folder, design, divided, device)
+        write_asked(folder.root, "crossval", options)
+        work = _Crossval(folder, design, divided)
+        work.run(project, options)
+        return work.finish(options.device)
 
 
-def crossval_status(work: PathLike) -> Crossvalidated:
-    """Where the cross-validation of a workspace stands; nothing is begun, and no case is looked at.
+def _design(project: Project, options: CrossvalOptions) -> CrossvalDesign:
+    """Return what is chosen among and how, as it is asked for."""
+    from segpipe.crossvalidation.schema import CrossvalDesign
+    from segpipe.planning.recipe import load_recipe
+    from segpipe.workflows.crossval.asked import N_INNER, candidates_asked
+
+    listed, space = candidates_asked(options, project.measured)
+    return CrossvalDesign(
+        software=__version__,
+        dataset_name=project.measured.dataset_name,
+        recipe=load_recipe(recipe_for(project, options.recipe)),
+        candidates=listed,
+        space=space,
+        n_trials=options.trials,
+        nested=options.nested,
+        inner_folds=(options.inner_folds or N_INNER) if options.nested else 0,
+        refit=options.refit,
+        final=options.final,
+        ensembles=options.ensembles,
+        epochs=options.epochs,
+        minutes=options.minutes,
+        tta=options.tta,
+        tolerance_mm=options.tolerance_mm,
+        deterministic=options.deterministic,
+        seed=options.seed,
+    )
+
+
+def crossval_status(work: Path | str) -> Crossvalidated:
+    """Return where the cross-validation of a workspace stands; nothing is begun, and no case is looked at.
 
     Raises
     ------
@@ -201,7 +130,7 @@ def crossval_status(work: PathLike) -> Crossvalidated:
     if not folder.splits.is_file():
         raise CrossvalError(f"{folder.root}: holds no cross-validation; begin one with `segpipe crossval DATASET`")
     design, splits = CrossvalDesign.read(folder.design), CrossvalSplits.read(folder.splits)
-    found = standings(_graph(folder, design, splits, "auto", None), Journal(folder.journal))
+    found = standings(_Crossval(folder, design, splits).graph("auto", None), Journal(folder.journal))
     if not is_locked(folder.root):
         # Whoever ran them was killed.
         for standing in found.values():
@@ -214,28 +143,13 @@ def crossval_status(work: PathLike) -> Crossvalidated:
     )
 
 
-# The design ----------------------------------------------------------------------------------------------------------------------
-
-
-def _matched(folder: CrossvalFolder) -> Dataset:
-    from segpipe.dataset.schema import Dataset
-
-    return Dataset.read(folder.workspace.dataset)
-
-
-def _tell_groups(
-    matched: Dataset,
-    request: Request,
-    group_by: str | None,
-    believe: Callable[[list[tuple[str, str]]], bool],
-    watch: Watch,
-) -> None:
-    """Say which cases belong together; where a pattern says so, it has to be believed first."""
+def _tell_groups(project: Project, request: Request, options: CrossvalOptions) -> None:
+    """Report which cases belong together; where a pattern says so, it has to be believed first."""
     from segpipe.crossvalidation.groups import BY_CASE, describe_groups, is_pattern, looks_grouped
 
-    groups = dict(request.groups)
+    groups, group_by, watch = dict(request.groups), options.group_by, project.watch
     watch.note(f"{len(groups)} usable cases in {len(set(groups.values()))} groups, by {request.grouped_by}")
-    if is_pattern(matched, group_by) and not believe(describe_groups(groups)):
+    if is_pattern(project.matched, group_by) and not options.believe(describe_groups(groups)):
         raise CrossvalError(
             f"--group-by {group_by}: these groups were not confirmed; correct the pattern, or confirm them with --yes"
         )
@@ -244,106 +158,103 @@ def _tell_groups(
         watch.note(hint)
 
 
-# The jobs ------------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Crossval:
+    """A cross-validation that is designed and divided."""
 
+    folder: CrossvalFolder
+    design: CrossvalDesign
+    splits: CrossvalSplits
 
-def _graph(
-    folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str, threads: int | None
-) -> list[Job]:
-    from segpipe.crossvalidation.design import plan_study
-    from segpipe.execution.graph import Job
-    from segpipe.workflows.crossval.perform import perform
-    from segpipe.workflows.crossval.work import Task
+    def graph(self, device: str, threads: int | None) -> list[Job]:
+        """Return every job of every study, for workers with a device and so many threads."""
+        from segpipe.crossvalidation.design import plan_study
+        from segpipe.execution.graph import Job
+        from segpipe.workflows.crossval.perform import perform
+        from segpipe.workflows.crossval.work import Task
 
-    jobs: list[Job] = []
-    identity = design.digest() + splits.digest()
-    for study in splits.studies:
-        place = folder.study(study.name)
+        jobs: list[Job] = []
+        root, identity = self.folder.workspace.root.resolve(), self.design.digest() + self.splits.digest()
+        for study in self.splits.studies:
+            blank = Task("", root, study.name, device=device, threads=threads)
+            place = self.folder.study(study.name)
 
-        def make(
-            kind: str,
-            *,
-            candidate: int | None = None,
-            fold: int | None = None,
-            configuration: str | None = None,
-            needs: Sequence[str] = (),
-            after: Sequence[str] = (),
-            name: str = study.name,
-            records: Callable[[str], Path] = place.job,
-        ) -> str:
-            root = folder.workspace.root.resolve()
-            task = Task(kind, root, name, candidate, fold, configuration, device, threads)
-            artefact = records(task.name) / "done.json"
-            jobs.append(Job(task.id, perform, (task,), tuple(needs), tuple(after), artefact, identity))
-            return task.id
+            def make(
+                kind: str,
+                *,
+                needs: Sequence[str] = (),
+                after: Sequence[str] = (),
+                blank: Task = blank,
+                place: StudyFolder = place,
+                **which: Any,
+            ) -> str:
+                task = replace(blank, kind=kind, **which)
+                artefact = place.job(task.name) / "done.json"
+                jobs.append(Job(task.id, perform, (task,), tuple(needs), tuple(after), artefact, identity))
+                return task.id
 
-        plan_study(design, study, make)
-    return jobs
+            plan_study(self.design, study, make)
+        return jobs
 
+    def run(self, project: Project, options: CrossvalOptions) -> None:
+        """Do what is not done.
 
-def _run(
-    folder: CrossvalFolder,
-    design: CrossvalDesign,
-    splits: CrossvalSplits,
-    measured: Fingerprint,
-    device: str,
-    cluster: str | None,
-    jobs: int | None,
-    threads: int | None,
-    retries: int,
-    watch: Watch,
-) -> None:
-    """Do what is not done.
+        Raises
+        ------
+        TrainingInterrupted
+            When a signal asked to stop.
+        """
+        from segpipe.crossvalidation.design import n_candidates
+        from segpipe.execution.capacity import plan_workers
+        from segpipe.execution.graph import Journal, run_graph
+        from segpipe.execution.processes import open_executor
+        from segpipe.execution.signals import stop_requests
 
-    Raises
-    ------
-    TrainingInterrupted
-        When a signal asked to stop.
-    """
-    from segpipe.crossvalidation.design import n_candidates
-    from segpipe.execution.capacity import plan_workers
-    from segpipe.execution.graph import Journal, run_graph
-    from segpipe.execution.processes import open_executor
-    from segpipe.execution.signals import stop_requests
-
-    local = None
-    if cluster is None:
-        n_trainings = sum(len(study.inner) for study in splits.studies) * n_candidates(design)
-        local = plan_workers(device, n_trainings, _job_bytes(design, measured), limit=jobs, threads=threads)
-        where = f"{local.n_workers} process(es) of {local.threads} thread(s)"
-        graph = _graph(folder, design, splits, local.device, local.threads)
-    else:
-        where, graph = cluster, _graph(folder, design, splits, device, threads)
-    watch.note(f"{len(graph)} jobs of {len(splits.studies)} studies, on {where}; everything is in {folder.root}")
-    environments = () if local is None else local.environments
-    journal = Journal(folder.journal)
-    try:
+        bytes_each = _job_bytes(self.design, project.measured)
+        if options.cluster is None:
+            n_trainings = sum(len(study.inner) for study in self.splits.studies) * n_candidates(self.design)
+            local = plan_workers(options.device, n_trainings, bytes_each, workers=options.jobs, threads=options.threads)
+            where = f"{local.n_workers} process(es) of {local.threads} thread(s)"
+            environments, graph = local.environments, self.graph(local.device, local.threads)
+        else:
+            where, environments, graph = options.cluster, (), self.graph(options.device, options.threads)
+        watch = project.watch
+        watch.note(
+            f"{len(graph)} jobs of {len(self.splits.studies)} studies, on {where}; everything is in {self.folder.root}"
+        )
+        n_workers = len(environments) or options.jobs or 1
         with (
+            closing(Journal(self.folder.journal)) as journal,
             stop_requests() as request,
-            open_executor(
-                cluster,
-                len(environments) or jobs or 1,
-                environments=environments,
-                bytes_each=_job_bytes(design, measured),
-            ) as executor,
+            open_executor(options.cluster, n_workers, environments=environments, bytes_each=bytes_each) as executor,
+            watch.counting("cross-validating", len(graph)) as done,
         ):
-            with watch.counting("cross-validating", len(graph)) as done:
-                run_graph(
-                    graph,
-                    executor,
-                    journal,
-                    retries=retries,
-                    stop=lambda: bool(request),
-                    on_event=_teller(watch, done),
-                    capacity=executor.capacity,
-                )
+            run_graph(
+                graph,
+                executor,
+                journal,
+                retries=options.retries,
+                stop=lambda: bool(request),
+                on_event=_teller(watch, done),
+                capacity=executor.capacity,
+            )
             if request.signal_number is not None:
                 raise TrainingInterrupted(
                     f"stopped by {request.name_of(request.signal_number)}; what is done is kept: the same command continues",
                     signal_number=request.signal_number,
                 )
-    finally:
-        journal.close()
+
+    def finish(self, device: str) -> Crossvalidated:
+        """Bring together what is done by now, and report on it."""
+        from segpipe.execution.graph import Journal, standings
+        from segpipe.reporting.crossval import bring_together
+
+        found = standings(self.graph(device, None), Journal(self.folder.journal))
+        result, model = bring_together(self.folder, self.design, self.splits, found)
+        if result is None:
+            lost = {job: s.reason for job, s in found.items() if s.state in ("failed", "blocked")}
+            return Crossvalidated(self.folder, found, None, model, lost or {"all cases": "none was scored"})
+        return Crossvalidated(self.folder, found, result, model, _lost(result))
 
 
 def _teller(watch: Watch, done: Callable[[str], None]) -> Callable[[JobEvent], None]:
@@ -363,19 +274,14 @@ def _job_bytes(design: CrossvalDesign, measured: Fingerprint) -> int:
     return int(_PROGRAM_BYTES + 2e9 * design.recipe.planner.budget_gb + 4 * copies * voxels)
 
 
-# The result ----------------------------------------------------------------------------------------------------------------------
+def by_study(found: Mapping[str, Standing]) -> tuple[dict[str, Counts], Counts]:
+    """Return how many jobs of each study, and of all, are in each state."""
+    from segpipe.execution.graph import counts
 
-
-def _finish(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, device: str) -> Crossvalidated:
-    from segpipe.execution.graph import Journal, standings
-    from segpipe.reporting.crossval import bring_together
-
-    found = standings(_graph(folder, design, splits, device, None), Journal(folder.journal))
-    result, model = bring_together(folder, design, splits, found)
-    if result is None:
-        lost = {job: s.reason for job, s in found.items() if s.state in ("failed", "blocked")}
-        return Crossvalidated(folder, found, None, model, lost or {"all cases": "none was scored"})
-    return Crossvalidated(folder, found, result, model, _lost(result))
+    studies: dict[str, list[Standing]] = {}
+    for job, standing in found.items():
+        studies.setdefault(job.partition("/")[0], []).append(standing)
+    return {name: counts(some) for name, some in studies.items()}, counts(found.values())
 
 
 def _lost(result: CrossvalResult) -> dict[str, str]:

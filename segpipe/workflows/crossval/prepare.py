@@ -28,12 +28,13 @@ def measure(work: Work) -> str:
     from segpipe.dataset.splits import Splits
 
     own = Dataset.read(work.main.workspace.dataset).only(frozenset(work.study.train))
-    measured = stage(own, work.workspace, jobs_limit=1)
+    measured = stage(own, work.workspace, workers=1)
+    work.project.matched, work.project.measured = own, measured
     lost = sorted(set(work.study.train) - {case.case for case in measured.cases})
     if lost:
         reason = measured.left_out.get(lost[0], "no reason was given")
         raise CrossvalError(f"{work.study.name}: case {lost[0]!r} could be read before and cannot be now ({reason})")
-    plan = make_plan(measured, work.workspace, recipe=work.design.recipe)
+    plan = make_plan(work.project, work.design.recipe)
     splits = Splits(
         dataset_digest=measured.digest(),
         grouped=any(case != group for case, group in measured.groups.items()),
@@ -51,12 +52,12 @@ def candidate(work: Work) -> str:
     candidate = work.design.candidates[number] if work.design.space is None else _proposed(work, number)
     from segpipe.planning.run import read_plan
 
-    plan = plan_for_network(work.workspace, read_plan(work.workspace), candidate.network, work.watch)
+    plan = plan_for_network(work.project, read_plan(work.workspace, work.project.measured), candidate.network)
     plan.configuration(candidate.configuration)
     timed_as = plan.recipe
     if candidate.settings:
         changed = plan.model_copy(update={"training": candidate.changed(plan.training)})
-        plan = keep_plan_as(work.workspace, changed, variant_called(plan, candidate.settings_name))
+        plan = keep_plan_as(work.project, changed, variant_called(plan, candidate.settings_name))
     epochs, step_s = work.design.epochs, None
     if work.design.minutes is not None:
         epochs, step_s = _epochs_within(work, plan, candidate.configuration, timed_as)
@@ -121,7 +122,7 @@ def _seconds_per_gmac(work: Work, plan: Plan, configuration: str, timed_as: str,
             chosen = plan.configuration(configuration)
             n_inputs, n_outputs = plan.n_inputs(chosen), plan.labels.n_outputs
             step_s = seconds_of(
-                chosen.network, n_inputs, n_outputs, chosen.patch_size, chosen.batch_size, work.runtime(), repeats=_TIMED_STEPS
+                chosen.network, n_inputs, n_outputs, chosen.patch_size, chosen.batch_size, work.project.runtime, repeats=_TIMED_STEPS
             )  # fmt: skip
             Speed(seconds_per_gmac=step_s / gmacs, timed_by=work.study.name).write(path)
         return Speed.read(path).seconds_per_gmac
@@ -132,7 +133,7 @@ def prepare(work: Work) -> str:
     from segpipe.planning.run import read_plan
 
     assert work.task.configuration is not None
-    index = prepare_arrays(work.workspace, read_plan(work.workspace), work.task.configuration, 1, work.watch)
+    index = prepare_arrays(work.project, read_plan(work.workspace, work.project.measured), work.task.configuration)
     # Arrays may be deleted later; which cases were lost is still to be told.
     index.write(work.folder.job(work.task.name) / "index.json")
     return index.digest()

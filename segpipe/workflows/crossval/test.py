@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from segpipe.crossvalidation.folder import WINNER
 from segpipe.workflows.crossval.predict import predict_and_score
 from segpipe.workflows.crossval.work import Work
+from segpipe.workflows.scoring import Models
 
 if TYPE_CHECKING:
     from segpipe.core.labels import Labels
@@ -25,10 +26,9 @@ def test(work: Work) -> str:
     counting = Reliability(plan, references, folder / "calibration")
     evaluation = predict_and_score(
         work,
-        (work.folder.model,),
+        Models((work.folder.model,), tta=work.design.tta, postprocess=True),
         work.study.test,
         folder,
-        postprocess=True,
         labels=_task_labels(work),
         onlooker=counting.sink_of,
     )
@@ -41,7 +41,9 @@ def test_candidate(work: Work) -> str:
     model = work.model_of(work.candidate(work.task.candidate))
     folder = work.folder.test(str(work.task.candidate))
     folds = tuple(str(k) for k in range(len(work.study.inner)))
-    evaluation = predict_and_score(work, (model,), work.study.test, folder, folds=folds, labels=_task_labels(work))
+    evaluation = predict_and_score(
+        work, Models((model,), folds, work.design.tta), work.study.test, folder, labels=_task_labels(work)
+    )
     return evaluation.digest()
 
 

@@ -11,27 +11,22 @@ from segpipe.errors import CrossvalError
 from segpipe.execution.locks import locked
 from segpipe.training.settings import FoldSettings
 from segpipe.workflows.crossval.work import Work
-from segpipe.workflows.fold import prepare_arrays, train_fold
+from segpipe.workflows.fold import FoldWork, prepare_arrays, train_fold
+from segpipe.workflows.held_out import prepare_first_stage, score_held_out
+from segpipe.workflows.options import Scoring
 
 if TYPE_CHECKING:
-    from segpipe.planning.schema import Plan
-    from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.training.schema import TrainingRecord
 
 
 def train(work: Work) -> str:
     """Train a candidate on an inner fold, predict what the fold held out, and score it."""
-    from segpipe.workflows.held_out import score_held_out
-
     assert work.task.candidate is not None
     assert work.task.fold is not None
-    record, plan, index = trained(work, work.candidate(work.task.candidate), work.task.fold)
+    record, fold = trained(work, work.candidate(work.task.candidate), work.task.fold)
     # What is scored now are still the files that were divided.
     work.cases(work.study.inner[work.task.fold].validation)
-    held_out = score_held_out(
-        work.workspace, plan, index, work.task.fold, work.runtime(), configuration=record.configuration, tta=work.design.tta,
-        tolerance_mm=work.design.tolerance_mm, jobs=1, resume=True, watch=work.watch,
-    )  # fmt: skip
+    held_out = score_held_out(fold, Scoring(tta=work.design.tta, tolerance_mm=work.design.tolerance_mm))
     if not held_out.evaluation.cases:
         raise CrossvalError(
             f"no held-out case could be scored: {next(iter(held_out.failed.values()), 'none is there')}"
@@ -39,34 +34,29 @@ def train(work: Work) -> str:
     return json_digest([record.weights_sha256, held_out.evaluation.digest()])
 
 
-def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[TrainingRecord, Plan, PreprocessedIndex]:
+def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[TrainingRecord, FoldWork]:
     """Train a fold, or take it up where it was left."""
     from segpipe.planning.run import read_plan
     from segpipe.preprocessing.schema import PreprocessedIndex
-    from segpipe.workflows.held_out import prepare_first_stage
 
     _require_own_folds(work)
-    plan, configuration = work.plan_of(chosen), chosen.candidate.configuration
-    path = work.workspace.prepared_index(plan.arrays_of(configuration))
+    plan, configuration, project = work.plan_of(chosen), chosen.candidate.configuration, work.project
+    arrays = plan.arrays_of(configuration)
+    path = work.workspace.prepared_index(arrays)
     if not path.is_file():
         # They are taken away when the study is done, and this is done again.
         with locked(work.workspace.arrays, wait=True, note=work.watch.note):
             # By the plan that all candidates share, as before: another one's patches are stored otherwise.
             if not path.is_file():
-                prepare_arrays(work.workspace, read_plan(work.workspace), plan.arrays_of(configuration), 1, work.watch)
-    index = PreprocessedIndex.read(path)
-    if plan.configuration(configuration).previous_stage is not None:
-        with locked(work.workspace.first_stage(configuration, plan.recipe), wait=True):
-            index = prepare_first_stage(
-                work.workspace, plan, index, configuration, work.runtime(), jobs=1, watch=work.watch
-            )
+                prepare_arrays(project, read_plan(work.workspace, project.measured), arrays)
     settings = FoldSettings(
         fold=fold, epochs=chosen.epochs, seed=work.design.seed, deterministic=work.design.deterministic, resume=True
     )
-    record = train_fold(
-        work.workspace, plan, index, work.runtime(), settings, configuration=configuration, watch=work.watch
-    )
-    return record, plan, index
+    fold_work = FoldWork(project, plan, configuration, settings, PreprocessedIndex.read(path))
+    if plan.configuration(configuration).previous_stage is not None:
+        with locked(work.workspace.first_stage(configuration, plan.recipe), wait=True):
+            fold_work = fold_work.on(prepare_first_stage(fold_work))
+    return train_fold(fold_work), fold_work
 
 
 def _require_own_folds(work: Work) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,13 @@ from segpipe.crossvalidation.folder import CrossvalFolder, StudyFolder
 from segpipe.crossvalidation.schema import CandidatePlan, CrossvalDesign, OuterFold
 from segpipe.errors import ArtefactError, CrossvalError, ModelError
 from segpipe.execution.graph import Inputs
+from segpipe.workflows.project import Project
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from segpipe.dataset.schema import Case
     from segpipe.evaluation.schema import Evaluation
-    from segpipe.execution.device import Runtime
     from segpipe.planning.schema import Plan
 
 
@@ -89,14 +90,13 @@ class Work:
 
     @property
     def workspace(self) -> Workspace:
-        """Of the study."""
+        """Workspace of the study."""
         return self.folder.workspace
 
-    def runtime(self) -> Runtime:
-        """Where the job computes."""
-        from segpipe.execution.device import choose_runtime
-
-        return choose_runtime(self.task.device, deterministic=self.design.deterministic)
+    @cached_property
+    def project(self) -> Project:
+        """The study as a project of its own: one process does all of a job."""
+        return Project(self.workspace.root, self.workspace, self.watch, self.task.device, 1)
 
     def candidate(self, number: int) -> CandidatePlan:
         """What became of a candidate."""
@@ -167,10 +167,3 @@ class Work:
         if not path.is_file():
             raise ModelError(f"{path}: no such model; delete the folder of its jobs to have it trained again")
         return path
-
-
-def output_of(case: Case, folder: Path) -> Path:
-    """Where a case's segmentation lies in a folder."""
-    from segpipe.io.formats import output_ending
-
-    return folder / f"{case.id}{output_ending(case.images[0].path)}"

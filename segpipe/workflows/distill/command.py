@@ -1,20 +1,25 @@
-"""Distillation of a dataset's models: teachers, a student or a chain of them, and the evidence. Behind the command line."""
+"""`segpipe distill`: teachers, a student or a chain of them, and the evidence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.workspace import PathLike, Workspace
 from segpipe.errors import DistillationError
-from segpipe.training.settings import FoldSettings
 from segpipe.workflows.distill.student import DistillationRun, Student, teach, train_alone
-from segpipe.workflows.fold import prepare_arrays, require_fold
-from segpipe.workflows.planning import current_plan, keep_plan_as, plan_for_network, recipe_for, variant_called
-from segpipe.workflows.project import alone_in, workspace_of
+from segpipe.workflows.fold import FoldWork, prepare_arrays, require_fold
+from segpipe.workflows.options import CompareOptions
+from segpipe.workflows.planning import (
+    compare_with_recipe,
+    current_plan,
+    keep_plan_as,
+    plan_for_network,
+    variant_called,
+)
+from segpipe.workflows.project import Project, workspace_of, write_asked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,13 +28,12 @@ if TYPE_CHECKING:
     from segpipe.distillation.teacher import Teacher
     from segpipe.evaluation.comparison import Comparison
     from segpipe.planning.schema import Plan
-
-DEFAULT_STUDENT = "width=0.25"
+    from segpipe.workflows.options import DistillOptions
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What ``distill`` made."""
+    """What `segpipe distill` made."""
 
     students: tuple[Student, ...]
     """One after the other where there is a chain; the last one is what was asked for."""
@@ -41,191 +45,100 @@ class Distilled:
     """Cases that were lost on the way, with the stage and the reason."""
 
 
-def distill(
-    dataset: PathLike,
-    *,
-    teacher: PathLike | Sequence[PathLike] = (),
-    student: str | Sequence[str] = DEFAULT_STUDENT,
-    kd: Sequence[str] = (),
-    recipe: PathLike = "distill",
-    name: str = "distilled",
-    configuration: str | None = None,
-    fold: int | str = 0,
-    teacher_folds: tuple[str, ...] = (),
-    teacher_tta: bool = False,
-    soft_labels: bool | None = None,
-    unlabelled: PathLike | None = None,
-    fresh: bool = False,
-    baseline: bool = False,
-    compare: bool = True,
-    work: PathLike | None = None,
-    epochs: int | None = None,
-    minutes: float | None = None,
-    device: str = "auto",
-    cluster: str | None = None,
-    jobs: int | None = None,
-    seed: int = 0,
-    deterministic: bool = False,
-    tta: bool = True,
-    tolerance_mm: float = 1.0,
-    resume: bool = False,
-    watch: Watch = SILENT,
-) -> Distilled:
-    """Train a small network that is taught by a large one, score it on the held-out cases, and hold both against each other.
-
-    Parameters
-    ----------
-    dataset : path
-        Folder or manifest.
-    teacher : path, or several
-        A model.segpipe, the folder that holds one, or nnU-Net's folder of a trained model; the probabilities of several, and of several
-        folds, are averaged. None is needed where all terms are ``self`` or ``mutual``.
-    student : str, or several
-        ``width=0.25`` (the plan's own U-Net, narrower), or a network as NAME or NAME:key=value,...; of several, each is taught by the
-        one before (a teaching assistant, or born-again networks).
-    kd : sequence of str
-        Terms as NAME or NAME:key=value,..., instead of the recipe's.
-    recipe : str or path
-        A shipped recipe of distillation, or a TOML file.
-    name : str
-        Under which the student is kept beside others of the same network.
-    configuration : str, optional
-        The teacher's, where the plan has it, unless given.
-    fold : int or "all"
-        Fold to hold out.
-    teacher_folds : tuple of str
-        Folds of the teachers; unless given, the one that held out the same cases where a teacher has it, else all.
-    teacher_tta : bool
-        Average soft labels over mirrored images.
-    soft_labels : bool, optional
-        Keep the teachers' probabilities of whole cases on disk, or let the teachers look at each patch. Unless given they are kept
-        where they have to be (the teacher sees images in another way, or cases are not labelled), and where no term
-        needs feature maps on a CPU, which then computes the teacher once.
-    unlabelled : path, optional
-        Folder of images, or manifest, without labels: they are trained on by the teachers' probabilities alone.
-    fresh : bool
-        Begin with fresh weights even where the first teacher's have the student's shapes.
-    baseline : bool
-        Also train the (last) student without a teacher, in all else alike.
-    compare : bool
-        Measure and compare teacher and student when they are trained.
-    cluster : str, optional
-        Address of a Dask scheduler, or ``slurm``: one of its workers does all of it, and sees the same files under the same paths.
-    work, epochs, minutes, device, jobs, seed, deterministic, tta, tolerance_mm, resume, watch
-        As for ``segpipe.train``.
-    """
-    asked = dict(locals())
-    if cluster is not None:
-        return _distill_elsewhere(asked)
+def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
+    """Train a small network that is taught by a large one, score it on the held-out cases, and compare both."""
+    if options.cluster is not None:
+        return _distill_elsewhere(options, watch)
     from segpipe.distillation.recipe import load_distillation_recipe
     from segpipe.distillation.spec import parse_term
     from segpipe.distillation.teacher import Teacher
-    from segpipe.execution.device import choose_runtime
 
-    chosen = load_distillation_recipe(recipe)
-    terms = tuple(parse_term(text) for text in kd) or chosen.terms
-    paths = [Path(teacher)] if isinstance(teacher, (str, Path)) else [Path(t) for t in teacher]
-    networks = [student] if isinstance(student, str) else list(student)
-    settings = FoldSettings(
-        fold=fold, epochs=epochs, minutes=minutes, seed=seed, deterministic=deterministic, resume=resume
-    )
-    runtime, workspace = choose_runtime(device, deterministic=deterministic), workspace_of(dataset, work)
-    teachers = tuple(Teacher.load(path, fold=fold, folds=teacher_folds) for path in paths)
-    _require_teachers(terms, teachers, unlabelled=unlabelled is not None)
-    with alone_in(workspace, watch):
-        base = current_plan(dataset, workspace, jobs, watch, recipe=recipe_for(runtime))
-        where = configuration or _configuration(teachers, base)
-        plans = _plans(workspace, base, networks, name, watch)
-        without = keep_plan_as(workspace, plans[-1], f"{plans[-1].recipe}-alone") if baseline else None
+    recipe, fold = load_distillation_recipe(options.recipe), options.fold
+    terms = tuple(parse_term(text) for text in options.kd) or recipe.terms
+    project = Project.open(options, watch)
+    _ = project.runtime  # a device that is not there is reported before a teacher is read
+    teachers = tuple(Teacher.load(path, fold=fold, folds=options.teacher_folds) for path in options.teacher)
+    _require_teachers(terms, teachers, unlabelled=options.unlabelled is not None)
+    with project.alone():
+        base = current_plan(project)
+        where = options.configuration or _configuration(teachers, base)
+        plans = _plans(project, base, options)
+        without = keep_plan_as(project, plans[-1], f"{plans[-1].recipe}-alone") if options.baseline else None
+        run = DistillationRun(project, where, options, terms, recipe.cap)
         for plan in (*plans, *((without,) if without else ())):
-            require_fold(workspace, plan, where, settings)
-            if plan.configuration(where).previous_stage is not None:
-                raise DistillationError(
-                    f"configuration {where!r}: the second stage of a cascade cannot be a student; give another"
-                )
-        index = prepare_arrays(workspace, base, where, jobs, watch)
-    run = DistillationRun(
-        workspace=workspace,
-        configuration=where,
-        index=index,
-        runtime=runtime,
-        settings=settings,
-        terms=terms,
-        cap=chosen.cap,
-        teacher_tta=teacher_tta,
-        soft_labels=soft_labels,
-        unlabelled=None if unlabelled is None else Path(unlabelled),
-        fresh=fresh,
-        tta=tta,
-        tolerance_mm=tolerance_mm,
-        jobs=jobs,
-        watch=watch,
-    )
+            _require_student(run.work(plan))
+        compare_with_recipe(project, base)
+        run = replace(run, index=prepare_arrays(project, base, where))
     students: list[Student] = []
     before = teachers
     for number, plan in enumerate(plans, start=1):
         if len(plans) > 1:
-            watch.note(f"student {number} of {len(plans)}: {networks[number - 1]}")
+            watch.note(f"student {number} of {len(plans)}: {options.student[number - 1]}")
         # Whoever is taught by a student starts anew, as born-again networks do.
         students.append(teach(run if number == 1 else replace(run, fresh=True), plan, before))
         before = (Teacher.load(students[-1].model, fold=fold, folds=(str(fold),)),)
     alone = None if without is None else train_alone(run, without, students[-1])
+    work = run.work(plans[-1])
+    write_asked(work.folder.root, "distill", options)
     done = Distilled(tuple(students), alone, failed=_failed([*students, *([alone] if alone else [])]))
-    if not compare or fold == "all":
-        return done
-    from segpipe.workflows.compare.command import compare as stage
+    return _compared(done, work, options, teachers) if options.compare and fold != "all" else done
 
-    models = [*paths, *((alone.model,) if alone else ()), *(s.model for s in students)]
-    folder = workspace.root / "comparisons" / workspace.place(where, plans[-1].recipe, fold)
-    found = stage(
-        models,
-        dataset=dataset,
-        work=workspace.root,
-        fold=fold,
-        folds={path: t.folds for path, t in zip(paths, teachers, strict=True)},
+
+def _compared(done: Distilled, work: FoldWork, options: DistillOptions, teachers: tuple[Teacher, ...]) -> Distilled:
+    """Add the comparison of teachers, the student alone, and the students."""
+    from segpipe.workflows.compare.command import compare
+
+    folder = work.project.workspace.root / "comparisons" / work.place
+    alone = () if done.alone is None else (done.alone.model,)
+    asked = CompareOptions(
+        models=(*options.teacher, *alone, *(s.model for s in done.students)),
+        dataset=options.dataset,
+        work=work.project.workspace.root,
+        fold=options.fold,
+        folds={t.path: t.folds for t in teachers},
         output=folder,
-        device=device,
-        tta=tta,
-        tolerance_mm=tolerance_mm,
-        jobs=jobs,
-        watch=watch,
+        device=options.device,
+        tta=options.tta,
+        tolerance_mm=options.tolerance_mm,
+        jobs=options.jobs,
     )
+    found = compare(asked, work.project.watch)
     lost = {f"{name}: {case}": why for name, s in found.scores.items() for case, why in s.failed.items()}
     return replace(done, comparison=found, comparison_folder=folder, failed=done.failed | lost)
 
 
-def _distill_elsewhere(asked: dict[str, Any]) -> Distilled:
+def _distill_elsewhere(options: DistillOptions, watch: Watch) -> Distilled:
     """Have a worker of a cluster do it; where the worker is lost, another one goes on from its last checkpoint."""
     from segpipe.execution.processes import open_executor
 
-    cluster, watch = asked.pop("cluster"), asked.pop("watch")
-    workspace = workspace_of(asked["dataset"], asked["work"])
-    teachers = asked["teacher"]
-    teachers = (teachers,) if isinstance(teachers, (str, Path)) else teachers
-    recipe, unlabelled = asked["recipe"], asked["unlabelled"]
     # The worker's current folder is another one.
-    asked |= {
-        "dataset": Path(asked["dataset"]).resolve(),
-        "work": workspace.root.resolve(),
-        "teacher": tuple(Path(path).resolve() for path in teachers),
-        "recipe": Path(recipe).resolve() if Path(recipe).suffix == ".toml" else recipe,
-        "unlabelled": None if unlabelled is None else Path(unlabelled).resolve(),
-    }
-    begun = asked["work"] / f".distilling-{uuid4().hex}"
-    with open_executor(cluster, 1) as executor:
-        watch.note(f"distilling on {cluster}; it is logged in {asked['work'] / 'models'}")
+    root = workspace_of(options.dataset, options.work).root.resolve()
+    asked = replace(options.resolved(), work=root, cluster=None)
+    begun = root / f".distilling-{uuid4().hex}"
+    assert options.cluster is not None
+    with open_executor(options.cluster, 1) as executor:
+        watch.note(f"distilling on {options.cluster}; it is logged in {root / 'models'}")
         try:
             return executor.submit(_go_on, asked, begun).result()
         finally:
             begun.unlink(missing_ok=True)
 
 
-def _go_on(asked: dict[str, Any], begun: Path) -> Distilled:
+def _go_on(options: DistillOptions, begun: Path) -> Distilled:
     """Distil; a second call goes on with what the first one left."""
     again = begun.exists()
     begun.parent.mkdir(parents=True, exist_ok=True)
     begun.touch()
-    return distill(**asked | {"resume": asked["resume"] or again})
+    return distill(replace(options, resume=options.resume or again))
+
+
+def _require_student(work: FoldWork) -> None:
+    """Raise where a student cannot be trained."""
+    require_fold(work)
+    if work.plan.configuration(work.configuration).previous_stage is not None:
+        raise DistillationError(
+            f"configuration {work.configuration!r}: the second stage of a cascade cannot be a student; give another"
+        )
 
 
 def _require_teachers(terms: tuple[KdTerm, ...], teachers: tuple[Teacher, ...], *, unlabelled: bool) -> None:
@@ -245,29 +158,29 @@ def _require_teachers(terms: tuple[KdTerm, ...], teachers: tuple[Teacher, ...], 
         raise DistillationError("a --teacher is given twice; give each once")
 
 
-def _failed(students: list[Student]) -> dict[str, str]:
-    """Cases that any of them lost."""
+def _failed(students: Sequence[Student]) -> dict[str, str]:
+    """Return the cases that any of them lost."""
     return {case: reason for student in students for case, reason in student.failed.items()}
 
 
 def _configuration(teachers: tuple[Teacher, ...], base: Plan) -> str:
-    """The configuration that the teachers are of, where the plan has it."""
+    """Return the configuration that the teachers are of, where the plan has it."""
     theirs = {t.model.configuration for t in teachers if t.model.configuration in base.configurations}
     return theirs.pop() if len(theirs) == 1 else base.default_configuration()
 
 
-def _plans(workspace: Workspace, base: Plan, networks: list[str], name: str, watch: Watch) -> list[Plan]:
-    """Plans of the students, each written beside the workspace's under a name of its own."""
+def _plans(project: Project, base: Plan, options: DistillOptions) -> list[Plan]:
+    """Return the plans of the students, each written beside the workspace's under a name of its own."""
     made: list[Plan] = []
-    for text in networks:
-        plan = plan_for_network(workspace, base, _network(text), watch)
+    for text in options.student:
+        plan = plan_for_network(project, base, _network(text))
         taken = {p.recipe for p in made}
-        names = [name, *(f"{name}-{n}" for n in range(2, len(networks) + 1))]
+        names = [options.name, *(f"{options.name}-{n}" for n in range(2, len(options.student) + 1))]
         variant = next(v for v in (variant_called(plan, n) for n in names) if v not in taken)
-        made.append(keep_plan_as(workspace, plan, variant))
+        made.append(keep_plan_as(project, plan, variant))
     return made
 
 
 def _network(text: str) -> str:
-    """A student as a network: options alone are those of the plan's own U-Net."""
+    """Return a student as a network: options alone are those of the plan's own U-Net."""
     return f"planned:{text}" if "=" in text.partition(":")[0] else text

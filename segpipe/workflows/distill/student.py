@@ -9,42 +9,39 @@ from typing import TYPE_CHECKING
 
 from segpipe.errors import DistillationError
 from segpipe.training.settings import FoldSettings
-from segpipe.workflows.distill.soft_labels import StudentContext, label_softly, why_on_disk
-from segpipe.workflows.fold import doubt_of_folds, train_fold
+from segpipe.workflows.distill.soft_labels import label_softly, why_on_disk
+from segpipe.workflows.fold import FoldWork, doubt_of_folds, train_fold
 from segpipe.workflows.held_out import HeldOut, score_held_out
 
 if TYPE_CHECKING:
     from segpipe.core.progress import Watch
-    from segpipe.core.workspace import Workspace
     from segpipe.distillation.spec import KdTerm
     from segpipe.distillation.teacher import Teacher
-    from segpipe.execution.device import Runtime
     from segpipe.planning.schema import Plan
     from segpipe.preprocessing.schema import PreprocessedIndex
     from segpipe.training.initial import InitialWeights
     from segpipe.training.schema import TrainingRecord
+    from segpipe.workflows.options import DistillOptions
+    from segpipe.workflows.project import Project
 
 
 @dataclass(frozen=True)
 class DistillationRun:
     """What all students of one command share."""
 
-    workspace: Workspace
+    project: Project
     configuration: str
-    index: PreprocessedIndex
-    """Prepared cases."""
-    runtime: Runtime
-    settings: FoldSettings
+    options: DistillOptions
     terms: tuple[KdTerm, ...]
     cap: float
-    teacher_tta: bool
-    soft_labels: bool | None
-    unlabelled: Path | None
-    fresh: bool
-    tta: bool
-    tolerance_mm: float
-    jobs: int | None
-    watch: Watch
+    index: PreprocessedIndex | None = None
+    """Prepared cases."""
+    fresh: bool = False
+    """Begin with fresh weights, whatever the options say."""
+
+    def work(self, plan: Plan) -> FoldWork:
+        """Return a student's fold, to be trained and scored."""
+        return FoldWork(self.project, plan, self.configuration, FoldSettings.of(self.options), self.index)
 
 
 @dataclass(frozen=True)
@@ -78,47 +75,28 @@ def teach(run: DistillationRun, plan: Plan, teachers: tuple[Teacher, ...]) -> St
     """
     from segpipe.distillation.guidance import Distillation
 
-    watch, fold = run.watch, run.settings.fold
+    watch, work = run.project.watch, run.work(plan)
     for teacher in teachers:
         watch.note(f"teacher: {teacher.describe()}")
-        doubt = doubt_of_folds(teacher.path, teacher.folds, fold, run.workspace)
+        doubt = doubt_of_folds(teacher.path, teacher.folds, work.fold, run.project.workspace)
         if doubt:
             watch.note(f"  {doubt}")
-    soft = None
-    if _on_disk(run, plan, teachers):
-        soft = label_softly(
-            _student(run, plan),
-            teachers,
-            run.runtime,
-            tta=run.teacher_tta,
-            jobs=run.jobs,
-            watch=watch,
-        )
+    soft = label_softly(work, teachers, run.options) if _on_disk(run, work, teachers) else None
     guidance = Distillation(
         terms=run.terms,
         cap=run.cap,
         teachers=teachers,
         plan=plan,
         configuration=plan.configuration(run.configuration),
-        seed=run.settings.seed,
+        seed=run.options.seed,
         soft_labels=None if soft is None else soft.folder,
         unlabelled=None if soft is None else soft.unlabelled,
     )
-    index = run.index if soft is None else soft.index
-    initial = None if run.fresh else _initial(plan, run.configuration, teachers, watch)
-    watch.note(f"training on {run.runtime.describe()}")
-    record = train_fold(
-        run.workspace,
-        plan,
-        index,
-        run.runtime,
-        run.settings,
-        configuration=run.configuration,
-        watch=watch,
-        guidance=guidance,
-        initial=initial,
-    )
-    student = _scored(run, plan, record, index, initial)
+    work = work if soft is None else work.on(soft.index)
+    fresh = run.fresh or run.options.fresh
+    initial = None if fresh else _initial(plan, run.configuration, teachers, watch)
+    watch.note(f"training on {run.project.runtime.describe()}")
+    student = _scored(run, work, train_fold(work, guidance, initial), initial)
     return student if soft is None else replace(student, unusable=soft.unusable)
 
 
@@ -127,69 +105,37 @@ def train_alone(run: DistillationRun, plan: Plan, taught: Student) -> Student:
 
     Where the length was given in minutes, of which a teacher takes some, it is the number of epochs that the taught one came to.
     """
-    settings = run.settings
-    if settings.minutes is not None:
-        settings = replace(settings, minutes=None, epochs=_epochs_of(run, plan, taught.record))
-    run.watch.note("the same student without a teacher")
-    record = train_fold(
-        run.workspace,
-        plan,
-        taught.index,
-        run.runtime,
-        settings,
-        configuration=run.configuration,
-        watch=run.watch,
-        initial=taught.initial,
-    )
-    return _scored(run, plan, record, taught.index, taught.initial)
+    work = run.work(plan).on(taught.index)
+    if work.settings.minutes is not None:
+        epochs = _epochs_of(run.work(plan), taught.record)
+        work = replace(work, settings=replace(work.settings, minutes=None, epochs=epochs))
+    run.project.watch.note("the same student without a teacher")
+    return _scored(run, work, train_fold(work, initial=taught.initial), taught.initial)
 
 
-def _epochs_of(run: DistillationRun, plan: Plan, record: TrainingRecord) -> int:
-    """Epochs that a training's iterations come to, at least one."""
-    from segpipe.dataset.fingerprint.schema import Fingerprint
+def _epochs_of(work: FoldWork, record: TrainingRecord) -> int:
+    """Return the epochs that a training's iterations come to, at least one."""
     from segpipe.training.schedule import make_schedule
-    from segpipe.workflows.project import splits_of
 
-    splits = splits_of(run.workspace, Fingerprint.read(run.workspace.fingerprint))
-    n_cases = len(set(splits.fold(run.settings.fold).train) & set(run.index.cases))
-    batch = plan.configuration(run.configuration).batch_size
-    schedule = make_schedule(plan.training, n_cases, batch, epochs=None, minutes=None)
+    n_cases = len(set(work.project.splits.fold(work.fold).train) & set(work.prepared.cases))
+    batch = work.plan.configuration(work.configuration).batch_size
+    schedule = make_schedule(work.plan.training, n_cases, batch, epochs=None, minutes=None)
     return max(round(record.iterations / schedule.iterations_per_epoch), 1)
 
 
-def _scored(
-    run: DistillationRun, plan: Plan, record: TrainingRecord, index: PreprocessedIndex, initial: InitialWeights | None
-) -> Student:
-    """A trained student with its scores on the held-out cases."""
+def _scored(run: DistillationRun, work: FoldWork, record: TrainingRecord, initial: InitialWeights | None) -> Student:
+    """Return a trained student with its scores on the held-out cases."""
     import torch
 
     # What training held (cases on a GPU, teachers, a second student) refers to itself; the next one needs the memory.
     gc.collect()
-    if run.runtime.device.type == "cuda":
+    if run.project.runtime.device.type == "cuda":
         torch.cuda.empty_cache()
-    model, held_out = run.workspace.model(run.configuration, plan.recipe), None
-    if run.settings.fold != "all":
-        held_out = score_held_out(
-            run.workspace,
-            plan,
-            index,
-            run.settings.fold,
-            run.runtime,
-            configuration=run.configuration,
-            tta=run.tta,
-            tolerance_mm=run.tolerance_mm,
-            jobs=run.jobs,
-            resume=run.settings.resume,
-            watch=run.watch,
-        )
-    return Student(record, model, held_out, index, initial)
+    held_out = None if work.fold == "all" else score_held_out(work, run.options)
+    return Student(record, work.model, held_out, work.prepared, initial)
 
 
-def _student(run: DistillationRun, plan: Plan) -> StudentContext:
-    return StudentContext(run.workspace, plan, run.configuration, run.index, run.settings.fold, run.unlabelled)
-
-
-def _on_disk(run: DistillationRun, plan: Plan, teachers: tuple[Teacher, ...]) -> bool:
+def _on_disk(run: DistillationRun, work: FoldWork, teachers: tuple[Teacher, ...]) -> bool:
     """Whether the teachers' probabilities are kept on disk.
 
     Raises
@@ -203,18 +149,18 @@ def _on_disk(run: DistillationRun, plan: Plan, teachers: tuple[Teacher, ...]) ->
     if not needing:
         return False
     looking = [term.name for term in needing if term.modules]
-    because = why_on_disk(_student(run, plan), teachers)
-    if because is None and run.teacher_tta:
+    because = why_on_disk(work, teachers, run.options.unlabelled)
+    if because is None and run.options.teacher_tta:
         because = "--teacher-tta: mirror images of every patch would cost eight times the teacher"
-    wanted = run.soft_labels
+    wanted = run.options.soft_labels
     if because is None:
         # On a CPU a look at every patch would cost more than the student's own step.
-        wanted = run.runtime.device.type == "cpu" and not looking if wanted is None else wanted
+        wanted = run.project.runtime.device.type == "cpu" and not looking if wanted is None else wanted
         because = "--soft-labels" if wanted else None
     elif wanted is False:
         raise DistillationError(f"--no-soft-labels: the teachers cannot look at the student's patches: {because}")
     else:
-        run.watch.note(f"the teachers' probabilities are kept on disk: {because}")
+        run.project.watch.note(f"the teachers' probabilities are kept on disk: {because}")
     if because is not None and looking:
         raise DistillationError(
             f"the term {looking[0]} looks at feature maps, and those of the teacher are not to be had: its probabilities are kept on "

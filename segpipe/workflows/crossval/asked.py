@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from segpipe.core.artefact import Artefact
@@ -26,6 +25,7 @@ from segpipe.dataset.splits import SPLIT_SEED
 from segpipe.errors import CrossvalError
 from segpipe.networks.catalogue import complete_options
 from segpipe.networks.spec import parse_choice
+from segpipe.workflows.options import CrossvalOptions
 
 N_FOLDS, N_INNER = 5, 3
 """Outer and inner folds unless asked for."""
@@ -34,7 +34,7 @@ LABELS = "labels"
 
 
 def candidates_asked(
-    asked: Sequence[str] | str, trials: int | None, measured: Fingerprint
+    options: CrossvalOptions, measured: Fingerprint
 ) -> tuple[tuple[Candidate, ...], SearchSpace | None]:
     """Candidates of a command line or a file; where they are searched for, none and the space.
 
@@ -43,7 +43,7 @@ def candidates_asked(
     CrossvalError
         If they cannot be read, or cannot be trained in this order.
     """
-    texts = (asked,) if isinstance(asked, str) else tuple(asked)
+    texts, trials = options.candidates, options.trials
     if len(texts) == 1 and texts[0].endswith(".toml"):
         space = read_space(Path(texts[0]))
         if trials is None:
@@ -101,19 +101,7 @@ def require_sound(design: CrossvalDesign) -> None:
             )
 
 
-def request_of(
-    matched: Dataset,
-    measured: Fingerprint,
-    group_by: str | None,
-    stratify_by: Sequence[str],
-    *,
-    n_folds: int | None,
-    n_inner: int | None,
-    n_repeats: int,
-    seed: int,
-    nested: bool,
-    final: bool,
-) -> Request:
+def request_of(matched: Dataset, measured: Fingerprint, options: CrossvalOptions) -> Request:
     """Groups, strata and numbers of folds.
 
     Raises
@@ -121,12 +109,14 @@ def request_of(
     CrossvalError
         If a column is missing, a pattern does not fit, or there are no inner folds to have a number of.
     """
-    if n_inner is not None and not nested:
-        raise CrossvalError(f"--inner-folds {n_inner} with --no-nested: there are none; leave out one of the two")
+    if options.inner_folds is not None and not options.nested:
+        raise CrossvalError(
+            f"--inner-folds {options.inner_folds} with --no-nested: there are none; leave out one of the two"
+        )
     usable = frozenset(case.case for case in measured.cases)
-    by, groups = groups_of(matched, usable, group_by)
+    by, groups = groups_of(matched, usable, options.group_by)
     strata: dict[str, tuple[str, ...]] = {}
-    for name in stratify_by:
+    for name in options.stratify_by:
         if name == LABELS:
             found = label_strata(measured.cases, measured.labels)
         else:
@@ -135,28 +125,20 @@ def request_of(
     return Request(
         groups=groups,
         grouped_by=by,
-        n_folds=n_folds or N_FOLDS,
-        n_inner=n_inner or N_INNER,
+        n_folds=options.folds or N_FOLDS,
+        n_inner=options.inner_folds or N_INNER,
         # Seed 0 divides as `segpipe train` and nnU-Net do.
-        seed=SPLIT_SEED + seed,
+        seed=SPLIT_SEED + options.seed,
         dataset_digest=measured.digest(),
-        n_repeats=n_repeats,
+        n_repeats=options.repeats,
         strata=strata,
-        stratified_by=tuple(stratify_by),
-        nested=nested,
-        final=final,
+        stratified_by=options.stratify_by,
+        nested=options.nested,
+        final=options.final,
     )
 
 
-def splits_asked(
-    request: Request,
-    matched: Dataset,
-    leave_out: str | None,
-    test_set: Path | str | None,
-    file: Path | str | None,
-    *,
-    n_folds: int | None = None,
-) -> CrossvalSplits:
+def splits_asked(request: Request, matched: Dataset, options: CrossvalOptions) -> CrossvalSplits:
     """Divide the cases in the way that was asked for.
 
     A number of folds is refused where another way says how many there are.
@@ -166,6 +148,7 @@ def splits_asked(
     CrossvalError
         If two ways were asked for, or it cannot be done.
     """
+    leave_out, test_set, file, n_folds = options.leave_out, options.test_set, options.splits, options.folds
     asked = {"--leave-out": leave_out, "--test-set": test_set, "--splits": file}
     given = [name for name, value in asked.items() if value is not None]
     if len(given) > 1:
@@ -185,9 +168,9 @@ def splits_asked(
     if leave_out is not None:
         return leaving_out(request, column(matched, request.groups, leave_out))
     if file is not None:
-        return as_listed(request, read_folds(Path(file)))
+        return as_listed(request, read_folds(file))
     if test_set is not None:
-        name, equals, value = str(test_set).partition("=")
+        name, equals, value = test_set.partition("=")
         if equals:
             return with_test_set(request, [c for c, v in column(matched, request.groups, name).items() if v == value])
         return with_test_set(request, _listed_cases(Path(test_set)))
