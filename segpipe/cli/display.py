@@ -1,25 +1,24 @@
 """What a person sees: progress on stderr, results on stdout."""
 
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import rich.table
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from segpipe.core.progress import Watch
-from segpipe.core.text import shown
+from segpipe.core.text import Table
+from segpipe.workflows.page import Page, failures
 
 MANY = 20
 """Items from which on it is told how far they are, where no bar can show it."""
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.progress import Progress
-
-    from segpipe import Evaluation
 
 
 def _width() -> int | None:
@@ -37,14 +36,18 @@ def err() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def show_json(value: object) -> None:
-    """Print a value as JSON on stdout."""
-    import typer
+class QuietWatch(Watch):
+    """Shows nothing, and asks where somebody can answer."""
 
-    typer.echo(json.dumps(value, indent=1, default=str))
+    def confirm(self, title: str, rows: Sequence[Sequence[str]], question: str, *, yes: bool) -> bool:
+        """Show rows, and ask whether they are right."""
+        import typer
+
+        err().print(drawn(Table(title, ["group", "cases"], rows)))
+        return yes or (sys.stdin.isatty() and typer.confirm(question, err=True))
 
 
-class RichWatch(Watch):
+class RichWatch(QuietWatch):
     """Progress bars with the time left, on a terminal; a line at the start of each step elsewhere."""
 
     def __init__(self) -> None:
@@ -126,54 +129,26 @@ def _progress(console: Console) -> "Progress":
 
 def watch(*, quiet: bool) -> Watch:
     """Return the watch for a command."""
-    return Watch() if quiet else RichWatch()
+    return QuietWatch() if quiet else RichWatch()
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Table:
-    """Return a table; the columns numbered in ``right`` are flush right."""
-    made = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number in right else "left", overflow="fold")
-    for row in rows:
+def drawn(table: Table) -> rich.table.Table:
+    """Return a table as rich draws it."""
+    made = rich.table.Table(title=table.title, title_justify="left")
+    for number, column in enumerate(table.columns):
+        made.add_column(column, justify="right" if number in table.right else "left", overflow="fold")
+    for row in table.rows:
         made.add_row(*(escape(cell) for cell in row))
     return made
 
 
-def scores(evaluation: "Evaluation") -> list["RenderableType"]:
-    """Return the scores per label, and what was not scored."""
-    rows = [
-        [
-            name,
-            shown(s.mean_dice),
-            shown(s.mean_nsd),
-            shown(s.mean_hd95_mm, 2),
-            *map(str, (s.n_applicable, s.n_missed, s.n_spurious, s.n_not_applicable)),
-        ]
-        for name, s in evaluation.by_label.items()
-    ]
-    means = [shown(evaluation.mean_dice), shown(evaluation.mean_nsd), shown(evaluation.mean_hd95_mm, 2)]
-    rows.append(["mean of labels", *means, "", str(evaluation.n_missed), "", ""])
-    columns = [
-        "label",
-        "Dice",
-        f"NSD {evaluation.tolerance_mm:g} mm",
-        "HD95 mm",
-        "cases",
-        "missed",
-        "false alarms",
-        "n/a",
-    ]
-    made = table(f"Scores of {len(evaluation.cases)} case(s)", columns, rows, right=tuple(range(1, 8)))
-    without = ", ".join(evaluation.without_cases)
-    return [made, f"in no case, so not in the mean: {without}"] if without else [made]
-
-
-def failures(title: str, failed: dict[str, str]) -> list["RenderableType"]:
-    """Return the cases that were lost, with their reasons; nothing where none was."""
-    rows = [[case, reason] for case, reason in sorted(failed.items())]
-    return [table(title, ["case", "reason"], rows)] if rows else []
-
-
-def as_plain(record: Any) -> Any:
-    """Turn an artefact, if there is one, into plain values for JSON."""
-    return None if record is None else record.model_dump(mode="json")
+def show(page: Page, *, as_json: bool) -> None:
+    """Print a page, as JSON or as lines and tables."""
+    if as_json:
+        print(json.dumps(page.json, indent=1, default=str))  # noqa: T201 - the result itself
+        return
+    for part in (*page.parts, *failures(page.lost, page.failed)):
+        if isinstance(part, str):
+            out().print(part, markup=False, soft_wrap=True)
+        else:
+            out().print(drawn(part))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_args, get_origin
 
@@ -12,6 +13,9 @@ import typer
 from rich.markup import escape
 
 from segpipe.workflows.options import GROUPS, OUTPUT, Note, Options, note_of, option, types_of
+
+FAILED_CASES = 3
+"""Exit code of a batch that finished with failed cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,41 +26,37 @@ class Display(Options):
     as_json: bool = option("Print the result as JSON on stdout.", False, group=OUTPUT, flag="json")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanDisplay(Display):
-    """How a plan is shown."""
-
-    explain: bool = option("Show what each rule looked at and did, step by step.", False, group=OUTPUT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossvalDisplay(Display):
-    """How a cross-validation is shown."""
-
-    status: bool = option("Only show where it stands.", False, group=OUTPUT)
-    yes: bool = option("Believe the groups that a pattern makes.", False, short="y")
-
-
-_DISPLAYS = {"plan": PlanDisplay, "crossval": CrossvalDisplay}
-
-
 def command_of(name: str, record: type[Options]) -> Callable[..., None]:
-    """Return the function that typer makes a command of."""
-    display = _DISPLAYS.get(name, Display)
+    """Return the function that typer makes a command of: `segpipe X` is `workflows/X`."""
 
     def command(**values: Any) -> None:
         given = {key: value for key, value in values.items() if value not in (None, [])}
-        shown, asked = ({f.name for f in fields(kind)} & given.keys() for kind in (display, record))
-        import_module("segpipe.cli.views").show(
-            name, record(**{key: given[key] for key in asked}), display(**{key: given[key] for key in shown})
-        )
+        quiet, as_json = given.pop("quiet", False), given.pop("as_json", False)
+        options = record(**given)
+        workflow = workflow_of(name)
+        display = import_module("segpipe.cli.display")
+        done = getattr(workflow, function_of(name))(options, display.watch(quiet=quiet or as_json))
+        page = workflow.page(done, options)
+        display.show(page, as_json=as_json)
+        if page.failed or page.exit_code:
+            raise typer.Exit(page.exit_code or FAILED_CASES)
 
-    asked = [(kind, one) for kind in (record, display) for one in fields(kind) if not note_of(one).python_only]
+    asked = [(kind, one) for kind in (record, Display) for one in fields(kind) if not note_of(one).python_only]
     asked.sort(key=lambda pair: GROUPS.index(note_of(pair[1]).group))
-    parameters = [_parameter(kind, one) for kind, one in asked]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([_parameter(kind, one) for kind, one in asked])  # type: ignore[attr-defined]
     command.__doc__ = escape(record.__doc__ or "")
     return command
+
+
+def function_of(name: str) -> str:
+    """Return the name of a command's module, and of its function there."""
+    return f"{name}_" if iskeyword(name) else name
+
+
+def workflow_of(name: str) -> Any:
+    """Return the module of a command; of a package, its command.py."""
+    module = import_module(f"segpipe.workflows.{function_of(name)}")
+    return import_module(f"{module.__name__}.command") if hasattr(module, "__path__") else module
 
 
 def _parameter(record: type[Options], one: "Field[Any]") -> inspect.Parameter:

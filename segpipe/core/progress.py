@@ -1,6 +1,6 @@
-"""What a person may be told while a command runs. The default tells nothing."""
+"""What a person is shown while a command runs. The default shows nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -14,6 +14,10 @@ class Watch:
     def counting(self, title: str, total: int | None) -> Iterator[Callable[[str], None]]:
         """Yield a function to be called with each finished item's name."""
         yield lambda _: None
+
+    def confirm(self, title: str, rows: Sequence[Sequence[str]], question: str, *, yes: bool) -> bool:
+        """Return whether rows that are shown are right: where nobody is asked they are, and ``yes`` answers in advance."""
+        return True
 
     @contextmanager
     def training(self, title: str) -> Iterator[Callable[[float, float | None, str], None]]:

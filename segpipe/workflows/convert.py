@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from segpipe.core.progress import SILENT, Watch
-
-if TYPE_CHECKING:
-    from segpipe.dataset.convert import Converted
-    from segpipe.workflows.options import ConvertOptions
+from segpipe.core.text import Table
+from segpipe.dataset.convert import Converted
+from segpipe.dataset.convert import convert as stage
+from segpipe.workflows.options import ConvertOptions
+from segpipe.workflows.page import Page, plain
 
 
 def convert(options: ConvertOptions, watch: Watch = SILENT) -> list[Converted]:
     """Write every regular DICOM series of a folder as NIfTI with a sidecar; the others are reported with their reason."""
-    from segpipe.dataset.convert import convert as stage
-
     with watch.counting("converting", None) as done:
         return stage(options.source, options.output, on_series=done)
+
+
+def page(series: list[Converted], options: ConvertOptions) -> Page:
+    """Show which series were written."""
+    rows = [
+        [s.output.name, "x".join(map(str, s.shape)), " x ".join(f"{v:.4g}" for v in s.spacing_mm)]
+        for s in series
+        if s.output and s.shape and s.spacing_mm
+    ]
+    written = Table(
+        f"{len(rows)} of {len(series)} series, in {options.output}", ["file", "shape (z, y, x)", "mm"], rows
+    )
+    failed = {s.series: s.reason for s in series if s.reason}
+    return Page([plain(s) for s in series], [written], failed, "Series that were refused")

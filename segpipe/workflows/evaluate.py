@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from segpipe.core.progress import SILENT, Watch
-
-if TYPE_CHECKING:
-    from segpipe.evaluation.schema import Evaluation
-    from segpipe.workflows.options import EvaluateOptions
+from segpipe.dataset.match import read_labels_file
+from segpipe.evaluation.run import evaluate as stage
+from segpipe.evaluation.run import match_pairs
+from segpipe.evaluation.schema import Evaluation
+from segpipe.workflows.options import EvaluateOptions
+from segpipe.workflows.page import Page, plain, scores
 
 
 def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
     """Score segmentations against references of the same name."""
-    from segpipe.dataset.match import read_labels_file
-    from segpipe.evaluation.run import evaluate as stage
-    from segpipe.evaluation.run import match_pairs
-
     declared = None if options.labels is None else read_labels_file(options.labels)
     pairs, missing = match_pairs(options.predictions, options.references)
     with watch.counting("scoring", len(pairs)) as done:
@@ -27,3 +23,8 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
     if options.output is not None:
         result.write(options.output)
     return result
+
+
+def page(result: Evaluation, _: EvaluateOptions) -> Page:
+    """Show scores per label."""
+    return Page(plain(result), scores(result), result.failed, "Cases not scored")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from segpipe.core.progress import SILENT, Watch
-
-if TYPE_CHECKING:
-    from segpipe.workflows.options import ExportOptions
+from segpipe.models.file import read_model
+from segpipe.models.nnunet.folder import write_model_folder
+from segpipe.planning.schema import Plan
+from segpipe.workflows.options import ExportOptions
+from segpipe.workflows.page import Page, facts_page
 
 
 def export(options: ExportOptions, watch: Watch = SILENT) -> dict[str, str]:
@@ -15,10 +15,6 @@ def export(options: ExportOptions, watch: Watch = SILENT) -> dict[str, str]:
 
     nnunet: the folder that nnUNetv2_predict_from_modelfolder reads.
     """
-    from segpipe.models.file import read_model
-    from segpipe.models.nnunet.folder import write_model_folder
-    from segpipe.planning.schema import Plan
-
     held = read_model(options.model)
     folder = write_model_folder(held, options.output, options.ending)
     labels = Plan.model_validate_json(held.plan_json).labels
@@ -31,3 +27,8 @@ def export(options: ExportOptions, watch: Watch = SILENT) -> dict[str, str]:
         "left out": "post-processing, which nnU-Net keeps apart" if held.postprocessing_json else "nothing",
         "predict with": f"nnUNetv2_predict_from_modelfolder -i IMAGES -o OUTPUT -m {folder} -f {folds}",
     }
+
+
+def page(facts: dict[str, str], _: ExportOptions) -> Page:
+    """Show what was written, in words."""
+    return facts_page(facts)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from segpipe.errors import ArtefactError
+from segpipe.core.workspace import FoldFolder, Workspace
+from segpipe.planning.schema import Plan
+from segpipe.preprocessing.schema import PreprocessedIndex
+from segpipe.reporting.run import draw_curves
+from segpipe.training.guide import Guidance
+from segpipe.training.initial import InitialWeights
+from segpipe.training.job import FoldJob, Listener
+from segpipe.training.progress import Status
+from segpipe.training.run import require_first_stage, require_trainable, train
+from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
 from segpipe.workflows.project import Project
-
-if TYPE_CHECKING:
-    from segpipe.core.workspace import FoldFolder, Workspace
-    from segpipe.planning.schema import Plan
-    from segpipe.preprocessing.schema import PreprocessedIndex
-    from segpipe.training.guide import Guidance
-    from segpipe.training.initial import InitialWeights
-    from segpipe.training.job import FoldJob
-    from segpipe.training.progress import Status
-    from segpipe.training.schema import TrainingRecord
 
 CURVE_SECONDS = 30.0
 """Time between two drawings of the curves of a running training."""
@@ -69,29 +67,8 @@ class FoldWork:
         return replace(self, index=index)
 
 
-def prepare_arrays(project: Project, plan: Plan, configuration: str) -> PreprocessedIndex:
-    """Prepare the arrays of a configuration; a case that fails is noted, and that all fail is an error."""
-    from segpipe.preprocessing.run import preprocess
-
-    arrays, watch = plan.arrays_of(configuration), project.watch
-    with watch.counting(f"preprocessing for {arrays}", len(project.measured.cases)) as done:
-        index = preprocess(
-            project.matched, project.measured, plan, project.workspace,
-            configuration=arrays, workers=project.workers, on_case=done,
-        )  # fmt: skip
-    for case, reason in index.failed.items():
-        watch.note(f"preprocessing: {case}: {reason}")
-    if not index.cases:
-        where = project.workspace.preprocessed(arrays)
-        raise ArtefactError(f"{where}: no case could be prepared; the reasons are above")
-    return index
-
-
 def job_of(work: FoldWork, guidance: Guidance | None = None, initial: InitialWeights | None = None) -> FoldJob:
     """Return what is to be trained, for now without cases where nothing is prepared yet."""
-    from segpipe.training.initial import InitialWeights
-    from segpipe.training.job import FoldJob
-
     settings = work.settings
     if settings.init_from is not None:
         initial = InitialWeights.of(settings.init_from)
@@ -119,10 +96,6 @@ def train_fold(
     work: FoldWork, guidance: Guidance | None = None, initial: InitialWeights | None = None
 ) -> TrainingRecord:
     """Train one fold on prepared arrays; its curves are drawn as it goes."""
-    from segpipe.reporting.run import draw_curves
-    from segpipe.training.job import Listener
-    from segpipe.training.run import train
-
     job, watch = job_of(work, guidance, initial), work.project.watch
     board = None
     if work.settings.tensorboard:
@@ -167,8 +140,6 @@ def status_line(status: Status) -> str:
 
 def require_fold(work: FoldWork) -> None:
     """Raise what would stop training a fold, before arrays are prepared for it."""
-    from segpipe.training.run import require_first_stage, require_trainable
-
     job = job_of(work)
     require_trainable(job)
     require_first_stage(job)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from segpipe.dataset.schema import Case
+from segpipe.evaluation.schema import Evaluation
+from segpipe.preprocessing.previous import FoundBefore, prepare_previous
+from segpipe.preprocessing.run import peak_bytes
+from segpipe.preprocessing.schema import PreprocessedIndex
+from segpipe.reporting.run import draw_examples
+from segpipe.workflows.fold import FoldWork
+from segpipe.workflows.options import Scoring
 from segpipe.workflows.scoring import Models, output_of, predict_and_score, predict_cases
-
-if TYPE_CHECKING:
-    from segpipe.dataset.schema import Case
-    from segpipe.evaluation.schema import Evaluation
-    from segpipe.preprocessing.schema import PreprocessedIndex
-    from segpipe.workflows.fold import FoldWork
-    from segpipe.workflows.options import Scoring
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,6 @@ def own_fold(work: FoldWork, *, tta: bool) -> Models:
 
 def score_held_out(work: FoldWork, scoring: Scoring) -> HeldOut:
     """Predict and score the cases that a trained fold held out, and draw some of them beside its record."""
-    from segpipe.reporting.run import draw_examples
-
     project, workspace = work.project, work.project.workspace
     folder = workspace.predictions / work.place
     _, evaluation = predict_and_score(
@@ -67,9 +65,6 @@ def prepare_first_stage(work: FoldWork) -> PreprocessedIndex:
     TrainingError
         If not every fold of the first stage is trained.
     """
-    from segpipe.preprocessing.previous import FoundBefore, prepare_previous
-    from segpipe.preprocessing.run import peak_bytes
-
     project, plan, index = work.project, work.plan, work.prepared
     workspace, watch = project.workspace, project.watch
     chosen = plan.configuration(work.configuration)

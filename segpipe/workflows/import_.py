@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from segpipe.core.progress import SILENT, Watch
 from segpipe.errors import SegpipeError
-
-if TYPE_CHECKING:
-    from segpipe.workflows.options import ImportOptions
+from segpipe.models.nnunet.folder import read_model_folder
+from segpipe.planning.schema import Plan
+from segpipe.workflows.options import ImportOptions
+from segpipe.workflows.page import Page, facts_page
 
 
 def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
@@ -16,9 +15,6 @@ def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
 
     Nothing in the folder is executed. What cannot be honoured is refused by name.
     """
-    from segpipe.models.nnunet.folder import read_model_folder
-    from segpipe.planning.schema import Plan
-
     if options.output.suffix != ".segpipe":
         raise SegpipeError(f"{options.output}: a model file ends in .segpipe; give such a name")
     model = read_model_folder(options.folder, folds=options.folds, checkpoint=options.checkpoint)
@@ -37,3 +33,8 @@ def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
         "mirror axes": ", ".join(map(str, model.mirror_axes)) or "none",
         "first stage": "none" if model.previous is None else model.previous.configuration,
     }
+
+
+def page(facts: dict[str, str], _: ImportOptions) -> Page:
+    """Show what was written, in words."""
+    return facts_page(facts)

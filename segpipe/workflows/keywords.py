@@ -44,7 +44,7 @@ def signature(record: type[Options], placed: tuple[str, ...]) -> inspect.Signatu
     """Return the signature of a public function: arguments by their place, the rest by name, and ``watch``."""
     kinds = types_of(record)
     first = [one for name in placed for one in fields(record) if one.name == name]
-    rest = [one for one in fields(record) if one.name not in placed]
+    rest = [one for one in fields(record) if one.name not in placed and not note_of(one).terminal_only]
     parameters = [
         inspect.Parameter(
             one.name,
@@ -63,6 +63,8 @@ def documented(workflow: Callable[..., Any], record: type[Options]) -> str:
     text = inspect.getdoc(workflow) or ""
     lines = ["Parameters", "----------"]
     for one in fields(record):
+        if note_of(one).terminal_only:
+            continue
         lines += [f"{one.name} : {_kind(types_of(record)[one.name])}", f"    {described(note_of(one))}"]
     lines += ["watch : Watch", "    Shows progress; nothing unless given."]
     about = _SECTION.split(text, maxsplit=1)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+
+import torch
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.text import Table
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import NetworkError, PlanError, UsageError
+from segpipe.execution.device import Runtime
+from segpipe.networks.build import build_network
+from segpipe.networks.catalogue import architecture_of, complete_options, network_names
+from segpipe.networks.measure import MemoryProbe, macs, n_parameters, seconds_of
+from segpipe.networks.spec import parse_choice
+from segpipe.planning.design import Channels
+from segpipe.planning.schema import Plan
+from segpipe.planning.variant import with_network
+from segpipe.workflows.options import NetworksOptions
+from segpipe.workflows.page import Page
 from segpipe.workflows.planning import current_plan
 from segpipe.workflows.project import Project
-
-if TYPE_CHECKING:
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.execution.device import Runtime
-    from segpipe.planning.schema import Plan
-    from segpipe.workflows.options import NetworksOptions
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +51,6 @@ def networks(options: NetworksOptions, watch: Watch = SILENT) -> list[NetworkCos
     Without names: those that come with segpipe, those of installed packages and MONAI's best known. The workspace's plan is used;
     where there is none, one is made by the recipe that suits the device. Steps are timed on the device.
     """
-    from segpipe.networks.catalogue import network_names
-
     chosen = options.names or tuple(network_names())
     if options.dataset is None:
         if options.configuration is not None or options.work is not None:
@@ -63,20 +68,48 @@ def networks(options: NetworksOptions, watch: Watch = SILENT) -> list[NetworkCos
     return costs
 
 
-def described(name: str) -> tuple[str, str, str]:
-    """Return a network's name, what it is, and its options."""
-    from segpipe.networks.catalogue import architecture_of
-    from segpipe.networks.spec import parse_choice
+def page(costs: list[NetworkCost], options: NetworksOptions) -> Page:
+    """Show the networks, and what each costs."""
+    values = [asdict(cost) for cost in costs]
+    if options.dataset is not None:
+        columns = [
+            "network",
+            "patch",
+            "batch",
+            "million parameters",
+            "10^9 MACs a patch",
+            "GB a step",
+            "seconds a step",
+        ]
+        return Page(
+            values, [Table(f"Networks for {options.dataset}", columns, list(map(_cost_row, costs)), (2, 3, 4, 5))]
+        )
+    wrong = [cost.problem for cost in costs if cost.problem]
+    if wrong:
+        raise NetworkError(wrong[0])
+    about = [architecture_of(parse_choice(cost.network).name) for cost in costs]
+    rows = [[a.name, a.about, a.describe_options()] for a in about]
+    listed = Table("Networks, and what they may be asked for", ["network", "", "options"], rows)
+    return Page(values, [listed, "any other network of MONAI for segmentation: monai:CLASS"])
 
-    about = architecture_of(parse_choice(name).name)
-    return about.name, about.about, about.describe_options()
+
+def _cost_row(cost: NetworkCost) -> list[str]:
+    def number(value: float | None, digits: int, unit: float = 1.0) -> str:
+        return "" if value is None else f"{value / unit:.{digits}f}"
+
+    return [
+        cost.network,
+        "x".join(map(str, cost.patch_size or ())),
+        number(cost.batch_size, 0),
+        number(cost.parameters, 2, 1e6),
+        number(cost.macs, 1, 1e9),
+        number(cost.memory_gb, 2),
+        cost.problem or number(cost.step_s, 2),
+    ]
 
 
 def named_network(name: str) -> NetworkCost:
     """A network by name and options alone, with what is wrong with them."""
-    from segpipe.networks.catalogue import complete_options
-    from segpipe.networks.spec import parse_choice
-
     try:
         complete_options(parse_choice(name))
     except NetworkError as error:
@@ -109,14 +142,6 @@ def _network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration
     runtime : Runtime
         Where steps are timed.
     """
-    import torch
-
-    from segpipe.networks.build import build_network
-    from segpipe.networks.measure import MemoryProbe, macs, n_parameters, seconds_of
-    from segpipe.networks.spec import parse_choice
-    from segpipe.planning.design import Channels
-    from segpipe.planning.variant import with_network
-
     measured, channels = MemoryProbe(), Channels.of(fingerprint)
     one = base.model_copy(update={"configurations": {configuration: base.configuration(configuration)}})
     chosen = with_network(one, fingerprint, parse_choice(name), measured).configuration(configuration)

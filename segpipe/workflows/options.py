@@ -43,6 +43,8 @@ class Note:
     file: str = ""
     """Ending by which a text is a file instead of a name."""
     python_only: bool = False
+    terminal_only: bool = False
+    """Whether it says how a result is shown, or who is asked, at a terminal."""
 
 
 def option(help: str, default: Any = MISSING, **note: Any) -> Any:
@@ -301,6 +303,9 @@ class PlanOptions(OnDataset, Parallel):
         "Target spacing (z, y, x) in mm instead of the planned one.", None, flag="spacing", metavar="Z Y X"
     )
     resample_channels: bool | None = resampled_channels()
+    explain: bool = option(
+        "Show what each rule looked at and did, step by step.", False, group=OUTPUT, terminal_only=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,11 +408,14 @@ class CrossvalOptions(OnDataset, OnCluster, OnDevice, Scoring, Repeatable, Lengt
         None, group=WHERE, least=1, unless_given="the processors are shared out; on a cluster all that a worker may use",
     )  # fmt: skip
     retries: int = option("How often a job is tried again whose worker was killed.", 1, group=WHERE, least=0)
-    believe: Callable[[list[tuple[str, str]]], bool] = option(
+    believe: Callable[[list[tuple[str, str]]], bool] | None = option(
         "Called with the groups that a pattern makes, before any work; returns whether they are right.",
-        lambda _: True,
+        None,
         python_only=True,
+        unless_given="they are believed",
     )
+    yes: bool = option("Believe the groups that a pattern makes.", False, short="y", terminal_only=True)
+    status: bool = option("Only show where it stands.", False, group=OUTPUT, terminal_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)

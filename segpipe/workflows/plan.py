@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.workspace import Workspace
+from segpipe.dataset.fingerprint.schema import Fingerprint
+from segpipe.planning.schema import Plan
+from segpipe.reporting.plan import plan_parts
+from segpipe.workflows.options import PlanOptions
+from segpipe.workflows.page import Page, plain
 from segpipe.workflows.planning import make_plan, recipe_for
 from segpipe.workflows.project import Project
-
-if TYPE_CHECKING:
-    from segpipe.core.workspace import Workspace
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.planning.schema import Plan
-    from segpipe.workflows.options import PlanOptions
 
 
 @dataclass(frozen=True)
@@ -43,3 +42,10 @@ def plan(options: PlanOptions, watch: Watch = SILENT) -> Planned:
 def plan_only(options: PlanOptions, watch: Watch = SILENT) -> Plan:
     """Measure a dataset and plan for it; writes dataset.json, fingerprint.json and plan.json."""
     return plan(options, watch).plan
+
+
+def page(done: Planned, options: PlanOptions) -> Page:
+    """Show what was measured, what was chosen, and why; with --explain how each rule came to it."""
+    parts = plan_parts(done.measured, done.plan, explain=options.explain)
+    where = [f"plan         {done.workspace.plan}", f"fingerprint  {done.workspace.fingerprint}"]
+    return Page(plain(done.plan), [*parts, *where], done.measured.left_out, "Cases left out")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from segpipe.core.labels import Labels
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.text import Table, shown
 from segpipe.errors import ModelError, SegpipeError, UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from segpipe.core.labels import Labels
-    from segpipe.postprocessing.schema import PostprocessingRules
-    from segpipe.workflows.options import PostprocessOptions
+from segpipe.evaluation.run import labels_found, match_pairs
+from segpipe.models.file import model_in, read_model
+from segpipe.planning.schema import Plan
+from segpipe.postprocessing.choose import choose_rules
+from segpipe.postprocessing.run import apply_to_folder
+from segpipe.postprocessing.schema import PostprocessingRules
+from segpipe.workflows.options import PostprocessOptions
+from segpipe.workflows.page import Page, plain
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,6 @@ def choose_postprocessing(
     options: PostprocessOptions, watch: Watch = SILENT
 ) -> tuple[PostprocessingRules, dict[str, str]]:
     """Choose rules on predictions of cases that the model did not see; returns them, and the cases that failed with the reasons."""
-    from segpipe.evaluation.run import labels_found, match_pairs
-    from segpipe.models.file import model_in, read_model
-    from segpipe.postprocessing.choose import choose_rules
-
     if options.references is None:
         raise SegpipeError("rules are chosen on cases with a reference; give their folder with --references")
     if options.rules is None and options.model is None:
@@ -65,10 +64,6 @@ def choose_postprocessing(
 
 def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> tuple[dict[str, int], dict[str, str]]:
     """Apply rules to every segmentation of a folder; returns the changed voxels of each, and those that failed with the reasons."""
-    from segpipe.models.file import read_model
-    from segpipe.postprocessing.run import apply_to_folder
-    from segpipe.postprocessing.schema import PostprocessingRules
-
     if options.output is None:
         raise UsageError("give OUTPUT to apply rules, or --references to choose them")
     if options.rules is not None:
@@ -90,7 +85,28 @@ def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> 
 
 
 def _labels_of(model: Path) -> Labels:
-    from segpipe.models.file import read_model
-    from segpipe.planning.schema import Plan
 
     return Plan.model_validate_json(read_model(model).plan_json).labels
+
+
+def page(done: Postprocessed, options: PostprocessOptions) -> Page:
+    """Show rules that were chosen, or how much was changed."""
+    chosen, changed, lost = done.chosen, done.changed, "Cases that failed"
+    if chosen is None:
+        n = sum(voxels > 0 for voxels in changed.values())
+        text = f"{len(changed)} segmentation(s) written to {options.output}, {n} of them changed"
+        return Page({"changed_voxels": changed, "failed": done.failed}, [text], done.failed, lost)
+    rows = [
+        [t.rule.describe(), _mean(t.before), _mean(t.after), "yes" if t.chosen else ""]
+        for t in chosen.trials
+        if t.before != t.after
+    ]
+    columns = ["rule", "mean Dice before", "after", "chosen"]
+    tried = [Table("Rules that change a Dice", columns, rows, (1, 2))] if rows else []
+    words = "; ".join(r.describe() for r in chosen.rules) or "none: no rule helps without making a label worse"
+    return Page({"chosen": plain(chosen), "failed": done.failed}, [*tried, f"rules: {words}"], done.failed, lost)
+
+
+def _mean(means: dict[str, float | None]) -> str:
+    known = [m for m in means.values() if m is not None]
+    return shown(sum(known) / len(known) if known else None, 4)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
 from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from segpipe.inference.inputs import InputCase
-    from segpipe.inference.manifest import Manifest
-    from segpipe.inference.schema import PredictionRow
-    from segpipe.workflows.options import PredictOptions
+from segpipe.execution.device import choose_runtime
+from segpipe.execution.processes import open_executor
+from segpipe.inference.engines.choose import network_cache
+from segpipe.inference.inputs import InputCase, find_inputs
+from segpipe.inference.manifest import Manifest
+from segpipe.inference.predictor import Predictor, PredictorOptions
+from segpipe.inference.run import Save, shard_of
+from segpipe.inference.run import predict as stage
+from segpipe.inference.schema import PredictionRow
+from segpipe.io.formats import ending_of
+from segpipe.models.read import plan_of, read_any_model
+from segpipe.workflows.options import PredictOptions
+from segpipe.workflows.page import FAILED_CASES, Page, failures, plain
 
 _PARTS_A_WORKER = 3
 """Parts of a batch that each worker of a cluster gets."""
@@ -27,13 +32,6 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
     """
     if options.cluster is not None:
         return _predict_elsewhere(options, watch)
-    from segpipe.execution.device import choose_runtime
-    from segpipe.inference.engines.choose import network_cache
-    from segpipe.inference.inputs import find_inputs
-    from segpipe.inference.predictor import Predictor, PredictorOptions
-    from segpipe.inference.run import Save, shard_of
-    from segpipe.inference.run import predict as stage
-    from segpipe.io.formats import ending_of
 
     o, target = options, options.output
     how = PredictorOptions(o.folds, o.tta, o.step, o.engine, o.precision, o.postprocess, cache=network_cache())
@@ -51,15 +49,6 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
 
 def _predict_elsewhere(options: PredictOptions, watch: Watch) -> list[PredictionRow]:
     """Predict on a cluster: each worker loads the model once and takes its part of the cases."""
-    from concurrent.futures import as_completed
-
-    from segpipe.execution.processes import open_executor
-    from segpipe.inference.inputs import find_inputs
-    from segpipe.inference.manifest import Manifest
-    from segpipe.inference.run import shard_of
-    from segpipe.io.formats import ending_of
-    from segpipe.models.read import plan_of, read_any_model
-
     if options.shard != (1, 1):
         raise SegpipeError("--shard with --cluster: the cluster's workers share the cases already; give one of them")
     if ending_of(options.output):
@@ -102,8 +91,6 @@ def _rows_of(part: Future[list[PredictionRow]], cases: list[InputCase], manifest
     SegpipeError
         If the whole batch cannot go on.
     """
-    from segpipe.inference.schema import PredictionRow
-
     try:
         return part.result()
     except ClusterError as error:
@@ -120,3 +107,12 @@ def _rows_of(part: Future[list[PredictionRow]], cases: list[InputCase], manifest
         else PredictionRow(case=c.id, status="failed", output=c.output, reason=why, model="")
         for c in cases
     ]
+
+
+def page(rows: list[PredictionRow], options: PredictOptions) -> Page:
+    """Show how many cases were predicted, and which failed or are doubtful."""
+    failed = {row.case: row.reason or "" for row in rows if row.status == "failed"}
+    doubtful = {row.case: "; ".join(row.doubts) for row in rows if row.doubts}
+    done = f"{len(rows) - len(failed)} of {len(rows)} case(s) predicted, in {options.output}"
+    lost = [*failures("Cases that failed", failed), *failures("Cases to look at", doubtful)]
+    return Page([plain(row) for row in rows], [done, *lost], exit_code=FAILED_CASES if failed else 0)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.workflows.fold import prepare_arrays
+from segpipe.preprocessing.schema import PreprocessedIndex
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.options import PreprocessOptions
+from segpipe.workflows.page import Page, plain
 from segpipe.workflows.planning import current_plan
 from segpipe.workflows.project import Project
-
-if TYPE_CHECKING:
-    from segpipe.preprocessing.schema import PreprocessedIndex
-    from segpipe.workflows.options import PreprocessOptions
 
 
 @dataclass(frozen=True)
@@ -53,3 +51,9 @@ def preprocess_only(options: PreprocessOptions, watch: Watch = SILENT) -> Prepro
     The workspace's plan is used; where there is none, one is made by the recipe that suits the device.
     """
     return preprocess(options, watch).index
+
+
+def page(done: Preprocessed, _: PreprocessOptions) -> Page:
+    """Show how many cases were prepared."""
+    text = f"{len(done.index.cases)} case(s) prepared in {done.folder}"
+    return Page(plain(done.index) | {"failed": done.failed}, [text], done.failed, "Cases left out")

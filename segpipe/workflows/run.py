@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.workspace import Workspace
+from segpipe.evaluation.schema import Evaluation
+from segpipe.planning.schema import Plan
+from segpipe.reporting.run import report
+from segpipe.training.schema import TrainingRecord
+from segpipe.workflows.fold import FoldWork
+from segpipe.workflows.options import RunOptions
+from segpipe.workflows.page import Page, places, plain, scores, texts
 from segpipe.workflows.planning import make_plan, plan_for_network, recipe_for
+from segpipe.workflows.project import Project
 from segpipe.workflows.train import open_for_training, prepare_fold, train_and_score
-
-if TYPE_CHECKING:
-    from segpipe.core.workspace import Workspace
-    from segpipe.evaluation.schema import Evaluation
-    from segpipe.planning.schema import Plan
-    from segpipe.training.schema import TrainingRecord
-    from segpipe.workflows.fold import FoldWork
-    from segpipe.workflows.options import RunOptions
-    from segpipe.workflows.project import Project
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,6 @@ class RunResult:
 
 def run(options: RunOptions, watch: Watch = SILENT) -> RunResult:
     """Check, plan, preprocess, train one fold, predict its held-out cases, evaluate and report."""
-    from segpipe.reporting.run import report
-
     project = open_for_training(options, watch)
     with project.alone():
         work = _prepare(project, options)
@@ -76,3 +73,12 @@ def _prepare(project: Project, options: RunOptions) -> FoldWork:
     shape = "x".join(map(str, chosen.patch_size))
     note(f"recipe {current.recipe}, configuration {chosen.name}: patch {shape}, batch {chosen.batch_size}")
     return prepare_fold(project, base, current, chosen.name, options)
+
+
+def page(done: RunResult, _: RunOptions) -> Page:
+    """Show scores, and where everything is."""
+    where = {
+        "model": done.model, "predictions": done.predictions, "scores": done.evaluation_file, "report": done.report,
+    }  # fmt: skip
+    values = {"evaluation": plain(done.evaluation), "training": plain(done.record), "failed": done.failed}
+    return Page(values | texts(where), [*scores(done.evaluation), *places(where)], done.failed)

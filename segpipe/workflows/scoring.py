@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segpipe.core.labels import Labels
-    from segpipe.dataset.schema import Case
-    from segpipe.evaluation.schema import Evaluation
-    from segpipe.inference.inputs import InputCase
-    from segpipe.inference.run import Onlooker
-    from segpipe.inference.schema import PredictionRow
-    from segpipe.planning.schema import Plan
-    from segpipe.workflows.project import Project
+from segpipe.core.labels import Labels
+from segpipe.dataset.schema import Case
+from segpipe.evaluation.run import evaluate
+from segpipe.evaluation.schema import Evaluation
+from segpipe.inference.engines.choose import network_cache
+from segpipe.inference.inputs import InputCase
+from segpipe.inference.predictor import Predictor, PredictorOptions
+from segpipe.inference.run import Onlooker, predict
+from segpipe.inference.schema import PredictionRow
+from segpipe.io.formats import output_ending
+from segpipe.planning.schema import Plan
+from segpipe.workflows.project import Project
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,11 @@ class Models:
 
 def output_of(case: Case, folder: Path) -> Path:
     """Where a case's segmentation lies in a folder."""
-    from segpipe.io.formats import output_ending
-
     return folder / f"{case.id}{output_ending(case.images[0].path)}"
 
 
 def inputs_of(cases: Sequence[Case], folder: Path) -> list[InputCase]:
     """Return the cases as prediction is given them."""
-    from segpipe.inference.inputs import InputCase
-
     return [InputCase(c.id, tuple(i.path for i in c.images), output_of(c, folder)) for c in cases]
 
 
@@ -68,10 +66,6 @@ def predict_cases(
     onlooker: Onlooker | None = None,
 ) -> Predicted:
     """Predict cases into a folder; a case that fails keeps its reason."""
-    from segpipe.inference.engines.choose import network_cache
-    from segpipe.inference.predictor import Predictor, PredictorOptions
-    from segpipe.inference.run import predict
-
     options = PredictorOptions(models.folds, models.tta, postprocess=models.postprocess, cache=network_cache())
     predictor = Predictor.load(models.paths, project.runtime, options)
     with project.watch.counting(title, len(cases)) as step:
@@ -90,8 +84,6 @@ def score_cases(
     project: Project, predicted: Predicted, labels: Labels, *, tolerance_mm: float, title: str = "scoring"
 ) -> Evaluation:
     """Score predicted cases that have a reference; those without a prediction are reported as failed."""
-    from segpipe.evaluation.run import evaluate
-
     pairs = [
         (c.id, output_of(c, predicted.folder), c.label.path)
         for c in predicted.cases

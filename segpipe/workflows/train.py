@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.workspace import FoldFolder
+from segpipe.execution.device import require_devices
+from segpipe.planning.schema import Plan
+from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
-from segpipe.workflows.fold import FoldWork, prepare_arrays, require_fold, train_fold
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.fold import FoldWork, require_fold, train_fold
 from segpipe.workflows.held_out import HeldOut, prepare_first_stage, score_held_out
+from segpipe.workflows.options import FoldOptions, TrainOptions
+from segpipe.workflows.page import Page, places, plain, scores, texts
 from segpipe.workflows.planning import compare_with_recipe, configuration_of, current_plan, plan_for_network
 from segpipe.workflows.project import Project, write_asked
-
-if TYPE_CHECKING:
-    from segpipe.core.workspace import FoldFolder
-    from segpipe.planning.schema import Plan
-    from segpipe.training.schema import TrainingRecord
-    from segpipe.workflows.options import FoldOptions, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ def open_for_training(options: FoldOptions, watch: Watch) -> Project:
     DeviceError
         If they are not.
     """
-    from segpipe.execution.device import require_devices
-
     project = Project.open(options, watch)
     require_devices(project.runtime.device, options.devices)
     return project
@@ -86,3 +84,20 @@ def train_and_score(work: FoldWork, options: FoldOptions, command: str) -> Train
         watch.note("fold all holds out no case: there is nothing to validate on")
         return Trained(record, work.model, work.folder)
     return Trained(record, work.model, work.folder, score_held_out(work, options))
+
+
+def page(done: Trained, _: TrainOptions) -> Page:
+    """Show how long it took, scores, and where everything is."""
+    record, held_out = done.record, done.held_out
+    where = {"model": done.model, "log": done.folder.log, "curves": done.folder.curves}
+    if held_out is not None:
+        where |= {"predictions": held_out.predictions, "scores": held_out.evaluation_file}
+        where |= {f"example {n}": picture for n, picture in enumerate(held_out.pictures, start=1)}
+    early = f"; stopped early, best epoch {record.best_epoch}" if record.stopped_early else ""
+    took = (
+        f"{record.iterations} iterations in {record.elapsed_s / 60:.1f} min{early}; "
+        f"{record.data_wait_share:.1%} of the time waiting for data"
+    )
+    scored = None if held_out is None else held_out.evaluation
+    values = {"training": plain(record), "failed": done.failed, "evaluation": plain(scored)} | texts(where)
+    return Page(values, [took, *(scores(scored) if scored else []), *places(where)], done.failed)

@@ -6,21 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
+from segpipe.core.labels import Labels
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.text import Table
+from segpipe.dataset.schema import Case
 from segpipe.errors import ModelError, SegpipeError
+from segpipe.evaluation.comparison import ALL_LABELS, METRICS, Comparison, ModelCosts, ModelScores
+from segpipe.evaluation.schema import Evaluation
+from segpipe.evaluation.statistics import difference, paired_scores, retention
+from segpipe.execution.processes import in_own_process
+from segpipe.io.formats import IMAGE_ENDINGS, read_volume, write_labels_like
+from segpipe.models.read import plan_of, read_any_model
+from segpipe.reporting.comparison import cost_rows, difference_rows, draw_comparison, markdown
+from segpipe.workflows.compare.cost import Run, count, run
 from segpipe.workflows.fold import doubt_of_folds
+from segpipe.workflows.options import CompareOptions
+from segpipe.workflows.page import Page, plain
 from segpipe.workflows.project import Project, write_asked
 from segpipe.workflows.scoring import Models, Predicted, inputs_of, score_cases
-
-if TYPE_CHECKING:
-    from segpipe.core.labels import Labels
-    from segpipe.dataset.schema import Case
-    from segpipe.evaluation.comparison import Comparison, ModelCosts, ModelScores
-    from segpipe.evaluation.schema import Evaluation
-    from segpipe.workflows.compare.cost import Run
-    from segpipe.workflows.options import CompareOptions
 
 
 def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
@@ -28,11 +35,6 @@ def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
 
     Writes comparison.json, comparison.md and comparison.png, and every prediction.
     """
-    import torch
-
-    from segpipe.evaluation.comparison import Comparison
-    from segpipe.reporting.comparison import draw_comparison, markdown
-
     project = Project.open(options, watch)
     with project.alone():
         measured = project.measure()
@@ -72,14 +74,17 @@ def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
     return found
 
 
-def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return title, columns and rows: what models take and keep, and their differences."""
-    from segpipe.reporting.comparison import cost_rows, difference_rows
+def tables(found: Comparison) -> list[Table]:
+    """Show what models take and keep, and their differences."""
+    made = {f"{found.dataset}, {len(found.cases)} cases": cost_rows(found)}
+    made["Paired differences"] = difference_rows(found, labels=False)
+    return [Table(title, columns, rows, range(1, len(columns))) for title, (columns, rows) in made.items()]
 
-    return [
-        (f"{found.dataset}, {len(found.cases)} cases", *cost_rows(found)),
-        ("Paired differences", *difference_rows(found, labels=False)),
-    ]
+
+def page(found: Comparison, _: CompareOptions) -> Page:
+    """Show the tables, and which cases have no score."""
+    failed = {f"{name}: {case}": why for name, s in found.scores.items() for case, why in s.failed.items()}
+    return Page(plain(found), tables(found), failed, "Cases without a score")
 
 
 def _cases(project: Project, fold: int | str) -> list[Case]:
@@ -90,8 +95,6 @@ def _cases(project: Project, fold: int | str) -> list[Case]:
 
 def _folds(path: Path, fold: int | str) -> tuple[str, ...]:
     """The fold that held out the same cases, where a model has it, else all that it has."""
-    from segpipe.models.read import read_any_model
-
     model = read_any_model(path)
     return (str(fold),) if str(fold) in model.folds else model.used(())
 
@@ -104,11 +107,6 @@ def _as_dataset(path: Path, folder: Path, labels: Labels) -> None:
     ModelError
         If the model does not know one of the labels.
     """
-    import numpy as np
-
-    from segpipe.io.formats import IMAGE_ENDINGS, read_volume, write_labels_like
-    from segpipe.models.read import plan_of, read_any_model
-
     theirs = {t.name: t.paint for t in plan_of(read_any_model(path), path).labels.targets}
     ours = {t.name: t.paint for t in labels.targets}
     missing = [name for name in ours if name not in theirs]
@@ -136,9 +134,6 @@ class _Meter:
 
     def cost(self, cases: list[Case], folder: Path) -> tuple[ModelCosts, Predicted]:
         """Count the model, and let it predict the cases on each device; also the last one's predictions, and what failed."""
-        from segpipe.evaluation.comparison import ModelCosts
-        from segpipe.workflows.compare.cost import count
-
         counted = count(self.models)
         places = {device: folder / device.replace(":", "_") for device in self.devices}
         runs = [self._run(device, cases, place) for device, place in places.items()]
@@ -156,8 +151,6 @@ class _Meter:
         return cost, Predicted(cases, places[self.devices[-1]], failed=failed)
 
     def _run(self, device: str, cases: list[Case], place: Path) -> Run:
-        from segpipe.execution.processes import in_own_process
-        from segpipe.workflows.compare.cost import run
 
         place.mkdir(parents=True, exist_ok=True)
         try:
@@ -167,7 +160,6 @@ class _Meter:
 
 
 def _scores(evaluation: Evaluation) -> ModelScores:
-    from segpipe.evaluation.comparison import ALL_LABELS, ModelScores
 
     by_label = {
         name: {"dice": s.mean_dice, "nsd": s.mean_nsd, "hd95_mm": s.mean_hd95_mm}
@@ -187,9 +179,6 @@ def _statistics(
     costs: list[ModelCosts], evaluations: dict[str, Evaluation], patients: Mapping[str, str]
 ) -> dict[str, object]:
     """What each model keeps of the first, and the paired differences of each two."""
-    from segpipe.evaluation.comparison import ALL_LABELS, METRICS
-    from segpipe.evaluation.statistics import difference, paired_scores, retention
-
     first = costs[0]
     kept = [
         retention(

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from segpipe.core.artefact import json_digest
+from segpipe.crossvalidation.design import n_candidates
 from segpipe.crossvalidation.schema import CandidatePlan, Proposal, Selection
+from segpipe.crossvalidation.select import Members, pairs_to_try, rank, shared_cases
 from segpipe.errors import CrossvalError
+from segpipe.evaluation.schema import Evaluation
+from segpipe.models.file import ModelFile
+from segpipe.postprocessing.choose import choose_rules
+from segpipe.postprocessing.schema import PostprocessingRules
 from segpipe.workflows.crossval.predict import predict_and_score
 from segpipe.workflows.crossval.train import trained
 from segpipe.workflows.crossval.work import Work
 from segpipe.workflows.scoring import Models, output_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segpipe.crossvalidation.select import Members
-    from segpipe.evaluation.schema import Evaluation
-    from segpipe.models.file import ModelFile
-
 
 def ensemble(work: Work) -> str:
     """Predict and score what an inner fold held out, by pairs of candidates."""
-    from segpipe.crossvalidation.select import pairs_to_try
-
     assert work.task.fold is not None
     complete = work.complete()
     numbers = {chosen.candidate.text: number for number, chosen in complete.items()}
@@ -54,10 +51,6 @@ def clear_ensemble(work: Work) -> None:
 
 def select(work: Work) -> str:
     """Compare all on the same out-of-fold cases, and choose what cleans the winner's segmentations."""
-    from segpipe.crossvalidation.design import n_candidates
-    from segpipe.crossvalidation.select import pairs_to_try, rank, shared_cases
-    from segpipe.evaluation.schema import Evaluation
-
     complete = work.complete()
     if not complete:
         raise CrossvalError(f"{work.study.name}: no candidate was trained on every inner fold; the jobs before say why")
@@ -107,8 +100,6 @@ def _called(work: Work, number: int) -> str:
 
 def _rules(work: Work, numbers: tuple[int, ...], complete: dict[int, CandidatePlan], cases: tuple[str, ...]) -> str:
     """Rules, as JSON, chosen on the winner's out-of-fold segmentations."""
-    from segpipe.postprocessing.choose import choose_rules
-
     pairs = []
     for k, inner in enumerate(work.study.inner):
         if len(numbers) == 1:
@@ -128,9 +119,6 @@ def _rules(work: Work, numbers: tuple[int, ...], complete: dict[int, CandidatePl
 
 def model(work: Work) -> str:
     """Pack the winner: its inner folds averaged, or trained once more on all the study's cases. Then arrays are not needed any more."""
-    from segpipe.crossvalidation.design import n_candidates
-    from segpipe.postprocessing.schema import PostprocessingRules
-
     selection = Selection.read(work.folder.selection)
     complete = {c.candidate.text: c for c in work.complete().values()}
     members = [_packed(work, complete[name]) for name in selection.winner]
@@ -144,7 +132,6 @@ def model(work: Work) -> str:
 
 
 def _packed(work: Work, chosen: CandidatePlan) -> ModelFile:
-    from segpipe.models.file import ModelFile
 
     if work.design.refit:
         trained(work, chosen, "all")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.text import Table, shown
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
-from segpipe.execution.graph import STATES as STATES
-from segpipe.execution.graph import State
+from segpipe.execution.graph import STATES, State
 from segpipe.version import __version__
+from segpipe.workflows.page import FAILED_CASES, Page, failures, plain, texts
 from segpipe.workflows.planning import recipe_for
 from segpipe.workflows.project import Project, write_asked
 
@@ -149,13 +150,20 @@ def _tell_groups(project: Project, request: Request, options: CrossvalOptions) -
 
     groups, group_by, watch = dict(request.groups), options.group_by, project.watch
     watch.note(f"{len(groups)} usable cases in {len(set(groups.values()))} groups, by {request.grouped_by}")
-    if is_pattern(project.matched, group_by) and not options.believe(describe_groups(groups)):
+    if is_pattern(project.matched, group_by) and not _believed(describe_groups(groups), options, watch):
         raise CrossvalError(
             f"--group-by {group_by}: these groups were not confirmed; correct the pattern, or confirm them with --yes"
         )
     hint = looks_grouped(list(groups)) if request.grouped_by == BY_CASE and group_by is None else None
     if hint is not None:
         watch.note(hint)
+
+
+def _believed(rows: list[tuple[str, str]], options: CrossvalOptions, watch: Watch) -> bool:
+    """Return whether groups are right, as whoever asked for them says."""
+    if options.believe is not None:
+        return options.believe(rows)
+    return watch.confirm("Groups by this pattern", rows, "Are these the patients?", yes=options.yes)
 
 
 @dataclass(frozen=True)
@@ -286,3 +294,52 @@ def by_study(found: Mapping[str, Standing]) -> tuple[dict[str, Counts], Counts]:
 
 def _lost(result: CrossvalResult) -> dict[str, str]:
     return result.unfinished | dict(lost.told for lost in result.lost)
+
+
+def page(done: Crossvalidated, options: CrossvalOptions) -> Page:
+    """Show where it stands, or what was measured."""
+    if options.status:
+        return _status_page(done)
+    folder, result = done.folder, done.result
+    where = {
+        "report": folder.page, "table": folder.table, "methods": folder.methods, "result": folder.result, "splits": folder.splits,
+    }  # fmt: skip
+    where = {name: path for name, path in where.items() if path.is_file()}
+    measured = [] if result is None else _measured(result)
+    model = [] if done.model is None else [f"model: segpipe predict IMAGES OUTPUT --model {done.model}"]
+    parts: list[str | Table] = [
+        *failures("Lost", done.failed),
+        *measured,
+        *(f"{name}: {path}" for name, path in where.items()),
+        *model,
+    ]
+    values = {"result": plain(result), "model": done.model, "failed": done.failed, **texts(where)}
+    return Page(values, parts, exit_code=FAILED_CASES if done.failed else 0)
+
+
+def _measured(result: CrossvalResult) -> list[Table]:
+    rows = []
+    for label, found in result.scores.items():
+        dice = found["dice"]
+        interval = f"{shown(dice.low)} to {shown(dice.high)}"
+        others = [shown(found["nsd"].mean), shown(found["hd95_mm"].mean, 2), shown(dice.between_folds_sd)]
+        rows.append([label, shown(dice.mean), interval, shown(dice.median), *others, str(dice.n_patients)])
+    kind = "Nested cross-validation" if result.nested else "Not nested, so optimistic"
+    nsd = f"NSD {result.tolerance_mm:g} mm"
+    columns = ["label", "Dice", "95 % CI", "median", nsd, "HD95 mm", "SD between folds", "patients"]
+    title = f"{kind}: {result.n_cases} case(s), each by a model that was made without it"
+    chosen = [[study, " + ".join(winner)] for study, winner in result.chosen.items()]
+    return [Table(title, columns, rows, range(1, 8)), Table("Chosen", ["study", "candidate"], chosen)]
+
+
+def _status_page(standing: Crossvalidated) -> Page:
+    counted, total = by_study(standing.standings)
+    lost = {job: s.reason or "" for job, s in standing.standings.items() if s.state in ("failed", "blocked")}
+    running = [job for job, s in standing.standings.items() if s.state == "running"]
+    rows = [[name, *(str(found[state]) for state in STATES)] for name, found in (*counted.items(), ("all", total))]
+    parts: list[str | Table] = [
+        Table(f"Jobs of {standing.folder.root}", ["study", *STATES], rows, range(1, 6)),
+        *([f"running: {', '.join(running)}"] if running else []),
+        *([Table("Lost", ["job", "reason"], [[job, reason] for job, reason in lost.items()])] if lost else []),
+    ]
+    return Page({"studies": counted, "running": running, "lost": lost, "result": plain(standing.result)}, parts)

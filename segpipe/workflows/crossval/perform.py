@@ -15,7 +15,6 @@ from segpipe.errors import ArtefactError, CrossvalError, SegpipeError
 from segpipe.execution.graph import Inputs
 from segpipe.execution.locks import locked
 from segpipe.version import __version__
-from segpipe.workflows.crossval import choose, prepare, test, train
 from segpipe.workflows.crossval.work import Done, Notes, Task, Work
 
 
@@ -27,6 +26,7 @@ def perform(task: Task, inputs: Inputs) -> str:
     # Where the one that asked was killed, or a scheduler gave a worker up too early, another may still be at it.
     notes = Notes(place / "notes.txt")
     with locked(place, wait=True, note=notes.note):
+        kind = _kind_of(task)
         record, begun = place / "done.json", place / "begun"
         known = _done(record)
         if known is not None and known.inputs == inputs.digest:
@@ -43,11 +43,11 @@ def perform(task: Task, inputs: Inputs) -> str:
         work = Work(task, inputs, design, splits.study(task.study), main, folder, notes)
         if not begun.is_file() or begun.read_text() != inputs.digest:
             # What lies there was made from something else.
-            _KINDS[task.kind].clear(work)
+            kind.clear(work)
             begun.write_text(inputs.digest)
         start = time.monotonic()
         try:
-            output = _KINDS[task.kind].do(work)
+            output = kind.do(work)
         except Exception as error:
             told = str(error) if isinstance(error, SegpipeError) else traceback.format_exc()
             work.watch.note(f"{type(error).__name__}: {told}")
@@ -81,14 +81,19 @@ class _Kind:
     """Takes away what was made from other inputs."""
 
 
-_KINDS = {
-    "measure": _Kind(prepare.measure),
-    "candidate": _Kind(prepare.candidate),
-    "prepare": _Kind(prepare.prepare),
-    "train": _Kind(train.train, train.clear_fold),
-    "ensemble": _Kind(choose.ensemble, choose.clear_ensemble),
-    "select": _Kind(choose.select),
-    "model": _Kind(choose.model, choose.clear_refit),
-    "test": _Kind(test.test, test.clear_test),
-    "test_candidate": _Kind(test.test_candidate, test.clear_test),
-}
+def _kind_of(task: Task) -> _Kind:
+    """Return how a job is done; what that needs, torch among it, is imported by the process that does it."""
+    from segpipe.workflows.crossval import choose, prepare, test, train
+
+    kinds = {
+        "measure": _Kind(prepare.measure),
+        "candidate": _Kind(prepare.candidate),
+        "prepare": _Kind(prepare.prepare),
+        "train": _Kind(train.train, train.clear_fold),
+        "ensemble": _Kind(choose.ensemble, choose.clear_ensemble),
+        "select": _Kind(choose.select),
+        "model": _Kind(choose.model, choose.clear_refit),
+        "test": _Kind(test.test, test.clear_test),
+        "test_candidate": _Kind(test.test_candidate, test.clear_test),
+    }
+    return kinds[task.kind]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from segpipe.evaluation.schema import Evaluation
 from segpipe.workflows import scoring
-
-if TYPE_CHECKING:
-    from segpipe.evaluation.schema import Evaluation
-    from segpipe.workflows.crossval.work import Work
+from segpipe.workflows.crossval.work import Work
 
 
 def predict_and_score(work: Work, models: scoring.Models, ids: tuple[str, ...], folder: Path, **how: Any) -> Evaluation:

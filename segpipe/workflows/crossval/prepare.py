@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from segpipe.core.artefact import json_digest
 from segpipe.crossvalidation.candidates import Candidate
 from segpipe.crossvalidation.schema import CandidatePlan, Proposal, Speed
+from segpipe.crossvalidation.search import propose
+from segpipe.crossvalidation.select import rank
+from segpipe.dataset.fingerprint.run import measure as stage
+from segpipe.dataset.schema import Dataset
+from segpipe.dataset.splits import Splits
 from segpipe.errors import CrossvalError
 from segpipe.execution.locks import locked
+from segpipe.networks.build import build_network
+from segpipe.networks.measure import macs, seconds_of
+from segpipe.planning.run import read_plan
+from segpipe.planning.schema import Plan
+from segpipe.training.schedule import make_schedule
+from segpipe.workflows.arrays import prepare_arrays
 from segpipe.workflows.crossval.work import Work
-from segpipe.workflows.fold import prepare_arrays
 from segpipe.workflows.planning import keep_plan_as, make_plan, plan_for_network, variant_called
-
-if TYPE_CHECKING:
-    from segpipe.planning.schema import Plan
 
 _TIMED_STEPS = 5
 _VALIDATION_SHARE = 1 / 3
@@ -23,10 +28,6 @@ _VALIDATION_SHARE = 1 / 3
 
 def measure(work: Work) -> str:
     """Measure the study's own cases, plan by them, and take down its inner folds."""
-    from segpipe.dataset.fingerprint.run import measure as stage
-    from segpipe.dataset.schema import Dataset
-    from segpipe.dataset.splits import Splits
-
     own = Dataset.read(work.main.workspace.dataset).only(frozenset(work.study.train))
     measured = stage(own, work.workspace, workers=1)
     work.project.matched, work.project.measured = own, measured
@@ -50,7 +51,6 @@ def candidate(work: Work) -> str:
     assert work.task.candidate is not None
     number = work.task.candidate
     candidate = work.design.candidates[number] if work.design.space is None else _proposed(work, number)
-    from segpipe.planning.run import read_plan
 
     plan = plan_for_network(work.project, read_plan(work.workspace, work.project.measured), candidate.network)
     plan.configuration(candidate.configuration)
@@ -70,9 +70,6 @@ def candidate(work: Work) -> str:
 
 def _proposed(work: Work, number: int) -> Candidate:
     """The next candidate of a search, from the trials before."""
-    from segpipe.crossvalidation.search import propose
-    from segpipe.crossvalidation.select import rank
-
     assert work.design.space is not None
     complete, trials = work.complete(), []
     for before in range(number):
@@ -96,10 +93,6 @@ def _epochs_within(work: Work, plan: Plan, configuration: str, timed_as: str) ->
 
     A number of epochs is the same whenever a training is continued, wherever, and beside whatever; minutes are not.
     """
-    from segpipe.networks.build import build_network
-    from segpipe.networks.measure import macs
-    from segpipe.training.schedule import make_schedule
-
     assert work.design.minutes is not None
     chosen = plan.configuration(configuration)
     n_inputs = plan.n_inputs(chosen)
@@ -114,8 +107,6 @@ def _epochs_within(work: Work, plan: Plan, configuration: str, timed_as: str) ->
 
 def _seconds_per_gmac(work: Work, plan: Plan, configuration: str, timed_as: str, gmacs: float) -> float:
     """Speed of a network in training, timed by the first study that asks: it is the machine's, not the cases'."""
-    from segpipe.networks.measure import seconds_of
-
     path = work.main.speed(configuration, timed_as)
     with locked(path.parent, wait=True, note=work.watch.note):
         if not path.is_file():
@@ -130,8 +121,6 @@ def _seconds_per_gmac(work: Work, plan: Plan, configuration: str, timed_as: str,
 
 def prepare(work: Work) -> str:
     """Prepare the arrays of one configuration, with this study's intensities and spacings."""
-    from segpipe.planning.run import read_plan
-
     assert work.task.configuration is not None
     index = prepare_arrays(work.project, read_plan(work.workspace, work.project.measured), work.task.configuration)
     # Arrays may be deleted later; which cases were lost is still to be told.

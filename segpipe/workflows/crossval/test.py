@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
 
+from segpipe.core.labels import Labels
 from segpipe.crossvalidation.folder import WINNER
+from segpipe.dataset.fingerprint.schema import Fingerprint
+from segpipe.evaluation.reliability import Reliability
+from segpipe.models.file import ModelFile
+from segpipe.planning.schema import Plan
 from segpipe.workflows.crossval.predict import predict_and_score
 from segpipe.workflows.crossval.work import Work
 from segpipe.workflows.scoring import Models
 
-if TYPE_CHECKING:
-    from segpipe.core.labels import Labels
-
 
 def test(work: Work) -> str:
     """Predict the test cases with the winner, score them, and count how far its probabilities are frequencies."""
-    from segpipe.evaluation.reliability import Reliability
-    from segpipe.models.file import ModelFile
-    from segpipe.planning.schema import Plan
-
     plan = Plan.model_validate_json(ModelFile.read(work.folder.model).plan_json)
     folder = work.folder.test(WINNER)
     references = {case.id: case.label.path for case in work.cases(work.study.test) if case.label is not None}
@@ -55,6 +52,4 @@ def clear_test(work: Work) -> None:
 
 def _task_labels(work: Work) -> Labels:
     """Labels of the whole dataset: one that no training case has is missed, not passed over."""
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-
     return Fingerprint.read(work.main.workspace.fingerprint).labels

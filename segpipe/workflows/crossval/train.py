@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
 
 from segpipe.core.artefact import json_digest
 from segpipe.crossvalidation.schema import CandidatePlan
+from segpipe.dataset.fingerprint.schema import Fingerprint
+from segpipe.dataset.splits import Splits
 from segpipe.errors import CrossvalError
 from segpipe.execution.locks import locked
+from segpipe.planning.run import read_plan
+from segpipe.preprocessing.schema import PreprocessedIndex
+from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
+from segpipe.workflows.arrays import prepare_arrays
 from segpipe.workflows.crossval.work import Work
-from segpipe.workflows.fold import FoldWork, prepare_arrays, train_fold
+from segpipe.workflows.fold import FoldWork, train_fold
 from segpipe.workflows.held_out import prepare_first_stage, score_held_out
 from segpipe.workflows.options import Scoring
-
-if TYPE_CHECKING:
-    from segpipe.training.schema import TrainingRecord
 
 
 def train(work: Work) -> str:
@@ -36,9 +38,6 @@ def train(work: Work) -> str:
 
 def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[TrainingRecord, FoldWork]:
     """Train a fold, or take it up where it was left."""
-    from segpipe.planning.run import read_plan
-    from segpipe.preprocessing.schema import PreprocessedIndex
-
     _require_own_folds(work)
     plan, configuration, project = work.plan_of(chosen), chosen.candidate.configuration, work.project
     arrays = plan.arrays_of(configuration)
@@ -61,9 +60,6 @@ def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[Trainin
 
 def _require_own_folds(work: Work) -> None:
     """Raise unless the workspace still holds the inner folds of the study: where it held none, a training would make some of its own."""
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.dataset.splits import Splits
-
     held = Splits.read(work.workspace.splits)
     if held.folds != work.study.inner or held.dataset_digest != Fingerprint.read(work.workspace.fingerprint).digest():
         raise CrossvalError(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.distillation.recipe import load_distillation_recipe
+from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm, parse_term
+from segpipe.distillation.teacher import Teacher
 from segpipe.errors import DistillationError
+from segpipe.evaluation.comparison import Comparison
+from segpipe.execution.processes import open_executor
+from segpipe.planning.schema import Plan
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.compare.command import compare, tables
 from segpipe.workflows.distill.student import DistillationRun, Student, teach, train_alone
-from segpipe.workflows.fold import FoldWork, prepare_arrays, require_fold
-from segpipe.workflows.options import CompareOptions
+from segpipe.workflows.fold import FoldWork, require_fold
+from segpipe.workflows.options import CompareOptions, DistillOptions
+from segpipe.workflows.page import Page, places, plain, scores
 from segpipe.workflows.planning import (
     compare_with_recipe,
     current_plan,
@@ -20,15 +29,6 @@ from segpipe.workflows.planning import (
     variant_called,
 )
 from segpipe.workflows.project import Project, workspace_of, write_asked
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segpipe.distillation.spec import KdTerm
-    from segpipe.distillation.teacher import Teacher
-    from segpipe.evaluation.comparison import Comparison
-    from segpipe.planning.schema import Plan
-    from segpipe.workflows.options import DistillOptions
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,6 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
     """Train a small network that is taught by a large one, score it on the held-out cases, and compare both."""
     if options.cluster is not None:
         return _distill_elsewhere(options, watch)
-    from segpipe.distillation.recipe import load_distillation_recipe
-    from segpipe.distillation.spec import parse_term
-    from segpipe.distillation.teacher import Teacher
 
     recipe, fold = load_distillation_recipe(options.recipe), options.fold
     terms = tuple(parse_term(text) for text in options.kd) or recipe.terms
@@ -86,8 +83,6 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
 
 def _compared(done: Distilled, work: FoldWork, options: DistillOptions, teachers: tuple[Teacher, ...]) -> Distilled:
     """Add the comparison of teachers, the student alone, and the students."""
-    from segpipe.workflows.compare.command import compare
-
     folder = work.project.workspace.root / "comparisons" / work.place
     alone = () if done.alone is None else (done.alone.model,)
     asked = CompareOptions(
@@ -109,8 +104,6 @@ def _compared(done: Distilled, work: FoldWork, options: DistillOptions, teachers
 
 def _distill_elsewhere(options: DistillOptions, watch: Watch) -> Distilled:
     """Have a worker of a cluster do it; where the worker is lost, another one goes on from its last checkpoint."""
-    from segpipe.execution.processes import open_executor
-
     # The worker's current folder is another one.
     root = workspace_of(options.dataset, options.work).root.resolve()
     asked = replace(options.resolved(), work=root, cluster=None)
@@ -143,8 +136,6 @@ def _require_student(work: FoldWork) -> None:
 
 def _require_teachers(terms: tuple[KdTerm, ...], teachers: tuple[Teacher, ...], *, unlabelled: bool) -> None:
     """Raise where the terms need a teacher that is not given, or one is given twice."""
-    from segpipe.distillation.spec import WITHOUT_TEACHER
-
     taught = any(term.weight and not isinstance(term, WITHOUT_TEACHER) for term in terms)
     if taught and not teachers:
         raise DistillationError(
@@ -184,3 +175,21 @@ def _plans(project: Project, base: Plan, options: DistillOptions) -> list[Plan]:
 def _network(text: str) -> str:
     """Return a student as a network: options alone are those of the plan's own U-Net."""
     return f"planned:{text}" if "=" in text.partition(":")[0] else text
+
+
+def page(done: Distilled, _: DistillOptions) -> Page:
+    """Show what teacher and student take and keep."""
+    last = done.students[-1]
+    scored = None if last.held_out is None else last.held_out.evaluation
+    values = {
+        "models": [str(s.model) for s in done.students],
+        "alone": None if done.alone is None else str(done.alone.model),
+        "training": plain(last.record),
+        "evaluation": plain(scored),
+        "comparison": plain(done.comparison),
+        "failed": done.failed,
+    }
+    compared = [] if done.comparison is None else tables(done.comparison)
+    own = scores(scored) if scored is not None and done.comparison is None else []
+    where = {"model": last.model} | ({} if done.comparison_folder is None else {"comparison": done.comparison_folder})
+    return Page(values, [*compared, *own, *places(where)], done.failed)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from segpipe.core.artefact import json_digest
+from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
+from segpipe.distillation.soft_labels import Source, soft_label_key, write_soft_labels
+from segpipe.distillation.teacher import Teacher, why_not_beside
+from segpipe.distillation.unlabelled import prepare_unlabelled, take_over_calls
 from segpipe.errors import DistillationError
-
-if TYPE_CHECKING:
-    from segpipe.distillation.soft_labels import Source
-    from segpipe.distillation.teacher import Teacher
-    from segpipe.preprocessing.schema import PreprocessedIndex
-    from segpipe.workflows.fold import FoldWork
-    from segpipe.workflows.options import DistillOptions
+from segpipe.inference.engines.choose import inference_runtime
+from segpipe.inference.inputs import find_inputs
+from segpipe.preprocessing.run import peak_bytes
+from segpipe.preprocessing.schema import PreprocessedIndex
+from segpipe.workflows.fold import FoldWork
+from segpipe.workflows.options import DistillOptions
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,6 @@ class SoftLabels:
 
 def why_on_disk(work: FoldWork, teachers: tuple[Teacher, ...], unlabelled: Path | None) -> str | None:
     """Why the teachers' probabilities have to be kept on disk; None where the teachers could look at the student's patches."""
-    from segpipe.distillation.teacher import why_not_beside
-
     configuration = work.plan.configuration(work.configuration)
     for teacher in teachers:
         reason = why_not_beside(teacher, work.plan, configuration)
@@ -49,11 +50,6 @@ def label_softly(work: FoldWork, teachers: tuple[Teacher, ...], options: Distill
     DistillationError
         If the teachers do not know the labels, or could label no case.
     """
-    from segpipe.core.workspace import SoftLabelFiles
-    from segpipe.distillation.soft_labels import soft_label_key, write_soft_labels
-    from segpipe.distillation.unlabelled import take_over_calls
-    from segpipe.inference.engines.choose import inference_runtime
-
     project, watch = work.project, work.project.watch
     plan, configuration = work.plan, work.plan.configuration(work.configuration)
     folder = project.workspace.soft_labels(
@@ -83,9 +79,6 @@ def label_softly(work: FoldWork, teachers: tuple[Teacher, ...], options: Distill
 
 def _labelled_sources(work: FoldWork) -> list[Source]:
     """The prepared training cases."""
-    from segpipe.core.workspace import PreparedFiles
-    from segpipe.distillation.soft_labels import Source
-
     workspace = work.project.workspace
     train = set(work.project.splits.fold(work.fold).train) & set(work.prepared.cases)
     prepared = workspace.preprocessed(work.configuration)
@@ -98,11 +91,6 @@ def _labelled_sources(work: FoldWork) -> list[Source]:
 
 def _unlabelled(work: FoldWork, images: Path) -> tuple[list[Source], dict[str, str]]:
     """Images without labels, prepared, and those that failed; the others go on."""
-    from segpipe.core.artefact import json_digest
-    from segpipe.distillation.unlabelled import prepare_unlabelled
-    from segpipe.inference.inputs import find_inputs
-    from segpipe.preprocessing.run import peak_bytes
-
     workspace, plan = work.project.workspace, work.plan
     configuration = plan.configuration(work.configuration)
     known = {c.id for c in work.project.matched.cases}

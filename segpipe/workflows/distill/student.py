@@ -5,24 +5,26 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from segpipe.core.progress import Watch
+from segpipe.distillation.guidance import Distillation
+from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm
+from segpipe.distillation.teacher import Teacher
 from segpipe.errors import DistillationError
+from segpipe.networks.build import build_network
+from segpipe.planning.schema import Plan
+from segpipe.preprocessing.schema import PreprocessedIndex
+from segpipe.training.initial import InitialWeights
+from segpipe.training.schedule import make_schedule
+from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
 from segpipe.workflows.distill.soft_labels import label_softly, why_on_disk
 from segpipe.workflows.fold import FoldWork, doubt_of_folds, train_fold
 from segpipe.workflows.held_out import HeldOut, score_held_out
-
-if TYPE_CHECKING:
-    from segpipe.core.progress import Watch
-    from segpipe.distillation.spec import KdTerm
-    from segpipe.distillation.teacher import Teacher
-    from segpipe.planning.schema import Plan
-    from segpipe.preprocessing.schema import PreprocessedIndex
-    from segpipe.training.initial import InitialWeights
-    from segpipe.training.schema import TrainingRecord
-    from segpipe.workflows.options import DistillOptions
-    from segpipe.workflows.project import Project
+from segpipe.workflows.options import DistillOptions
+from segpipe.workflows.project import Project
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,6 @@ def teach(run: DistillationRun, plan: Plan, teachers: tuple[Teacher, ...]) -> St
     DistillationError
         If the teachers cannot teach it.
     """
-    from segpipe.distillation.guidance import Distillation
-
     watch, work = run.project.watch, run.work(plan)
     for teacher in teachers:
         watch.note(f"teacher: {teacher.describe()}")
@@ -115,8 +115,6 @@ def train_alone(run: DistillationRun, plan: Plan, taught: Student) -> Student:
 
 def _epochs_of(work: FoldWork, record: TrainingRecord) -> int:
     """Return the epochs that a training's iterations come to, at least one."""
-    from segpipe.training.schedule import make_schedule
-
     n_cases = len(set(work.project.splits.fold(work.fold).train) & set(work.prepared.cases))
     batch = work.plan.configuration(work.configuration).batch_size
     schedule = make_schedule(work.plan.training, n_cases, batch, epochs=None, minutes=None)
@@ -125,8 +123,6 @@ def _epochs_of(work: FoldWork, record: TrainingRecord) -> int:
 
 def _scored(run: DistillationRun, work: FoldWork, record: TrainingRecord, initial: InitialWeights | None) -> Student:
     """Return a trained student with its scores on the held-out cases."""
-    import torch
-
     # What training held (cases on a GPU, teachers, a second student) refers to itself; the next one needs the memory.
     gc.collect()
     if run.project.runtime.device.type == "cuda":
@@ -143,8 +139,6 @@ def _on_disk(run: DistillationRun, work: FoldWork, teachers: tuple[Teacher, ...]
     DistillationError
         If they have to be, and it was asked that they are not, or a term needs the teachers' feature maps.
     """
-    from segpipe.distillation.spec import WITHOUT_TEACHER
-
     needing = [term for term in run.terms if term.weight and not isinstance(term, WITHOUT_TEACHER)]
     if not needing:
         return False
@@ -171,11 +165,6 @@ def _on_disk(run: DistillationRun, work: FoldWork, teachers: tuple[Teacher, ...]
 
 def _initial(plan: Plan, configuration: str, teachers: tuple[Teacher, ...], watch: Watch) -> InitialWeights | None:
     """The first teacher's weights, where any of its convolutions has the shape of the student's."""
-    import torch
-
-    from segpipe.networks.build import build_network
-    from segpipe.training.initial import InitialWeights
-
     if not teachers:
         return None
     first, chosen = teachers[0], plan.configuration(configuration)

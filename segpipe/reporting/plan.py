@@ -1,37 +1,23 @@
-"""A plan as a page a person can read."""
+"""A plan as a person reads it: what was measured, what was chosen, and why."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from rich.text import Text
-
-from segpipe.cli.display import table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from segpipe import Fingerprint
-    from segpipe.workflows.plan import Planned
+from segpipe.core.text import Table
+from segpipe.dataset.fingerprint.schema import Fingerprint
+from segpipe.planning.schema import Configuration, Plan
 
 
-def plan_parts(done: Planned, *, explain: bool = False) -> list[RenderableType]:
-    """Return what was measured, what was chosen, and why; and how each rule came to it."""
-    measured, plan, workspace = done.measured, done.plan, done.workspace
-    parts: list[RenderableType] = [
-        table(f"{plan.dataset_name}: what was measured", ["", ""], _measured(measured)),
-        table(f"What was chosen (recipe {plan.recipe})", _COLUMNS, [_chosen(c) for c in plan.configurations.values()]),
+def plan_parts(measured: Fingerprint, plan: Plan, *, explain: bool = False) -> list[str | Table]:
+    """Return tables and lines; with ``explain`` how each rule came to it, step by step."""
+    parts: list[str | Table] = [
+        Table(f"{plan.dataset_name}: what was measured", ["", ""], _measured(measured)),
+        Table(f"What was chosen (recipe {plan.recipe})", _COLUMNS, [_chosen(c) for c in plan.configurations.values()]),
     ]
-    if explain:
-        for decision in plan.decisions:
-            parts.append(Text(f"{decision.rule}: {decision.chosen}", style="bold"))
-            parts += [f"  because {decision.because}", *(f"  - {step}" for step in decision.steps)]
-        parts.append("")
-    else:
-        parts.append(
-            table("Why", ["rule", "chosen", "because"], [[d.rule, d.chosen, d.because] for d in plan.decisions])
-        )
-    return [*parts, f"plan         {workspace.plan}", f"fingerprint  {workspace.fingerprint}"]
+    if not explain:
+        rows = [[d.rule, d.chosen, d.because] for d in plan.decisions]
+        return [*parts, Table("Why", ["rule", "chosen", "because"], rows)]
+    for decision in plan.decisions:
+        parts += [f"{decision.rule}: {decision.chosen}", f"  because {decision.because}"]
+        parts += [f"  - {step}" for step in decision.steps]
+    return [*parts, ""]
 
 
 _COLUMNS = [
@@ -47,7 +33,7 @@ _COLUMNS = [
 ]
 
 
-def _chosen(c: Any) -> list[str]:
+def _chosen(c: Configuration) -> list[str]:
     features = f"{c.network.features[0]}-{c.network.features[-1]}" if c.network.features else ""
     name = c.name if c.previous_stage is None else f"{c.name} (after {c.previous_stage})"
     return [
