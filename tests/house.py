@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-POOL = {"jobs", "workers", "limit", "workers", "n_workers"}
+POOL = {"jobs", "jobs_limit", "limit", "workers", "n_workers"}
 
 
 def modules_of(package: Path) -> dict[str, ast.Module]:

@@ -18,14 +18,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import segpipe
-from segpipe.core.progress import Watch
 from segpipe.core.workspace import Workspace
 from segpipe.execution.device import choose_runtime
 from segpipe.planning.schema import Plan
 from segpipe.training.fold import make_trainer
 from segpipe.training.job import Listener
 from segpipe.training.settings import FoldSettings
-from segpipe.workflows import fold
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.fold import FoldWork, job_of
+from segpipe.workflows.project import Project
 from tests.bench.bench_preprocess import write_nnunet_raw
 
 WARM_UP = 3
@@ -67,8 +68,9 @@ class EnoughError(Exception):
 def timed(workspace, runtime, n):
     """Seconds of each iteration of the real loop, and the share of them that waited for data."""
     plan = Plan.read(workspace.plan)
-    index = fold.prepare_arrays(workspace, plan, "3d_fullres", None, Watch())
-    job = fold.job_of(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1))
+    project = Project(workspace.root, workspace)
+    index = prepare_arrays(project, plan, "3d_fullres")
+    job = job_of(FoldWork(project, plan, "3d_fullres", FoldSettings(epochs=1), index))
     moments = []
 
     def on_iteration(_):

@@ -113,10 +113,9 @@ def pack_workspace(dataset, packed):
 
 
 def splits_are_made(work):
-    from segpipe.dataset.fingerprint.schema import Fingerprint
-    from segpipe.workflows.project import splits_of
+    from segpipe.workflows.project import Project
 
-    splits_of(work, Fingerprint.read(work.fingerprint))
+    _ = Project(work.root, work).splits
 
 
 def pack_model(dataset, folder, scratch):

@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 import segpipe
-from segpipe.core.progress import SILENT
 from segpipe.core.workspace import Workspace
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import CrossvalSplits, Proposal, Selection
@@ -26,7 +25,8 @@ from segpipe.errors import CrossvalError
 from segpipe.execution.graph import Journal
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.planning.schema import Plan
-from segpipe.workflows.fold import prepare_arrays
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.project import Project
 from tests.dask_cluster import dask_cluster
 from tests.phantoms import write_small_dataset
 
@@ -161,7 +161,11 @@ def test_poisoned_test_cases_change_nothing_before_they_are_predicted(whole, pla
     for study in (first, second):
         assert not study.workspace.arrays.exists(), "what no training needs any more does not fill the disk"
         for configuration in ("2d", "3d_fullres"):
-            prepare_arrays(study.workspace, Plan.read(study.workspace.plan), configuration, 1, SILENT)
+            prepare_arrays(
+                Project(study.workspace.root, study.workspace, workers=1),
+                Plan.read(study.workspace.plan),
+                configuration,
+            )
     arrays = sorted(p.relative_to(first.root) for p in first.root.glob("preprocessed/**/*.b2nd"))
     weights = sorted(p.relative_to(first.root) for p in first.root.glob("models/**/weights.safetensors"))
     scores = sorted(p.relative_to(first.root) for p in first.root.glob("evaluation/**/*.json"))

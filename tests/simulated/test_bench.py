@@ -8,10 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.inference import sliding
 from segpipe.models.file import ModelFile
-from segpipe.workflows import project
+from segpipe.workflows.project import Project
 from tests.bench import bench_gpu
 from tests.simulated.work import image_of
 
@@ -20,7 +19,7 @@ from tests.simulated.work import image_of
 def packed(places, tmp_path_factory):
     """What pack_gpu.py would pack, made of the tests' own dataset."""
     place, folder = places("plain"), tmp_path_factory.mktemp("packed")
-    project.splits_of(place.workspace, Fingerprint.read(place.workspace.fingerprint))
+    _ = Project(place.folder, place.workspace).splits
     shutil.copytree(place.workspace.root, folder / "hippocampus")
     shutil.copytree(place.workspace.root, folder / "large")
     ModelFile.read(place.model).write(folder / "model.segpipe")

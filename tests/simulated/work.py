@@ -16,7 +16,6 @@ from pydantic import TypeAdapter
 
 import segpipe
 from segpipe.core.geometry import Grid, triple
-from segpipe.core.progress import Watch
 from segpipe.core.volume import Volume
 from segpipe.core.workspace import PreparedFiles, Workspace
 from segpipe.distillation.guidance import Distillation
@@ -37,7 +36,9 @@ from segpipe.training.fold import make_trainer
 from segpipe.training.job import Listener
 from segpipe.training.settings import FoldSettings
 from segpipe.training.storage import open_cases
-from segpipe.workflows.fold import job_of, prepare_arrays
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.fold import FoldWork, job_of
+from segpipe.workflows.project import Project
 from tests.phantoms import axis_grid
 
 RECIPE = """
@@ -130,7 +131,7 @@ def make_place(folder, kind):
     segpipe.plan(folder / "dataset", work=folder / "work", recipe=folder / "tiny.toml", jobs=1)
     workspace = Workspace(folder / "work")
     plan = Plan.read(workspace.plan)
-    index = prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
+    index = prepare_arrays(Project(folder / "dataset", workspace, workers=1), plan, "3d_fullres")
     place = Place(folder, workspace, plan, index)
     model_of(plan).write(place.model)
     return place
@@ -210,7 +211,12 @@ def trainer_of(
         Settings of the recipe.
     """
     plan = place.plan.model_copy(update={"training": place.plan.training.model_copy(update=training)})
-    job = job_of(place.workspace, plan, configuration, place.index, FoldSettings(epochs=1, deterministic=deterministic))
+    job = job_of(
+        FoldWork(
+            Project(place.folder / "dataset", place.workspace), plan, configuration,
+            FoldSettings(epochs=1, deterministic=deterministic), place.index,
+        )
+    )  # fmt: skip
     if kd:
         teacher = Teacher.load(place.model, fold=0, folds=("0",))
         terms = tuple(parse_term(text) for text in kd)
@@ -274,7 +280,9 @@ def predictor_of(place, device, *, edit=lambda plan: plan, tiles=None, model=Non
     changed = place.folder / "changed.segpipe"
     plan = edit(Plan.model_validate_json(model.plan_json))
     replace(model, plan_json=plan.to_json()).write(changed)
-    predictor = Predictor.load(changed, choose_runtime(device), PredictorOptions(engine="torch", precision=precision, **options))
+    predictor = Predictor.load(
+        changed, choose_runtime(device), PredictorOptions(engine="torch", precision=precision, **options)
+    )
     for stage in predictor.stages:
         for engine in stage.ensemble.engines:
             engine.batch = tiles or engine.batch

@@ -336,7 +336,8 @@ def test_the_models_rules_are_applied_unless_told_otherwise(tmp_path):
     rules = PostprocessingRules(rules=(Rule(label="low", keep="largest"),)).to_json()
     ModelFile(held.plan_json, "3d_fullres", "tiny", (), held.folds, None, rules).write(tmp_path / "m.segpipe")
     with_rules, without = (
-        Predictor.load(tmp_path / "m.segpipe", choose_runtime("cpu"), PredictorOptions(postprocess=p)) for p in (True, False)
+        Predictor.load(tmp_path / "m.segpipe", choose_runtime("cpu"), PredictorOptions(postprocess=p))
+        for p in (True, False)
     )
     assert (len(with_rules.rules), len(without.rules)) == (1, 0)
     assert with_rules.digest != without.digest
@@ -380,7 +381,9 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, mo
     blobs[0].write_bytes(b"damaged")
     np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels, first)
     assert len(blobs[0].read_bytes()) > 1000
-    plain = Predictor.load(model, choose_runtime("cpu"), PredictorOptions(engine="torch", precision="float32", tta=False))
+    plain = Predictor.load(
+        model, choose_runtime("cpu"), PredictorOptions(engine="torch", precision="float32", tta=False)
+    )
     assert (plain.segment(image).labels != first).mean() < 1e-3
     (tmp_path / "file").write_text("")
     unwritable = PredictorOptions(engine="openvino", precision="float32", cache=tmp_path / "file" / "below", tta=False)

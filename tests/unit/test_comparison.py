@@ -25,8 +25,8 @@ from segpipe.networks.spec import parse_choice
 from segpipe.planning.schema import Plan
 from segpipe.planning.variant import with_network
 from segpipe.reporting.comparison import markdown
-from segpipe.workflows.compare import command
 from segpipe.workflows.compare.cost import count
+from segpipe.workflows.scoring import Models
 from tests.unit.test_engine import Notes, workplace  # noqa: F401 - a fixture
 from tests.unit.test_nnunet_models import model_of
 
@@ -114,7 +114,7 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):  # noqa
     model_of(plan, folds=("0", "1")).write(teacher)
     model_of(narrow).write(student)
     notes = Notes()
-    found = command.compare([teacher, student], dataset=folder, work=workspace.root, device="cpu", jobs=1, watch=notes)
+    found = segpipe.compare([teacher, student], dataset=folder, work=workspace.root, device="cpu", jobs=1, watch=notes)
     assert [m.name for m in found.models] == ["big", "student"]
     big, small = found.models
     network = build_network(plan.configuration("3d_fullres").network, 1, 3)
@@ -122,7 +122,7 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):  # noqa
     assert big.folds == ("0",)
     # Eight mirror images of the windows of one patch a case.
     assert big.macs_per_case == 8 * macs(network, 1, plan.configuration("3d_fullres").patch_size)
-    assert count(teacher, ("0", "1"), tta=False).macs_per_window == big.macs_per_case // 4
+    assert count(Models((teacher,), ("0", "1"), tta=False)).macs_per_window == big.macs_per_case // 4
     assert found.retention[0].parameters_percent == pytest.approx(100 * small.parameters / big.parameters)
     assert big.file_mb == pytest.approx(big.parameters * 4 / 1e6, rel=0.02)
     assert all(m.latency[0].seconds_per_case > 0 and m.latency[0].peak_memory_gb > 0.05 for m in found.models)
@@ -135,7 +135,6 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):  # noqa
     assert page == markdown(found)
     assert "| big |" in page
     # The scores are those of `segpipe evaluate` on what was written.
-    import segpipe
 
     scored = segpipe.evaluate(
         written / "predictions" / "student" / "cpu", folder / "labels", labels=folder / "dataset.json", jobs=1
@@ -143,7 +142,7 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):  # noqa
     assert scored.mean_dice == pytest.approx(found.scores["student"].by_label[ALL_LABELS]["dice"])
     assert len(list((written / "predictions" / "student").rglob("case_*"))) == 2
     with pytest.raises(ModelError, match="given twice"):
-        command.compare([teacher, teacher], dataset=folder, work=workspace.root)
+        segpipe.compare([teacher, teacher], dataset=folder, work=workspace.root)
 
 
 def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_path):  # noqa: F811
@@ -155,7 +154,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_pa
     for value in spoilt.folds["0"].values():
         value.fill_(torch.nan)
     spoilt.write(bad)
-    found = command.compare([good, bad], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    found = segpipe.compare([good, bad], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert not found.scores["good"].failed
     assert len(found.scores["bad"].failed) == 2
     assert "not finite" in next(iter(found.scores["bad"].failed.values()))
@@ -164,7 +163,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_pa
     assert "not finite" in markdown(found)
     assert json.loads(found.to_json())["retention"][0]["dice_percent"] is None
     # The other way round too, where the first model is the one that could compute nothing.
-    turned = command.compare([bad, good], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    turned = segpipe.compare([bad, good], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert turned.retention[0].macs_percent is None
     assert "| bad |" in markdown(turned)
 
@@ -181,11 +180,11 @@ def test_labels_of_a_model_are_the_datasets_by_name_and_folds_are_doubted(workpl
     model_of(plan, folds=("0", "1")).write(same)
     model_of(other, folds=("0", "1")).write(renamed)
     notes = Notes()
-    found = command.compare(
+    found = segpipe.compare(
         [same, renamed], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1, watch=notes,
         folds={same: ("0", "1")},
     )  # fmt: skip
-    alone = command.compare([same], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    alone = segpipe.compare([same], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert found.scores["renamed"].by_label == alone.scores["same"].by_label
     assert any(note.startswith("same: fold(s) 0, 1: may have seen") for note in notes.notes)
     assert any(note.startswith("renamed: its fold 0 is taken for") for note in notes.notes)
@@ -198,5 +197,5 @@ def test_a_teacher_of_nnunet_can_be_compared(workplace, tmp_path):  # noqa: F811
     model_of(plan).write(own)
     segpipe.export_model(own, tmp_path / "nnunet")
     exported = next((tmp_path / "nnunet").iterdir())
-    found = command.compare([exported, own], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
+    found = segpipe.compare([exported, own], dataset=folder, work=workspace.root, device="cpu", tta=False, jobs=1)
     assert found.differences[0].mean == pytest.approx(0, abs=0.02)

@@ -16,7 +16,6 @@ from sklearn.model_selection import KFold
 
 import segpipe
 from segpipe.core.labels import Labels, Target
-from segpipe.crossvalidation.asked import request_of, require_sound, splits_asked
 from segpipe.crossvalidation.candidates import Candidate, Range, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.design import n_candidates, plan_study
 from segpipe.crossvalidation.files import read_folds, write_for_nnunet
@@ -45,8 +44,14 @@ from segpipe.evaluation.schema import CaseScores, Evaluation, LabelScore
 from segpipe.evaluation.statistics import holm, rank_biserial, standardised_mean
 from segpipe.metrics.calibration import N_BINS, Counts
 from segpipe.planning.recipe import Recipe, TrainingSettings
+from segpipe.workflows.crossval.asked import request_of, require_sound, splits_asked
+from segpipe.workflows.options import CrossvalOptions
 
 PATIENTS = {f"p{n // 2}_scan{n % 2}": f"p{n // 2}" for n in range(20)}
+
+
+def asked(**options):
+    return CrossvalOptions(dataset="d", **options)
 
 
 def request(groups=PATIENTS, **more) -> Request:
@@ -425,13 +430,12 @@ def test_a_cluster_is_told_its_recipe(tmp_path):
 
 def test_a_number_of_folds_that_means_nothing_is_refused():
     with pytest.raises(CrossvalError, match=r"--folds 4 with --leave-out: it says itself how many"):
-        splits_asked(request(), dataset(), "site", None, None, n_folds=4)
-    assert len(splits_asked(request(n_folds=4), dataset(), None, None, None, n_folds=4).outer) == 4
-    asked = {"n_folds": None, "n_repeats": 1, "seed": 0, "final": True}
+        splits_asked(request(), dataset(), asked(leave_out="site", folds=4))
+    assert len(splits_asked(request(n_folds=4), dataset(), asked(folds=4)).outer) == 4
     measured = SimpleNamespace(cases=[SimpleNamespace(case=c) for c in PATIENTS], digest=lambda: "d")
     with pytest.raises(CrossvalError, match="--inner-folds 4 with --no-nested"):
-        request_of(dataset(), measured, None, (), n_inner=4, nested=False, **asked)
-    made = request_of(dataset(), measured, None, (), n_inner=None, nested=False, **asked)
+        request_of(dataset(), measured, asked(inner_folds=4, nested=False))
+    made = request_of(dataset(), measured, asked(nested=False))
     assert (made.n_folds, made.n_inner) == (5, 3)
 
 
@@ -444,9 +448,9 @@ def test_without_nesting_a_file_tests_each_case_once():
 
 def test_without_nesting_there_are_no_repeats():
     with pytest.raises(CrossvalError, match="--repeats 3 with --no-nested"):
-        splits_asked(request(n_repeats=3, nested=False), dataset(), None, None, None)
+        splits_asked(request(n_repeats=3, nested=False), dataset(), asked())
     with pytest.raises(CrossvalError, match="two ways to divide"):
-        splits_asked(request(), dataset(), "site", "a.txt", None)
+        splits_asked(request(), dataset(), asked(leave_out="site", test_set="a.txt"))
     with pytest.raises(CrossvalError, match="nothing would be left"):
         require_sound(designed(nested=False, final=False))
 

@@ -14,7 +14,6 @@ from segpipe.augment.apply import apply_with
 from segpipe.augment.draw import draw
 from segpipe.augment.spec import AugmentationSettings, default_spec
 from segpipe.core.labels import Labels
-from segpipe.core.progress import Watch
 from segpipe.core.seeds import stream
 from segpipe.core.workspace import PreparedFiles, SoftLabelFiles, Workspace
 from segpipe.dataset.load import load_image
@@ -45,8 +44,9 @@ from segpipe.training.job import Listener
 from segpipe.training.sampling import Patch
 from segpipe.training.settings import FoldSettings
 from segpipe.training.storage import SoftArrays, TrainingCase
-from segpipe.workflows import fold
-from segpipe.workflows.distill import command
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.fold import FoldWork, job_of
+from segpipe.workflows.project import Project
 from tests.phantoms import axis_grid, cube_case, write_small_dataset
 from tests.unit.test_engine import RECIPE, Notes, workplace  # noqa: F401 - a fixture
 from tests.unit.test_nnunet_models import REGIONS, model_of
@@ -86,7 +86,7 @@ def place(workplace, tmp_path):  # noqa: F811 - the fixture
 def distil(place, *kd, student="width=0.5,multiple=2", epochs=1, **options):
     folder, workspace, _, teacher = place
     given = {"teacher": teacher, "kd": kd, "compare": False, "tta": False, "jobs": 1, "device": "cpu"}
-    return command.distill(folder, student=student, epochs=epochs, work=workspace.root, **(given | options))
+    return segpipe.distill(folder, student=student, epochs=epochs, work=workspace.root, **(given | options))
 
 
 def fold_of(done):
@@ -96,8 +96,9 @@ def fold_of(done):
 def prepared_job(place, guidance=None, student="planned:width=0.5,multiple=2", **settings):
     _, workspace, plan, _ = place
     chosen = with_network(plan, None, parse_choice(student), None)
-    index = fold.prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
-    job = fold.job_of(workspace, chosen, "3d_fullres", index, FoldSettings(epochs=1, **settings))
+    project = Project(workspace.root, workspace, workers=1)
+    index = prepare_arrays(project, plan, "3d_fullres")
+    job = job_of(FoldWork(project, chosen, "3d_fullres", FoldSettings(epochs=1, **settings), index))
     return replace(job, guidance=guidance and guidance(chosen, chosen.configuration("3d_fullres")))
 
 
@@ -586,7 +587,7 @@ def test_born_again_networks_have_names_of_their_own(place):
 
 def sources_of(place, plan):
     _, workspace, base, _ = place
-    fold.prepare_arrays(workspace, base, "3d_fullres", 1, Watch())
+    prepare_arrays(Project(workspace.root, workspace, workers=1), base, "3d_fullres")
     return [
         Source(c.id, tuple(i.path for i in c.images), PreparedFiles(workspace.preprocessed("3d_fullres") / c.id))
         for c in Dataset.read(workspace.dataset).cases

@@ -42,9 +42,10 @@ from segpipe.training.run import train
 from segpipe.training.sampling import CaseExtent, Sampling, draw_patches
 from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
-from segpipe.workflows import project
+from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.fold import FoldWork
 from segpipe.workflows.fold import job_of as fold_job
-from segpipe.workflows.fold import prepare_arrays
+from segpipe.workflows.project import Project
 from tests.phantoms import write_small_dataset
 
 FLOAT32 = Runtime(torch.device("cpu"), None)
@@ -90,8 +91,9 @@ def workplace(tmp_path):
 
 def job_of(workspace, **settings) -> FoldJob:
     plan = Plan.read(workspace.plan)
-    index = prepare_arrays(workspace, plan, "3d_fullres", 1, Watch())
-    return fold_job(workspace, plan, "3d_fullres", index, FoldSettings(epochs=1, **settings))
+    project = Project(workspace.root, workspace, workers=1)
+    index = prepare_arrays(project, plan, "3d_fullres")
+    return fold_job(FoldWork(project, plan, "3d_fullres", FoldSettings(epochs=1, **settings), index))
 
 
 def weights(workspace, name="tiny", configuration="3d_fullres", fold=0):
@@ -198,7 +200,7 @@ def test_a_second_process_on_a_fold_is_refused_and_one_that_prepares_waits(tmp_p
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    with project.alone_in(workspace, notes):
+    with Project(workspace.root, workspace, notes).alone():
         assert len(notes.notes) == 1
         assert "waiting for another segpipe (process" in notes.notes[0]
     thread.join()

@@ -19,7 +19,7 @@ from segpipe.io.arrays import open_array, read_array, write_array
 from segpipe.preprocessing.foreground import LABELLED, MAX_PER_TARGET, foreground_index, index_voxels
 from segpipe.preprocessing.normalise import normalise
 from segpipe.preprocessing.prepare import filled
-from segpipe.workflows import project
+from segpipe.workflows.project import Project
 from tests.phantoms import axis_grid, cube_case, write_case, write_small_dataset
 
 STATISTICS = IntensityStatistics(mean=10, median=9, std=4, min=-5, max=50, percentile_00_5=-2, percentile_99_5=30)
@@ -226,10 +226,10 @@ def test_a_case_that_failed_to_be_read_is_tried_again(tmp_path):
     path.write_bytes(b"x" * len(content))
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     work = Workspace(tmp_path / "work")
-    assert set(project.fingerprint(folder, work, jobs=1).left_out) == {"case_0"}
+    assert set(Project(folder, work, workers=1).measure().left_out) == {"case_0"}
     path.write_bytes(content)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert not project.fingerprint(folder, work, jobs=1).left_out
+    assert not Project(folder, work, workers=1).measure().left_out
 
 
 def test_single_slices_are_planned_in_two_dimensions(tmp_path):

@@ -48,7 +48,7 @@ def test_minutes_are_the_same_epochs_in_every_study_whatever_runs_beside(tmp_pat
         timed.append(0.002 * 10 ** len(timed))
         return timed[-1]
 
-    monkeypatch.setattr("segpipe.networks.measure.seconds_of", seconds_of)
+    monkeypatch.setattr("segpipe.workflows.crossval.prepare.seconds_of", seconds_of)
 
     def epochs(study, plan=plan, name="cpu", minutes=1.0):
         fold = SimpleNamespace(train=("case_0", "case_1"))
@@ -57,7 +57,7 @@ def test_minutes_are_the_same_epochs_in_every_study_whatever_runs_beside(tmp_pat
             main=main,
             study=SimpleNamespace(name=study, inner=(fold,)),
             watch=Watch(),
-            runtime=lambda: None,
+            project=SimpleNamespace(runtime=None),
         )
         return prepare._epochs_within(work, plan, "3d_fullres", name)
 

@@ -13,6 +13,7 @@ from segpipe.core.text import Table, shown
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
 from segpipe.execution.graph import STATES, State
 from segpipe.version import __version__
+from segpipe.workflows.options import CrossvalOptions
 from segpipe.workflows.page import FAILED_CASES, Page, failures, plain, texts
 from segpipe.workflows.planning import recipe_for
 from segpipe.workflows.project import Project, write_asked
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from segpipe.dataset.fingerprint.schema import Fingerprint
     from segpipe.execution.graph import Job, JobEvent, Standing
     from segpipe.workflows.crossval.work import Task
-    from segpipe.workflows.options import CrossvalOptions
 
 _PROGRAM_BYTES = 1_500_000_000
 """What a process that trains holds beside its data: libraries, network, one batch being made."""
