@@ -42,7 +42,7 @@ def check(
     jobs_limit : int, optional
         Most worker processes.
     on_case : callable, optional
-        Told each case id when it is done.
+        Receives each case id when the case is done.
 
     Raises
     ------

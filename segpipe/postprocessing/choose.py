@@ -68,7 +68,7 @@ def choose_rules(
     jobs_limit : int, optional
         Most worker processes.
     on_pass : callable
-        Told what was tried, after each pass.
+        Receives what was tried, after each pass.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def _known(means: Dices) -> dict[str, float | None]:
 
 
 def peak_bytes(pairs: Sequence[Pair]) -> int:
-    """Memory that the largest case takes, told from the headers that can be read."""
+    """Memory that the largest case takes, by the headers that can be read."""
     largest = 0
     for _, prediction, _ in pairs:
         try:

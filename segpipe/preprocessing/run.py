@@ -45,7 +45,7 @@ def preprocess(
     jobs_limit : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
-        Told each case id when it is done.
+        Receives each case id when the case is done.
     """
     dataset, fingerprint = Dataset.read(workspace.dataset), Fingerprint.read(workspace.fingerprint)
     chosen = plan.configuration(configuration)
