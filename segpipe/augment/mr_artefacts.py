@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from segpipe.augment.spec import AugmentationSpec
 
 MAX_DEGREES, MAX_SHIFT = 10.0, 10.0
-"""Of a movement between two moments of the acquisition; voxels count as millimetres."""
+"""Largest rotation and shift of a movement between two moments of the acquisition; voxels count as millimetres."""
 N_MOVEMENTS = 2
 GHOSTS = (4, 10)
 GHOST_INTENSITY = (0.5, 1.0)

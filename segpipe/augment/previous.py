@@ -15,7 +15,7 @@ from segpipe.execution.device import sent
 
 P_MORPHOLOGY, P_REMOVAL, P_LABEL = 0.4, 0.2, 0.5
 RADII = (1, 8)
-"""Of the ball, in voxels."""
+"""Smallest and largest radius of the ball, in voxels."""
 LARGEST_REMOVED = 0.15
 """A component that takes a larger share of the patch stays."""
 
@@ -64,7 +64,7 @@ def spoil(labels: Tensor, spoilings: tuple[Spoiling, ...]) -> Tensor:
 
 
 def one_hot(labels: Tensor, n_labels: int) -> Tensor:
-    """(N, Z, Y, X) to one float32 channel a label, (N, n_labels, Z, Y, X)."""
+    """(N, Z, Y, X) to one float32 channel per label, (N, n_labels, Z, Y, X)."""
     numbers = torch.arange(1, n_labels + 1, device=labels.device).reshape(1, -1, *(1,) * (labels.ndim - 1))
     return (labels[:, None] == numbers).float()
 

@@ -55,7 +55,7 @@ class AugmentationSpec:
     elastic_grid: int = 32
     """Voxels between control points."""
     elastic_std: float = 4.0
-    """Of the displacement of a control point, in voxels (Çiçek et al. 2016, arXiv 1606.06650)."""
+    """Standard deviation of a control point's displacement, in voxels (Çiçek et al. 2016, arXiv 1606.06650)."""
     p_noise: float = 0.1
     noise_std: tuple[float, float] = (0.0, 0.1)
     p_blur: float = 0.2
@@ -103,7 +103,7 @@ def default_spec(
     ----------
     patch_size : tuple of int
     mirror_axes : tuple of int, optional
-        Of the patch; all unless given.
+        Axes of the patch to mirror; all unless given.
     masked_channels : tuple of int
         Channels that were normalised inside the non-zero region.
     settings : AugmentationSettings, optional

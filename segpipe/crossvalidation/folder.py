@@ -60,7 +60,7 @@ class CrossvalFolder:
     """One cross-validation."""
 
     workspace: Workspace
-    """Of the whole dataset: its cases, decoded, and which can be used."""
+    """Workspace of the whole dataset: its cases, decoded, and which can be used."""
 
     @property
     def root(self) -> Path:

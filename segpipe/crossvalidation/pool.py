@@ -40,13 +40,13 @@ class Pooled:
     """What the studies left behind."""
 
     scores: dict[str, tuple[CaseScores, ...]] = field(default_factory=dict)
-    """Of the test cases, by outer fold."""
+    """Scores of the test cases, by outer fold."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Where each outer fold's segmentations lie."""
     candidates: dict[str, dict[str, tuple[CaseScores, ...]]] = field(default_factory=dict)
-    """The same by each candidate, by outer fold."""
+    """Scores of the same cases by each candidate, by outer fold."""
     reliability: dict[str, list[CaseReliability]] = field(default_factory=dict)
-    """Of the test cases, by outer fold."""
+    """Reliability of the test cases, by outer fold."""
     selections: dict[str, Selection] = field(default_factory=dict)
     """By study."""
     lost: list[Lost] = field(default_factory=list)

@@ -137,7 +137,7 @@ class Speed(Artefact):
     """How fast a candidate's network computes here: timed once, so that what runs beside shortens no fold's training alone."""
 
     seconds_per_gmac: float
-    """Of a training step, for a billion multiply-adds of its forward pass."""
+    """Seconds of a training step, for a billion multiply-adds of its forward pass."""
     timed_by: str
     """The study that came first."""
 
@@ -151,7 +151,7 @@ class CandidatePlan(Artefact):
     epochs: int | None
     """How long it is trained; None for the recipe's."""
     step_s: float | None = None
-    """Of a training step, by the work of the plan and the network's speed; from it the epochs follow that fit the minutes."""
+    """Seconds of a training step, by the work of the plan and the network's speed; from it the epochs follow that fit the minutes."""
 
 
 class Ranked(Record):
@@ -183,7 +183,7 @@ class Bin(Record):
     """Voxels whose probability of a label lies within one part of [0, 1]; each case weighs the same."""
 
     share: float
-    """Of all voxels that were looked at."""
+    """Share of all voxels that were looked at."""
     probability: float
     """Mean of what was said."""
     frequency: float

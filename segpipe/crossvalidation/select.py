@@ -10,7 +10,7 @@ from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels
 
 MOST_ENSEMBLED = 4
-"""Of more candidates, only the best are tried in pairs."""
+"""Candidates that are tried in pairs; of more, only the best are."""
 Members = tuple[str, ...]
 
 

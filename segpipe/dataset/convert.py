@@ -61,7 +61,7 @@ def convert(source: Path, output: Path, *, on_series: Callable[[str], None] | No
     output : Path
         Folder for ``<name>.nii.gz`` and ``<name>.json``. A series is named after its folder, and its number where that holds several.
     on_series : callable, optional
-        Told each series' name when it is done.
+        Receives each series' name when the series is done.
 
     Raises
     ------

@@ -134,7 +134,7 @@ def _inside(mapping: Floats, shape: tuple[int, ...], axes: list[NDArray[Any]]) -
 
 
 def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Volume:
-    """Read a label file, (1, Z, Y, X) on its own axes; one channel a label becomes one value a voxel.
+    """Read a label file, (1, Z, Y, X) on its own axes; one channel per label becomes one value per voxel.
 
     Parameters
     ----------

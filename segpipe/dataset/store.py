@@ -30,14 +30,14 @@ class StoredCase(Artefact):
     """What reading a case gave. Written last: where it is, the arrays are whole."""
 
     stamps: tuple[FileStamp, ...]
-    """Of image and label files, in the order of the case."""
+    """Stamps of image and label files, in the order of the case."""
     contents: tuple[str, ...]
     """sha256 of each, of all files of a folder."""
     reading: str
     """Digest of the version of segpipe and of all that shaped the reading."""
     findings: tuple[Finding, ...]
     shape: Shape | None = None
-    """Of the whole image, (z, y, x) in canonical orientation; None where an error was found."""
+    """Shape of the whole image, (z, y, x) in canonical orientation; None where an error was found."""
     start: Shape = (0, 0, 0)
     """First voxel of the box that is kept."""
     spacing_mm: Spacing = (1.0, 1.0, 1.0)

@@ -39,7 +39,7 @@ class Slice:
     instance_uid: str
     """SOPInstanceUID; empty where it is not stated."""
     position: tuple[float, float, float] | None
-    """Of the first voxel's centre, LPS mm."""
+    """Position of the first voxel's centre, LPS mm."""
     orientation: tuple[float, ...] | None
     """Direction of a row, then of a column, LPS."""
     pixel_spacing_mm: tuple[float, float] | None

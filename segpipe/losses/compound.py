@@ -41,7 +41,7 @@ class Loss:
     batch_dice: bool = False
     """Where a term does not say: sum overlaps over the batch before dividing."""
     spacing: tuple[float, ...] = ()
-    """Of a voxel, for terms of distances; all edges alike unless given."""
+    """Size of a voxel, for terms of distances; all edges alike unless given."""
     total: Total = alone
     """Sum over the processes that share a batch: the loss is that of the whole batch."""
 

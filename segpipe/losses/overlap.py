@@ -126,7 +126,7 @@ def generalised_dice_loss(
 ) -> Tensor:
     """One minus Dice over all targets together, each weighed by the inverse square of its size in the sample.
 
-    Of labels that exclude each other the background is one of them. A target that is absent from a sample weighs as much as the
+    If labels exclude each other, the background is one of them. A target that is absent from a sample weighs as much as the
     smallest one that is there.
 
     Returns

@@ -1,4 +1,4 @@
-"""What a prediction is held against: the labels of a batch, and what they mean."""
+"""What a prediction is compared with: the labels of a batch, and what they mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Reference:
     """(N, ...) label indices, int64."""
     members: Members
     regions: bool = False
-    """Targets may overlap and are told apart each by itself; else they and the background exclude each other."""
+    """Targets may overlap and each is predicted by itself; else they and the background exclude each other."""
     ignore: int | None = None
     """Index of voxels that do not count."""
 

@@ -53,7 +53,7 @@ class TopKTerm(Term):
 
     name: Literal["top_k"] = "top_k"
     share: float = Field(0.1, gt=0, le=1)
-    """Of the batch's labelled voxels."""
+    """Share of the batch's labelled voxels."""
 
 
 class TverskyTerm(Term):
@@ -63,7 +63,7 @@ class TverskyTerm(Term):
     false_positives: float = Field(0.3, ge=0)
     false_negatives: float = Field(0.7, ge=0)
     exponent: float = Field(1.0, gt=0)
-    """Of one minus the index; 0.75 in focal Tversky."""
+    """Exponent of one minus the index; 0.75 in focal Tversky."""
     batch: bool | None = None
     """As in Dice."""
 

@@ -27,7 +27,7 @@ def boundary_loss(
         (N, T, ...) of each target.
     reference : Reference
     spacing : tuple of float
-        Of a voxel; distances are in units of its shortest edge.
+        Size of a voxel; distances are in units of its shortest edge.
     total : callable
         Sum over the processes that share a batch.
 

@@ -35,7 +35,7 @@ class Counts:
         Parameters
         ----------
         probabilities : ndarray of float
-            Of the label, any shape.
+            Probabilities of the label, any shape.
         present : ndarray of bool
             Whether the reference has it, same shape.
         """

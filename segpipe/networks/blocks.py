@@ -159,7 +159,7 @@ def upsampled(x: Tensor, size: tuple[int, ...], *, align_corners: bool = False) 
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, and (unless told otherwise) leaky ReLU."""
+    """Convolution, normalisation, and leaky ReLU, unless it is switched off."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ MONAI = "monai:"
 PLANNED = "planned"
 """The plan's own U-Net at another width: patch, batch and poolings stay as they are."""
 WELL_KNOWN = ("monai:SegResNet", "monai:SwinUNETR", "monai:MedNeXt")
-"""Of MONAI's networks, those that are listed without being asked for."""
+"""Networks of MONAI that are listed without being asked for."""
 
 Layout = Literal["unet", "fixed", "free"]
 
@@ -26,7 +26,7 @@ class NoOptions(Record):
 
 
 class UNetOptions(Record):
-    """Of the planned U-Nets."""
+    """Options of the planned U-Nets."""
 
     width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
     """Factor of all feature maps."""
@@ -34,7 +34,7 @@ class UNetOptions(Record):
 
 
 class NarrowedOptions(Record):
-    """Of the plan's own U-Net at another width."""
+    """Options of the plan's own U-Net at another width."""
 
     width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
     """Factor of all feature maps."""
@@ -45,7 +45,7 @@ class NarrowedOptions(Record):
 
 
 class ScaledOptions(Record):
-    """Of a published network with batch normalisation."""
+    """Options of a published network with batch normalisation."""
 
     width: float = Field(1.0, gt=0, le=4, allow_inf_nan=False)
     """Factor of all feature maps."""
@@ -53,7 +53,7 @@ class ScaledOptions(Record):
 
 
 class DANetOptions(ScaledOptions):
-    """Of DANet."""
+    """Options of DANet."""
 
     backbone: Literal["resnet50", "resnet101"] = "resnet50"
 

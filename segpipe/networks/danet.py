@@ -19,7 +19,7 @@ DEPTH = 3
 """Poolings of the backbone: its first convolution, the maximum pooling after it, and its second stage."""
 _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 _DILATIONS = ((1,), (1,), (2,), (4, 8, 16))
-"""Of each stage's blocks, the last one repeated: the third and fourth stage dilate instead of pooling (multi-grid)."""
+"""Dilations of each stage's blocks, the last one repeated: the third and fourth stage dilate instead of pooling (multi-grid)."""
 _EXPANSION = 4
 
 

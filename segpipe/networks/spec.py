@@ -25,7 +25,7 @@ class NetworkChoice(Record):
 
     @property
     def slug(self) -> str:
-        """Name and options as part of a folder's name; what cannot be read from it is told apart by a digest."""
+        """Name and options as part of a folder's name; what cannot be read from it is distinguished by a digest."""
         shown = "".join(f"_{key}={json.dumps(value)}" for key, value in sorted(self.options.items()))
         plain = (self.name + shown).replace(":", "-").replace('"', "")
         safe = re.sub(r"[^\w.=-]+", "-", plain)[:_LONGEST]

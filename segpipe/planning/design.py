@@ -19,7 +19,7 @@ _DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Channels:
-    """Of a dataset, as far as memory depends on them."""
+    """Numbers of channels of a dataset, as far as memory depends on them."""
 
     inputs: int
     outputs: int
@@ -28,7 +28,7 @@ class Channels:
 
     @classmethod
     def of(cls, fingerprint: Fingerprint) -> "Channels":
-        """Of a dataset's images and labels."""
+        """Channels of a dataset's images and labels."""
         labels = fingerprint.labels
         return cls(len(fingerprint.channel_names), labels.n_outputs, labels.n_entries)
 
@@ -38,12 +38,12 @@ class Need(Protocol):
 
     @property
     def fixed(self) -> int:
-        """Whatever the batch."""
+        """Bytes that do not depend on the batch."""
         ...
 
     @property
     def per_sample(self) -> int:
-        """Of one sample of a batch."""
+        """Bytes of one sample of a batch."""
         ...
 
 

@@ -1,7 +1,7 @@
 """Is this image of the kind the model was trained on? Intensity percentiles of a case against those of the training cases. Pure.
 
 A CT without its rescale, an 8-bit export or channels in another order give a wrong segmentation without an error. What is tolerated is
-measured on the training cases themselves: each is held against the others.
+measured on the training cases themselves: each is compared with the others.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ class IntensityGuard(Record):
 
     channels: tuple[ChannelRange, ...] = ()
     tells_order: bool = False
-    """Every training case is nearest to its own channels in their own order, so another order can be told."""
+    """Every training case is nearest to its own channels in their own order, so another order can be recognised."""
 
 
 def make_guard(cases: tuple[CaseFingerprint, ...]) -> IntensityGuard:

@@ -37,7 +37,7 @@ class PlannerSettings(Record):
     dataset_cover: float = Field(0.05, gt=0)
     """Largest share of all voxels of the dataset in one batch."""
     memory: Literal["elements", "bytes"] = "elements"
-    """What is held against the budget: nnU-Net's count of convolution outputs, or bytes of what a training step holds, with input
+    """What is compared with the budget: nnU-Net's count of convolution outputs, or bytes of what a training step holds, with input
     channels, parameters and number type."""
     activation_bytes: Literal[2, 4] = 2
     """Bytes of an activation where memory is counted in bytes: 2 under bfloat16, 4 in float32."""
@@ -54,7 +54,7 @@ class TrainingSettings(Record):
     learning_rate: float = Field(0.01, gt=0)
     weight_decay: float = Field(3e-5, ge=0)
     momentum: float = Field(0.99, ge=0, lt=1)
-    """Of SGD, Nesterov's form."""
+    """Momentum of SGD, in Nesterov's form."""
     epochs: int = Field(1000, ge=1)
     iterations_per_epoch: int = Field(250, ge=1)
     patches_per_case: int | None = Field(None, ge=1)

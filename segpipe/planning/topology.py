@@ -42,7 +42,7 @@ def make_topology(
     patch : tuple of float
         Patch before padding; a median shape may leave half voxels in it, which count as they are.
     poolings : int, optional
-        Of a network that always has this many: those for which no axis is left pool none. As many as the axes allow unless given.
+        Number of poolings, if the network has a fixed one: where no axis is left, none is pooled. As many as the axes allow unless given.
     min_edge : int
         No axis is pooled below this many voxels.
     largest_divisor : int, optional

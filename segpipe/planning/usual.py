@@ -1,4 +1,4 @@
-"""Spacings and volumes of the training cases, so that a case unlike them can be told. Pure."""
+"""Spacings and volumes of the training cases, so that a case unlike them can be reported. Pure."""
 
 from math import prod
 
@@ -17,9 +17,9 @@ class UsualCases(Record):
     """Ranges over the training cases. Empty where they are not known, as of imported models: then nothing is judged."""
 
     spacing_mm: tuple[Range, ...] = ()
-    """Of each axis (z, y, x), in the plan's orientation."""
+    """Range of the spacing along each axis (z, y, x), in the plan's orientation."""
     volumes_ml: dict[str, Range] = {}
-    """Of each label or region; from 0 where a case had none."""
+    """Range of the volume of each label or region; from 0 if a case had none."""
 
 
 def usual_cases(cases: tuple[CaseFingerprint, ...], labels: Labels) -> UsualCases:
@@ -62,7 +62,7 @@ def unusual_volumes(volumes_ml: dict[str, float], usual: UsualCases) -> dict[str
     Parameters
     ----------
     volumes_ml : dict
-        Of each label, 0 where none was found.
+        Volume of each label; 0 if none was found.
     usual : UsualCases
     """
     return {

@@ -69,7 +69,7 @@ def choose_rules(
     workers : int or executor, optional
         Most worker processes, or whose.
     on_pass : callable
-        Told what was tried, after each pass.
+        Receives what was tried, after each pass.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def _known(means: Dices) -> dict[str, float | None]:
 
 
 def peak_bytes(pairs: Sequence[Pair]) -> int:
-    """Memory that the largest case takes, told from the headers that can be read."""
+    """Memory that the largest case takes, by the headers that can be read."""
     largest = 0
     for _, prediction, _ in pairs:
         try:

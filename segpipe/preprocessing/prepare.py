@@ -29,7 +29,7 @@ class Placement:
 
     @property
     def box(self) -> Box:
-        """Of the crop."""
+        """Box of the crop."""
         z, y, x = (slice(s, s + n) for s, n in zip(self.start, self.shape_after_crop, strict=True))
         return z, y, x
 

@@ -50,7 +50,7 @@ def preprocess(
     workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
-        Told each case id when it is done.
+        Receives each case id when the case is done.
     """
     chosen = plan.configuration(configuration)
     usable = {c.case for c in fingerprint.cases}

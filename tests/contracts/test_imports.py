@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     "dataset.run", "dataset.fingerprint.run", "dataset.phantoms", "planning.run", "preprocessing.run", "metrics.surface",
     "evaluation.run", "evaluation.statistics", "reporting.run", "reporting.comparison", "reporting.crossval_page", "io.formats",
-    "models.nnunet.plans", "models.nnunet.fingerprint", "execution.processes", "execution.graph", "execution.cluster",
+    "models.nnunet", "models.nnunet.plans", "models.nnunet.fingerprint", "execution.processes", "execution.graph", "execution.cluster",
     "execution.memory", "execution.locks", "postprocessing.run", "postprocessing.choose", "distillation.recipe",
     "crossvalidation.pool", "crossvalidation.search", "cli.app", "cli.display", "cli.plan_page", "workflows.check",
     "workflows.plan", "workflows.preprocess", "workflows.train", "workflows.run", "workflows.predict", "workflows.postprocess",

@@ -44,7 +44,7 @@ def measure_case(
     labels : ndarray, shape (Z, Y, X)
         Stored values.
     shape : tuple of int
-        Of the image before cropping.
+        Shape of the image before cropping.
     aside : tuple of int
         Values of the background, and of voxels to ignore.
     """

@@ -55,7 +55,7 @@ def fingerprint(
     workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
-        Told each case id when it is done.
+        Receives each case id when the case is done.
 
     Raises
     ------

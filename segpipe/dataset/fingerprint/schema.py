@@ -5,7 +5,7 @@ from segpipe.core.labels import Labels
 from segpipe.dataset.schema import Finding
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
-"""Of an image's non-zero voxels, kept a case and a channel."""
+"""Percentiles of an image's non-zero voxels, kept per case and channel."""
 
 
 class CaseFingerprint(Record):
@@ -43,7 +43,7 @@ class Fingerprint(Artefact):
 
     dataset_name: str
     dataset_digest: str
-    """Of the declaration and the content of every case."""
+    """Digest of the declaration and of the content of every case."""
     software: str
     """Version of segpipe that measured; another one measures again."""
     channel_names: tuple[str, ...]
