@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from segpipe.cli.grouped import GroupedCommand, WholeSummaries
 from segpipe.cli.translate import command_of
 from segpipe.errors import SegpipeError
 from segpipe.version import __version__
@@ -41,11 +42,12 @@ app = typer.Typer(
     help="Plan, train and run medical image segmentation from a folder of scans.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
+    cls=WholeSummaries,
 )
 
 for name, record in COMMANDS.items():
-    app.command(name)(command_of(name, record))
+    app.command(name, cls=GroupedCommand)(command_of(name, record))
 
 
 def _version(value: bool) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Optional, get_args, get_origin
 
 import typer
-from rich.markup import escape
 
 from segpipe.workflows.options import GROUPS, OUTPUT, Note, Options, note_of, option, types_of
 
@@ -44,7 +43,7 @@ def command_of(name: str, record: type[Options]) -> Callable[..., None]:
     asked = [(kind, one) for kind in (record, Display) for one in fields(kind) if not note_of(one).python_only]
     asked.sort(key=lambda pair: GROUPS.index(note_of(pair[1]).group))
     command.__signature__ = inspect.Signature([_parameter(kind, one) for kind, one in asked])  # type: ignore[attr-defined]
-    command.__doc__ = escape(record.__doc__ or "")
+    command.__doc__ = record.__doc__
     return command
 
 
@@ -64,7 +63,7 @@ def _parameter(record: type[Options], one: "Field[Any]") -> inspect.Parameter:
     required, kind = one.default is MISSING, types_of(record)[one.name]
     if kind is bool or bool in get_args(kind):
         kind = bool | None
-    how: dict[str, Any] = {"help": escape(_help(note, one)), "show_default": False, "metavar": note.metavar}
+    how: dict[str, Any] = {"help": _help(note, one), "show_default": False, "metavar": note.metavar}
     if note.parse is not None:
         how["parser"], kind = _parser(note.parse), str
     elif kind == tuple[Path, ...]:

@@ -173,30 +173,28 @@ def run_graph(
     return _Run(jobs, executor, journal, retries, stop, on_event, capacity).go()
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        executor: Executor,
-        journal: Journal,
-        retries: int,
-        stop: Callable[[], bool],
-        on_event: Callable[[JobEvent], None],
-        capacity: Callable[[], int],
-    ) -> None:
-        self.jobs = {job.id: job for job in jobs}
-        self.executor, self.journal, self.retries, self.stop, self.on_event = executor, journal, retries, stop, on_event
-        self.capacity = capacity
-        self.known = journal.read()
-        self.found = {job.id: Standing() for job in jobs}
-        self.open = {job.id: len(set(job.needs) | set(job.after)) for job in jobs}
-        self.dependents: dict[str, list[str]] = {job.id: [] for job in jobs}
-        for job in jobs:
+    asked: Sequence[Job]
+    executor: Executor
+    journal: Journal
+    retries: int
+    stop: Callable[[], bool]
+    on_event: Callable[[JobEvent], None]
+    capacity: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        self.jobs = {job.id: job for job in self.asked}
+        self.known = self.journal.read()
+        self.found = {job.id: Standing() for job in self.asked}
+        self.open = {job.id: len(set(job.needs) | set(job.after)) for job in self.asked}
+        self.dependents: dict[str, list[str]] = {job.id: [] for job in self.asked}
+        for job in self.asked:
             for other in {*job.needs, *job.after}:
                 self.dependents[other].append(job.id)
         self.running: dict[Future[str], str] = {}
         self.n_ended = 0
-        self.order = {job.id: number for number, job in enumerate(jobs)}
+        self.order = {job.id: number for number, job in enumerate(self.asked)}
         self.ready: list[tuple[int, str, str, int]] = []
 
     def go(self) -> dict[str, Standing]:

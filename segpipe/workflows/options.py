@@ -17,6 +17,11 @@ GROUPS = WHAT, LENGTH, SCORES, WHERE, REPEAT, OUTPUT = (
 )  # fmt: skip
 """Groups of options, in the order of the help."""
 
+RECIPES = (
+    "default", "cpu", "resenc_m", "resenc_l", "resenc_xl", "residual_m", "residual_l", "residual_xl", "u2net", "danet", "mr_artefacts",
+)  # fmt: skip
+"""Recipes that come with segpipe, those of distillation aside."""
+
 EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 ExportFormat = Literal["nnunet"]
@@ -190,10 +195,11 @@ class OnCluster(Options):
     """Whose workers do it."""
 
     cluster: str | None = option(
-        "Workers of a Dask cluster instead of this machine's processes; all see the same files under the same paths.",
+        "Workers of a cluster instead of this machine's processes: slurm, or tcp://HOST:PORT of a Dask scheduler. All see the "
+        "same files under the same paths.",
         None,
         group=WHERE,
-        metavar="tcp://HOST:PORT|slurm",
+        metavar="ADDRESS",
     )
 
 
@@ -254,10 +260,10 @@ def configuration(which: str = "2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres.
 def network() -> Any:
     """Field: another network."""
     return option(
-        "Another network than the plan's, such as u2net, plain_unet:width=0.5 or monai:SegResNet; patch and batch are planned "
-        "for it; see `segpipe networks`.",
+        "Another network than the plan's, as NAME or NAME:key=value,... such as u2net, plain_unet:width=0.5 or monai:SegResNet; "
+        "patch and batch are planned for it; see `segpipe networks`.",
         None,
-        metavar="NAME[:key=value,...]",
+        metavar="NETWORK",
     )
 
 
@@ -265,8 +271,8 @@ def recipe(default: str | None = None, **note: Any) -> Any:
     """Field: a recipe."""
     note.setdefault("unless_given", "" if default else "default with a GPU, cpu without")
     return option(
-        note.pop("help", "Name of a recipe or a TOML file; docs/stages/planning.md lists them."),
-        default, metavar="NAME|FILE.toml", file=".toml", **note,
+        note.pop("help", f"Name of a recipe ({', '.join(RECIPES)}) or a TOML file."),
+        default, metavar="NAME|FILE", file=".toml", **note,
     )  # fmt: skip
 
 
@@ -352,9 +358,7 @@ class NetworksOptions(Parallel, OnDevice):
     """List the networks; for a dataset with their parameters, work, memory at the planned patch, and seconds per step here."""
 
     dataset: Path | None = argument("A dataset to plan them for; names only without.", "[DATASET]", None)
-    names: tuple[str, ...] = option(
-        "Only this network; give it again for more.", (), flag="network", metavar="NAME[:key=value,...]"
-    )
+    names: tuple[str, ...] = option("Only this network; give it again for more.", (), flag="network", metavar="NETWORK")
     configuration: str | None = configuration()
     work: Path | None = option("Workspace folder.", None, group=WHERE, unless_given="runs/<dataset name>")
 
@@ -370,14 +374,14 @@ class CrossvalOptions(OnDataset, OnCluster, OnDevice, Scoring, Repeatable, Lengt
         "An outer fold for each value of a column of the manifest, such as site.", None, metavar="COLUMN"
     )
     test_set: str | None = option(
-        "One outer fold alone: a file with a case id on each line, or a column's value.",
+        "One outer fold alone: a file with a case id on each line, or COLUMN=VALUE.",
         None,
-        metavar="FILE|COLUMN=VALUE",
+        metavar="CASES",
     )
     splits: Path | None = option("Outer folds of nnU-Net's splits_final.json, or of a splits.json.", None)
     group_by: str | None = option(
         "What keeps cases together: a manifest's column, or a pattern on case ids such as '^(.+)_'.",
-        None, metavar="COLUMN|PATTERN", unless_given="patient, where there is that column",
+        None, metavar="COLUMN", unless_given="patient, where there is that column",
     )  # fmt: skip
     stratify_by: tuple[str, ...] = option(
         "Spread a column evenly over folds; labels: their presence and volume. Give it again for more.",
@@ -386,8 +390,9 @@ class CrossvalOptions(OnDataset, OnCluster, OnDevice, Scoring, Repeatable, Lengt
     )
     nested: bool = option("Without nesting, one level of folds chooses and measures: scores are optimistic.", True)
     candidates: tuple[str, ...] = option(
-        "What is chosen among, parted by commas, or a file of alternatives.",
-        (), metavar="CONFIGURATION[+NETWORK][@setting=value,...],...|FILE.toml", unless_given="2d,3d_fullres",
+        "What is chosen among, each as CONFIGURATION, CONFIGURATION+NETWORK or with @setting=value, and parted by commas; or a "
+        "TOML file of alternatives.",
+        (), metavar="LIST|FILE", unless_given="2d,3d_fullres",
     )  # fmt: skip
     trials: int | None = option(
         "Search the file's alternatives by Optuna, with so many trials per study.", None, least=2
@@ -428,9 +433,9 @@ class DistillOptions(OnDataset, OnCluster, Parallel, OnDevice, Scoring, Repeatab
         (), short="t", metavar="MODEL",
     )  # fmt: skip
     student: tuple[str, ...] = option(
-        "The plan's own U-Net at another width (width=0.25,norm=batch), or a network of `segpipe networks`; given again, each is "
-        "taught by the one before.",
-        ("width=0.25",), short="s", metavar="width=F|NAME[:key=value,...]",
+        "The plan's own U-Net at another width (width=0.25,norm=batch), or a network of `segpipe networks` as NAME or "
+        "NAME:key=value,...; given again, each is taught by the one before.",
+        ("width=0.25",), short="s", metavar="NETWORK",
     )  # fmt: skip
     kd: tuple[str, ...] = option(
         "A term, such as voxel:temperature=2 or channel:weight=3, instead of the recipe's; give it again for more.",
@@ -468,7 +473,7 @@ class CompareOptions(Parallel, OnDevice, Scoring):
 
     models: tuple[Path, ...] = argument(
         "model.segpipe, the folder that holds it, or nnU-Net's folder; the others are compared with the first.",
-        "MODEL...",
+        "MODEL",
     )
     dataset: Path = option("Folder or manifest with the cases and their labels.")
     fold: int | str = option(

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     "dataset.run", "dataset.fingerprint.run", "dataset.phantoms", "planning.run", "preprocessing.run", "metrics.surface",
-    "evaluation.run", "evaluation.statistics", "reporting.run", "reporting.comparison", "reporting.crossval_page", "io.formats",
+    "evaluation.run", "evaluation.statistics", "reporting.run", "reporting.comparison", "reporting.crossval", "io.formats",
     "models.nnunet", "models.nnunet.plans", "models.nnunet.fingerprint", "execution.processes", "execution.graph", "execution.cluster",
     "execution.memory", "execution.locks", "postprocessing.run", "postprocessing.choose", "distillation.recipe",
     "crossvalidation.pool", "crossvalidation.search", "cli.app", "cli.display", "cli.plan_page", "workflows.check",
