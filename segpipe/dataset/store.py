@@ -6,8 +6,6 @@ The folder of a case may be deleted at any time; the files are then read again.
 """
 
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from segpipe.dataset.check import Expectations, check_case, structure_mask
 from segpipe.dataset.schema import Case, FileStamp, Finding
 from segpipe.errors import ArtefactError, CaseError
 from segpipe.io.arrays import read_array, write_array
-from segpipe.io.formats import files_behind
+from segpipe.io.formats import content_of
 from segpipe.version import __version__
 
 
@@ -162,14 +160,4 @@ def _kept_box(image: Volume, labels: NDArray[Any], expected: Expectations) -> tu
 
 
 def _contents(stamps: tuple[FileStamp, ...]) -> tuple[str, ...]:
-    return tuple(_sha256(stamp.path) for stamp in stamps)
-
-
-def _sha256(path: Path) -> str:
-    """Digest of a file, or of the files of a DICOM folder one after the other."""
-    digest = sha256()
-    for file in files_behind(path):
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return tuple(content_of((stamp.path,)) for stamp in stamps)

@@ -21,8 +21,9 @@ from segpipe.core.labels import Labels
 from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
 from segpipe.dataset.load import load_image
 from segpipe.distillation.teacher import Teacher, digest_of, mapped, output_map
-from segpipe.errors import ArtefactError, CaseError, DistillationError
+from segpipe.errors import ArtefactError, DistillationError
 from segpipe.execution.device import Runtime
+from segpipe.execution.processes import reason_of
 from segpipe.inference.engines.choose import network_cache
 from segpipe.inference.predictor import PredictorOptions, make_stage
 from segpipe.inference.restore import interpolated_planes
@@ -122,10 +123,8 @@ def write_soft_labels(
         if source in waiting:
             try:
                 _write(source, members, plan, configuration, SoftLabelFiles(folder / source.id))
-            except CaseError as error:
-                failed[source.id] = str(error)
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                failed[source.id] = f"out of memory ({error}); free some, or use a machine with more"
+            except Exception as error:  # noqa: BLE001 - the reason is the case's result
+                failed[source.id] = reason_of(error, f"case {source.id}")
         on_case(source.id)
     return failed
 

@@ -19,9 +19,9 @@ from segpipe.execution import processes
 from segpipe.execution.processes import Workers
 from segpipe.io.arrays import read_array, write_array
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.preprocessing.foreground import foreground_index, index_voxels
+from segpipe.preprocessing.foreground import foreground_index
+from segpipe.preprocessing.kept import is_prepared, write_prepared
 from segpipe.preprocessing.prepare import prepare
-from segpipe.preprocessing.schema import PreparedRecord
 from segpipe.version import __version__
 
 
@@ -90,11 +90,8 @@ def _prepare(item: tuple[str, tuple[Path, ...]], plan: Plan, configuration: Conf
             configuration.model_dump(mode="json", include=shaped),
         ]
     )
-    whole = all(f.is_file() for f in (files.record, files.image, files.segmentation, files.foreground))
-    if whole and PreparedRecord.read(files.record).source_digest == source:
+    if is_prepared(files, source):
         return
-    files.record.unlink(missing_ok=True)
-    files.root.mkdir(exist_ok=True)
     loaded = load_image(
         case, list(paths), plan.channel_names, plan.orientation, resample_channels=plan.resample_channels
     )
@@ -105,15 +102,4 @@ def _prepare(item: tuple[str, tuple[Path, ...]], plan: Plan, configuration: Conf
     image = loaded.volume.cropped(bounding_box((loaded.volume.array != 0).any(axis=0)))
     nothing = np.full(image.grid.shape, plan.labels.background, dtype=np.uint32)
     prepared = prepare(image, nothing, plan, configuration)
-    assert prepared.segmentation is not None
-    patch = (1,) * (3 - configuration.dims) + configuration.patch_size
-    write_array(files.image, prepared.image, patch)
-    write_array(files.segmentation, prepared.segmentation, patch)
-    write_array(files.foreground, foreground_index(prepared.segmentation, plan.labels, seeds.stream(0, "none", case)))
-    z, y, x = prepared.segmentation.shape
-    PreparedRecord(
-        case=case,
-        source_digest=source,
-        shape=(z, y, x),
-        index_voxels=index_voxels(prepared.segmentation, plan.labels),
-    ).write(files.record)
+    write_prepared(files, prepared, source, plan, configuration, seeds.stream(0, "none", case))

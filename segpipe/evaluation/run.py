@@ -1,9 +1,7 @@
 """The stage: predictions and references in, scores out."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +11,13 @@ from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
 from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.dataset.match import image_files_in
-from segpipe.errors import CaseError, DatasetError, UnreadableFileError
+from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
 from segpipe.execution import processes
+from segpipe.execution.memory import BYTES_A_LABEL_VOXEL
 from segpipe.execution.processes import Workers
-from segpipe.io.formats import read_header, stem_of
+from segpipe.io.formats import most_voxels, stem_of
 
 Pair = tuple[str, Path, Path]
 
@@ -162,8 +161,4 @@ def _labels_found(pairs: list[Pair], workers: Workers, peak: int, failed: dict[s
 
 def _pair_bytes(pairs: list[Pair]) -> int:
     """Forecast for the largest pair: two label arrays of 8 bytes a voxel, masks and distances of the part they fill."""
-    largest = 1
-    for _, _, reference in pairs:
-        with suppress(UnreadableFileError):
-            largest = max(largest, prod(read_header(reference).grid.shape) * 40)
-    return largest
+    return BYTES_A_LABEL_VOXEL * most_voxels(reference for _, _, reference in pairs)

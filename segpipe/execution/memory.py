@@ -5,6 +5,9 @@ from pathlib import Path
 
 import psutil
 
+BYTES_A_LABEL_VOXEL = 40
+"""What a process that works on label maps holds for each voxel: two maps of 8 bytes, masks, and distances of the part they fill."""
+
 
 def free_bytes() -> int:
     """Memory that may still be taken: the machine's, or what is left of a container's own limit."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from loky import cpu_count, get_reusable_executor
 from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 
-from segpipe.errors import CaseError, ClusterError, SegpipeError, WorkerKilledError
+from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
 from segpipe.execution.memory import free_bytes
 
 if TYPE_CHECKING:
@@ -273,16 +273,30 @@ def worker_count(workers: int | None, n_items: int, bytes_each: int) -> int:
     return int(max(1, min(workers or cpu_count(), n_items, fitting)))
 
 
+def reason_of(error: Exception, subject: str) -> str:
+    """Return why a case, or another part of a batch, failed; what is no stated error is logged with its traceback.
+
+    Parameters
+    ----------
+    error : Exception
+        Error that is being handled.
+    subject : str
+        What failed, for the log.
+    """
+    if isinstance(error, SegpipeError):
+        return str(error)
+    # That of a GPU is torch's own, and torch is not needed here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({error}); free some, use a machine with more, or fewer --jobs"
+    logger.exception("%s", subject)
+    return f"unexpected {type(error).__name__}: {error}"
+
+
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     try:
         return Outcome(item, value=function(item))
-    except CaseError as error:
-        return Outcome(item, failure=str(error))
-    except MemoryError as error:
-        return Outcome(item, failure=f"out of memory ({error}); use a machine with more memory or fewer --jobs")
-    except Exception as error:
-        logger.exception("item %s", item)
-        return Outcome(item, failure=f"unexpected {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - the reason is the case's result
+        return Outcome(item, failure=reason_of(error, f"item {item}"))
 
 
 def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:

@@ -15,9 +15,7 @@ from segpipe.dataset.schema import FileStamp
 from segpipe.errors import LockedError
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.schema import PredictionRow
-from segpipe.io.formats import files_behind
-
-_BLOCK = 2**20
+from segpipe.io.formats import content_of
 
 
 class Manifest:
@@ -119,17 +117,6 @@ class Manifest:
 
 def _claim_name(output: Path) -> str:
     return sha256(output.name.encode()).hexdigest()[:16]
-
-
-def content_of(images: tuple[Path, ...]) -> str:
-    """Return the sha256 of the files that images are made of, in their order."""
-    hashed = sha256()
-    for image in images:
-        for file in files_behind(image):
-            with file.open("rb") as opened:
-                while block := opened.read(_BLOCK):
-                    hashed.update(block)
-    return hashed.hexdigest()
 
 
 def still_holds(row: PredictionRow, case: InputCase, model: str, wanted: tuple[Path, ...]) -> bool:

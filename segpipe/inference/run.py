@@ -20,13 +20,14 @@ from segpipe.dataset.load import LoadedImage, load_image
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import CaseError, SegpipeError
 from segpipe.execution.memory import PeakMemory
+from segpipe.execution.processes import reason_of
 from segpipe.inference.inputs import InputCase
-from segpipe.inference.manifest import Manifest, content_of, still_holds
+from segpipe.inference.manifest import Manifest, still_holds
 from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_file
 from segpipe.inference.predictor import Prediction, Predictor, Sink
 from segpipe.inference.quality import quality_of, volumes_ml
 from segpipe.inference.schema import PredictionRow
-from segpipe.io.formats import stem_of, write_labels_like
+from segpipe.io.formats import content_of, stem_of, write_labels_like
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.preprocessing.prepare import Placement, Prepared
@@ -74,13 +75,8 @@ class _Job:
             return self
         try:
             work(self)
-        except CaseError as error:
-            self.failure = str(error)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            self.failure = f"out of memory ({error}); free some, or use a machine with more"
-        except Exception as error:
-            logger.exception("case %s", self.case.id)
-            self.failure = f"unexpected {type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - the reason is the case's result
+            self.failure = reason_of(error, f"case {self.case.id}")
         return self
 
 

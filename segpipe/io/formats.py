@@ -1,8 +1,12 @@
 """One door to image files: which reader takes which ending, and what they all return."""
 
 import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +105,25 @@ def files_behind(path: Path) -> list[Path]:
         files: list[Path] = _module("dicom").files_behind(path)
         return files
     return _module("itk").files_behind(path) if path.suffix.lower() in (".mhd", ".nhdr") else [path]
+
+
+def content_of(images: Sequence[Path]) -> str:
+    """Return the sha256 of the files that images are made of, in their order."""
+    hashed = sha256()
+    for file in (f for image in images for f in files_behind(image)):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                hashed.update(block)
+    return hashed.hexdigest()
+
+
+def most_voxels(files: Iterable[Path]) -> int:
+    """Return the voxels of the largest file, by the headers that can be read; at least 1."""
+    largest = 1
+    for file in files:
+        with suppress(UnreadableFileError):
+            largest = max(largest, prod(read_header(file).grid.shape))
+    return largest
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ from segpipe.core.labels import Labels
 from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.errors import CaseError, SegpipeError
 from segpipe.execution import processes
+from segpipe.execution.memory import BYTES_A_LABEL_VOXEL
 from segpipe.execution.processes import Workers
-from segpipe.io.formats import read_header
+from segpipe.io.formats import most_voxels
 from segpipe.postprocessing.apply import apply_rules
 from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule, Trial
 
@@ -103,7 +103,7 @@ class _Trier:
 
     def __init__(self, pairs: Sequence[Pair], labels: Labels, workers: Workers) -> None:
         self.pairs, self.labels, self.workers = pairs, labels, workers
-        self.bytes_each = peak_bytes(pairs)
+        self.bytes_each = BYTES_A_LABEL_VOXEL * most_voxels(prediction for _, prediction, _ in pairs)
         self.failed: dict[str, str] = {}
 
     def means(self, lists: Sequence[tuple[Rule, ...]]) -> list[Dices]:
@@ -183,14 +183,3 @@ def _no_worse(before: Dices, after: Dices) -> bool:
 
 def _known(means: Dices) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else round(value, 5) for name, value in means.items()}
-
-
-def peak_bytes(pairs: Sequence[Pair]) -> int:
-    """Memory that the largest case takes, by the headers that can be read."""
-    largest = 0
-    for _, prediction, _ in pairs:
-        try:
-            largest = max(largest, prod(read_header(prediction).grid.shape))
-        except CaseError:
-            continue
-    return 40 * largest

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ from segpipe.dataset.load import read_labels
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, SegpipeError
 from segpipe.execution import processes
+from segpipe.execution.memory import BYTES_A_LABEL_VOXEL
 from segpipe.execution.processes import Workers
-from segpipe.io.formats import output_ending, read_header, stem_of, write_labels_like
+from segpipe.io.formats import most_voxels, output_ending, stem_of, write_labels_like
 from segpipe.postprocessing.apply import apply_rules, require_known
 from segpipe.postprocessing.schema import EVERYTHING, Rule
 
@@ -60,7 +60,9 @@ def apply_to_folder(
         raise SegpipeError(f"{there}: is there already; choose a new folder")
     tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]
     changed, failed = {}, {}
-    for outcome in processes.map_cases(_clean, tasks, workers=workers, bytes_each=_peak_bytes(files)):
+    for outcome in processes.map_cases(
+        _clean, tasks, workers=workers, bytes_each=BYTES_A_LABEL_VOXEL * most_voxels(files)
+    ):
         case = outcome.item.source.name
         if outcome.value is None:
             failed[case] = outcome.failure or ""
@@ -96,13 +98,3 @@ def _named_by_number(array: np.ndarray, rules: tuple[Rule, ...]) -> Labels:
 
 def _is_number(label: str) -> bool:
     return label == EVERYTHING or re.fullmatch(r"label_\d+", label) is not None
-
-
-def _peak_bytes(files: list[Path]) -> int:
-    largest = 1
-    for file in files:
-        try:
-            largest = max(largest, prod(read_header(file).grid.shape))
-        except CaseError:
-            continue
-    return 40 * largest

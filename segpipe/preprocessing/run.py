@@ -15,11 +15,10 @@ from segpipe.dataset.store import StoredCase, read_case
 from segpipe.errors import CaseError
 from segpipe.execution import processes
 from segpipe.execution.processes import Workers
-from segpipe.io.arrays import write_array
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.preprocessing.foreground import foreground_index, index_voxels
+from segpipe.preprocessing.kept import is_prepared, write_prepared
 from segpipe.preprocessing.prepare import prepare, target_spacing
-from segpipe.preprocessing.schema import PreparedRecord, PreprocessedIndex
+from segpipe.preprocessing.schema import PreprocessedIndex
 from segpipe.version import __version__
 
 
@@ -97,29 +96,14 @@ def _prepare_case(
     files = PreparedFiles(workspace.preprocessed(configuration.name) / case.id)
     reading = read_case(case, expected, workspace.case(case.id))
     source = _source_digest(reading.record, plan, configuration)
-    whole = all(f.is_file() for f in (files.record, files.image, files.segmentation, files.foreground))
-    if whole and PreparedRecord.read(files.record).source_digest == source:
+    if is_prepared(files, source):
         return
-    files.record.unlink(missing_ok=True)
-    files.root.mkdir(exist_ok=True)
     if not reading.record.usable:
         raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in reading.record.findings if f.severity == "error"))
     arrays = reading.arrays()
     prepared = prepare(arrays.image, arrays.labels, plan, configuration)
-    assert prepared.segmentation is not None
     del arrays, reading
-    patch = (1,) * (3 - configuration.dims) + configuration.patch_size
-    write_array(files.image, prepared.image, patch)
-    write_array(files.segmentation, prepared.segmentation, patch)
-    index = foreground_index(prepared.segmentation, plan.labels, seeds.stream(0, "foreground", case.id))
-    write_array(files.foreground, index)
-    z, y, x = prepared.segmentation.shape
-    PreparedRecord(
-        case=case.id,
-        source_digest=source,
-        shape=(z, y, x),
-        index_voxels=index_voxels(prepared.segmentation, plan.labels),
-    ).write(files.record)
+    write_prepared(files, prepared, source, plan, configuration, seeds.stream(0, "foreground", case.id))
 
 
 def _source_digest(record: StoredCase, plan: Plan, configuration: Configuration) -> str:

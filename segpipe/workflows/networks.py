@@ -10,8 +10,9 @@ import torch
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table
 from segpipe.dataset.fingerprint.schema import Fingerprint
-from segpipe.errors import NetworkError, PlanError, UsageError
+from segpipe.errors import NetworkError, UsageError
 from segpipe.execution.device import Runtime
+from segpipe.execution.processes import reason_of
 from segpipe.networks.build import build_network
 from segpipe.networks.catalogue import architecture_of, complete_options, network_names
 from segpipe.networks.measure import MemoryProbe, macs, n_parameters, seconds_of
@@ -121,11 +122,8 @@ def network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration:
     """Plan, build and time a network; one that fails is told in its row, whatever the reason."""
     try:
         return _network_cost(name, base, fingerprint, configuration, runtime)
-    except (NetworkError, PlanError) as error:
-        return NetworkCost(name, problem=str(error))
-    except Exception as error:
-        logger.exception("network %s", name)
-        return NetworkCost(name, problem=f"unexpected {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - the reason is the network's row
+        return NetworkCost(name, problem=reason_of(error, f"network {name}"))
 
 
 def _network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration: str, runtime: Runtime) -> NetworkCost:
