@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import FoldFolder
-from segpipe.execution.device import require_devices
+from segpipe.execution.device import choose_runtime, require_devices
 from segpipe.planning.schema import Plan
 from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
@@ -59,9 +59,8 @@ def open_for_training(options: FoldOptions, watch: Watch) -> Project:
     DeviceError
         If they are not.
     """
-    project = Project.open(options, watch)
-    require_devices(project.runtime.device, options.devices)
-    return project
+    require_devices(choose_runtime(options.device).device, options.devices)
+    return Project.open(options, watch)
 
 
 def prepare_fold(project: Project, base: Plan, current: Plan, configuration: str, options: FoldOptions) -> FoldWork:

@@ -12,6 +12,7 @@ from segpipe.distillation.recipe import load_distillation_recipe
 from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm, parse_term
 from segpipe.distillation.teacher import Teacher
 from segpipe.errors import DistillationError
+from segpipe.execution.device import choose_runtime
 from segpipe.evaluation.comparison import Comparison
 from segpipe.execution.processes import open_executor
 from segpipe.planning.schema import Plan
@@ -52,8 +53,8 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
 
     recipe, fold = load_distillation_recipe(options.recipe), options.fold
     terms = tuple(parse_term(text) for text in options.kd) or recipe.terms
+    choose_runtime(options.device)  # a device that is not there is reported before anything is read
     project = Project.open(options, watch)
-    _ = project.runtime  # a device that is not there is reported before a teacher is read
     teachers = tuple(Teacher.load(path, fold=fold, folds=options.teacher_folds) for path in options.teacher)
     _require_teachers(terms, teachers, unlabelled=options.unlabelled is not None)
     with project.alone():
