@@ -97,6 +97,11 @@ def predict(
     from segpipe.cli.display import as_plain, out, show_failures, show_json, watch
     from segpipe.workflows import predict as stage
 
+    if cluster is None:
+        import torch
+
+        # This process is the command's own: called from Python, prediction sets nothing.
+        torch.backends.cudnn.benchmark = True
     rows = stage.predict(
         source,
         output,

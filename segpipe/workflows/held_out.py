@@ -60,6 +60,7 @@ def predict_held_out(
     """Predict the cases that a trained fold held out into a folder, by that fold alone; the model file may hold others that saw them."""
     from segpipe.dataset.fingerprint.schema import Fingerprint
     from segpipe.dataset.schema import Dataset
+    from segpipe.execution.torch_state import training_state
     from segpipe.inference.engines.choose import network_cache
     from segpipe.inference.inputs import InputCase
     from segpipe.inference.predictor import Options, Predictor
@@ -75,7 +76,11 @@ def predict_held_out(
         InputCase(c.id, tuple(i.path for i in c.images), folder / f"{c.id}{output_ending(c.images[0].path)}")
         for c in cases
     ]
-    with watch.counting(f"predicting the held-out cases of fold {fold}", len(inputs)) as step:
+    with (
+        # A part of the training command: as reproducible as the training itself.
+        training_state(runtime.device, deterministic=runtime.deterministic),
+        watch.counting(f"predicting the held-out cases of fold {fold}", len(inputs)) as step,
+    ):
         rows = stage(inputs, predictor, folder / "predictions.jsonl", resume=resume, on_case=lambda row: step(row.case))
     for row in rows:
         for doubt in row.doubts:

@@ -89,6 +89,7 @@ def label_softly(
     from segpipe.core.workspace import SoftLabelFiles
     from segpipe.distillation.soft_labels import soft_label_key, write_soft_labels
     from segpipe.distillation.unlabelled import take_over_calls
+    from segpipe.execution.torch_state import training_state
     from segpipe.inference.engines.choose import inference_runtime
 
     plan, configuration = student.plan, student.plan.configuration(student.configuration)
@@ -97,7 +98,10 @@ def label_softly(
     )
     sources = _labelled_sources(student)
     more, unusable = ([], {}) if student.unlabelled is None else _unlabelled(student, student.unlabelled, jobs, watch)
-    with watch.counting("soft labels", len(sources) + len(more)) as done:
+    with (
+        training_state(runtime.device, deterministic=runtime.deterministic),
+        watch.counting("soft labels", len(sources) + len(more)) as done,
+    ):
         failed = write_soft_labels(
             [*sources, *more], teachers, plan, configuration, inference_runtime(runtime), folder, tta=tta, on_case=done
         )
