@@ -335,6 +335,7 @@ def test_ignored_warnings_cross_with_a_catch_warnings_of_another_thread(ours_end
     theirs.__enter__()
     for one in (ours, theirs) if ours_ends_first else (theirs, ours):
         one.__exit__(None, None, None)
+        assert one is theirs or not any(rule[1] and rule[1].pattern == "ours" for rule in warnings.filters)
     assert list(warnings.filters) == before
 
 
