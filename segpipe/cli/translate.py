@@ -33,6 +33,7 @@ def command_of(name: str, record: type[Options]) -> Callable[..., None]:
         quiet, as_json = given.pop("quiet", False), given.pop("as_json", False)
         options = record(**given)
         workflow = workflow_of(name)
+        getattr(workflow, "own_process", lambda: None)()
         display = import_module("segpipe.cli.display")
         done = getattr(workflow, function_of(name))(options, display.watch(quiet=quiet or as_json))
         page = workflow.page(done, options)

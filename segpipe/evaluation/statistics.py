@@ -1,7 +1,6 @@
 """Paired statistics of scores, patient by patient. Pure, no torch."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from segpipe.evaluation.comparison import ALL_LABELS, Difference, Metric, Retention
 from segpipe.evaluation.schema import CaseScores, LabelScore
+from segpipe.execution.quiet import ignored_warnings
 
 N_BOOTSTRAP = 10_000
 _SEED = 20_190_301
@@ -97,9 +97,8 @@ def signed_rank_p(deltas: Floats) -> float | None:
     """Two-sided p of Wilcoxon's signed rank test; patients without a difference do not count, as in Wilcoxon 1945."""
     if np.count_nonzero(deltas) < LEAST_DIFFERING:
         return None
-    with warnings.catch_warnings():
-        # Ties make the test approximate; that is known.
-        warnings.simplefilter("ignore")
+    # Ties make the test approximate; that is known.
+    with ignored_warnings(Warning):
         return float(wilcoxon(deltas).pvalue)
 
 

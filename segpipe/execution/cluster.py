@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from segpipe.errors import ClusterError, WorkerKilledError
+from segpipe.execution.quiet import logger_levels
 from segpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SLURM = "slurm"
+# What matters of their messages reaches whoever waits for a job.
+_QUIET = {
+    "distributed": logging.ERROR,
+    "distributed.client": logging.CRITICAL,
+    "tornado.application": logging.CRITICAL,
+}
 _SUBMIT = "sbatch"
 _ANSWER_S = 30
 """How long a scheduler may take to answer."""
@@ -62,29 +69,32 @@ def cluster_executor(cluster: str, n_workers: int, bytes_each: int = 0) -> Itera
         raise ClusterError(
             f"--cluster {cluster}: needs Dask; install segpipe with the extra `cluster`, here and on the workers"
         ) from error
-    # What matters of it reaches whoever waits for a job.
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    for name in ("distributed.client", "tornado.application"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with logger_levels(_QUIET), _client(Client, cluster, n_workers) as client:
+        workers = ClusterWorkers(client, cluster, bytes_each)
+        if cluster != SLURM and not workers.count():
+            raise ClusterError(
+                f"--cluster {cluster}: the scheduler has no worker; start some with `dask worker {cluster} --nthreads 1`"
+            )
+        yield workers
+
+
+@contextmanager
+def _client(connect: type[Client], cluster: str, n_workers: int) -> Iterator[Client]:
+    """Connect to a scheduler, or to one of SLURM's workers that is started for it."""
     if cluster == SLURM:
-        with _slurm_workers(n_workers) as queue, Client(queue, set_as_default=False) as client:
-            yield ClusterWorkers(client, cluster, bytes_each)
+        with _slurm_workers(n_workers) as queue, connect(queue, set_as_default=False) as client:
+            yield client
         return
     if "://" not in cluster:
         raise ClusterError(f"--cluster {cluster}: expected the address of a scheduler, tcp://host:port, or slurm")
     try:
-        client = Client(cluster, set_as_default=False, timeout=_ANSWER_S)
+        client = connect(cluster, set_as_default=False, timeout=_ANSWER_S)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with `dask scheduler`"
         ) from error
     with client:
-        workers = ClusterWorkers(client, cluster, bytes_each)
-        if not workers.count():
-            raise ClusterError(
-                f"--cluster {cluster}: the scheduler has no worker; start some with `dask worker {cluster} --nthreads 1`"
-            )
-        yield workers
+        yield client
 
 
 class ClusterWorkers(Executor):

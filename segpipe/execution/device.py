@@ -20,6 +20,8 @@ class Runtime:
     device: torch.device
     autocast: torch.dtype | None
     """Reduced precision that the device computes natively, or None for float32."""
+    deterministic: bool = False
+    """Whether a training is to give the same bytes twice; :func:`segpipe.execution.torch_state.training_state` asks torch for it."""
 
     def describe(self) -> str:
         """Device and precision in words."""
@@ -48,14 +50,14 @@ class Runtime:
 
 
 def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runtime:
-    """Pick the device and the precision it is fast in.
+    """Pick the device and the precision it is fast in. Nothing is set in torch.
 
     Parameters
     ----------
     device : str
         ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
     deterministic : bool
-        Ask torch for algorithms that give the same bytes twice.
+        A training is to give the same bytes twice.
 
     Raises
     ------
@@ -74,14 +76,7 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
         raise DeviceError(
             f"--device {device}: {torch.cuda.device_count()} CUDA device(s) found; use --device cpu or auto"
         )
-    if chosen.type == "cuda" and chosen.index is not None:
-        # Streams and events are those of the current device. torch accepts no device without a number here: "cuda" is the current one.
-        torch.cuda.set_device(chosen)
-    if deterministic != torch.are_deterministic_algorithms_enabled():
-        # Setting it loads torch's compiler, which takes a second and a half.
-        torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
-    return Runtime(chosen, _fast_precision(chosen))
+    return Runtime(chosen, _fast_precision(chosen), deterministic)
 
 
 def sent(values: ArrayLike | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -123,7 +118,7 @@ def arriving(values: Tensor) -> Callable[[], Any]:
     held = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     held.copy_(values, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    # Of the values' own device: that of this thread may be another.
+    # The stream is one of the values' own device: the current device of this thread may be another.
     event.record(torch.cuda.current_stream(values.device))
 
     def arrived() -> Any:

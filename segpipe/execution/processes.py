@@ -13,7 +13,6 @@ import os
 import re
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -26,20 +25,20 @@ from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, Termin
 
 from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
 from segpipe.execution.memory import free_bytes
+from segpipe.execution.quiet import ignored_warnings
 
 if TYPE_CHECKING:
     from segpipe.execution.cluster import ClusterWorkers
 
 logger = logging.getLogger(__name__)
 
-# A worker that grew is replaced by a new one; that is meant to be, and no news for a user.
-warnings.filterwarnings("ignore", message="A worker (was restarted|stopped) while some jobs", category=UserWarning)
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Workers = int | Executor | None
 """Most local worker processes, or who works instead of them."""
 _LOOK_S = 1.0
+_REPLACED = "A worker (was restarted|stopped) while some jobs"
+"""Warning of a thread of loky's: a worker that grew, or was idle for long, is replaced by a new one. That is meant to be."""
 _FREE_SHARE = 0.8
 
 
@@ -77,7 +76,8 @@ def open_executor(
     if cluster is None:
         pool = LocalWorkers(n_workers, environments)
         try:
-            yield pool
+            with ignored_warnings(UserWarning, _REPLACED):
+                yield pool
         except BaseException:
             pool.stop()
             raise
@@ -211,8 +211,14 @@ def map_cases(
     if isinstance(workers, Executor):
         yield from _map_elsewhere(function, items, workers)
         return
+    with ignored_warnings(UserWarning, _REPLACED):
+        yield from _map_here(function, items, worker_count(workers, len(items), bytes_each))
+
+
+def _map_here(
+    function: Callable[[Item], Result], items: Sequence[Item], n_workers: int
+) -> Iterator[Outcome[Item, Result]]:
     unfinished = dict(enumerate(items))
-    n_workers = worker_count(workers, len(items), bytes_each)
     while unfinished:
         pool = _workers(n_workers)
         futures = {pool.submit(_attempt, function, item): index for index, item in unfinished.items()}

@@ -7,6 +7,8 @@ within seconds. What kernels allocate inside themselves is not seen.
 import logging
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segpipe.errors import NetworkError
 from segpipe.execution.device import Runtime
+from segpipe.execution.torch_state import training_state
 from segpipe.networks.build import build_network, fast_memory_format, to_device
 from segpipe.networks.segmenter import Segmenter
 from segpipe.networks.spec import NetworkSpec
@@ -107,12 +110,9 @@ def _problem(network_json: str, patch: Patch, n_channels: int, n_outputs: int) -
             raise
         return str(error)
     mode = _mode()
-    # It logs what a network raises, which is the answer here.
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
     try:
-        with _without_content(network, mode), mode, torch.no_grad():
+        # It logs what a network raises, which is the answer here.
+        with _unlogged("torch._subclasses.fake_tensor"), _without_content(network, mode), mode, torch.no_grad():
             heads = network.train().supervised(torch.empty(2, n_channels, *patch))
     except DataDependentOutputException as error:
         raise NetworkError(
@@ -121,8 +121,6 @@ def _problem(network_json: str, patch: Patch, n_channels: int, n_outputs: int) -
         ) from error
     except Exception as error:  # noqa: BLE001 - networks refuse sizes by errors of every kind
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-    finally:
-        logger.setLevel(before)
     expected = (2, n_outputs, *patch)
     if tuple(heads[0].shape) != expected:
         return f"gives {tuple(heads[0].shape)} for a patch of {patch}, expected {expected}"
@@ -161,11 +159,27 @@ def seconds_of(
     spec: NetworkSpec, n_channels: int, n_outputs: int, patch: Patch, batch: int, runtime: Runtime, *, repeats: int = 2
 ) -> float:
     """Seconds of a training step of a network with fresh weights on this machine, the fastest of some."""
-    network = to_device(build_network(spec, n_channels, n_outputs), runtime.device).train()
-    images = torch.randn(batch, n_channels, *patch, device=runtime.device)
-    images = images.contiguous(memory_format=fast_memory_format(network.dims))
-    step_seconds(network, images, runtime, repeats=1)
-    return step_seconds(network, images, runtime, repeats=repeats)
+    with training_state(runtime.device, deterministic=runtime.deterministic):
+        network = to_device(build_network(spec, n_channels, n_outputs), runtime.device).train()
+        images = torch.randn(batch, n_channels, *patch, device=runtime.device)
+        images = images.contiguous(memory_format=fast_memory_format(network.dims))
+        step_seconds(network, images, runtime, repeats=1)
+        return step_seconds(network, images, runtime, repeats=repeats)
+
+
+@contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Drop what a logger is given while the context lasts. Its level stays: another thread may set it, and put it back, meanwhile."""
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger(name)
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def _built(spec: NetworkSpec, n_channels: int, n_outputs: int) -> Segmenter:

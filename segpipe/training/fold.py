@@ -14,6 +14,7 @@ from segpipe.core.artefact import write_atomically
 from segpipe.dataset.splits import Fold
 from segpipe.errors import TrainingError
 from segpipe.execution.device import Runtime
+from segpipe.execution.torch_state import training_state
 from segpipe.models.file import file_sha256
 from segpipe.networks.build import build_network
 from segpipe.networks.segmenter import Segmenter
@@ -41,7 +42,15 @@ def train_here(
     ranks: Ranks = ALONE,
     fabric: Any = None,
 ) -> TrainingRecord:
-    """Train in this process, alone or as one of several; the first of them writes weights and record."""
+    """Train in this process, alone or as one of several; the first of them writes weights and record.
+
+    What the training sets in torch is as it was when this returns or raises.
+    """
+    with training_state(runtime.device, deterministic=job.deterministic):
+        return _trained(job, runtime, listener, ranks, fabric)
+
+
+def _trained(job: FoldJob, runtime: Runtime, listener: Listener, ranks: Ranks, fabric: Any) -> TrainingRecord:
     trainer = make_trainer(job, runtime, listener, ranks, fabric)
     try:
         progress = trainer.run(resume=job.resume)
@@ -62,7 +71,11 @@ def train_here(
 def make_trainer(
     job: FoldJob, runtime: Runtime, listener: Listener, ranks: Ranks = ALONE, fabric: Any = None
 ) -> Trainer:
-    """Return the trainer of a job, with its data where they are read fastest."""
+    """Return the trainer of a job, with its data where they are read fastest.
+
+    It draws first weights from torch's random numbers, which are seeded for that and go on from there in the training:
+    :func:`train_here` puts back those of the calling program.
+    """
     plan, configuration = job.plan, job.plan.configuration(job.configuration)
     settings, batch = plan.training, configuration.batch_size
     held = job.splits.fold(job.fold)

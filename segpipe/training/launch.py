@@ -25,6 +25,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from segpipe.errors import SegpipeError, TrainingError, TrainingInterrupted
 from segpipe.execution.device import Runtime, choose_runtime
+from segpipe.execution.quiet import logger_levels
 from segpipe.training.fold import train_here
 from segpipe.training.job import FoldJob, Listener
 from segpipe.training.ranks import Ranks
@@ -36,9 +37,9 @@ _AFTER_QUEUES = -100
 _LAST_WORDS_S = 10.0
 """How long what processes said before they ended is waited for; one that was killed may have stopped within a word."""
 
+_PORT = "MASTER_PORT"
 # How processes find each other is no news for a user.
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+_QUIET = {"lightning_fabric": logging.WARNING, "torch.multiprocessing.spawn": logging.ERROR}
 
 
 def train_on_devices(job: FoldJob, runtime: Runtime, listener: Listener) -> TrainingRecord:
@@ -53,7 +54,7 @@ def train_on_devices(job: FoldJob, runtime: Runtime, listener: Listener) -> Trai
     fabric = Fabric(
         accelerator=kind,
         devices=job.n_devices,
-        strategy=DDPStrategy(
+        strategy=_QuietDDP(
             start_method="spawn",
             process_group_backend="nccl" if kind == "cuda" else "gloo",
             # Some networks of others have weights that no head depends on; looking for them takes time.
@@ -70,7 +71,7 @@ def train_on_devices(job: FoldJob, runtime: Runtime, listener: Listener) -> Trai
     stopped: list[int] = []
     died: Exception | None = None
     try:
-        with _passing_signals_on(stopped):
+        with _passing_signals_on(stopped), logger_levels(_QUIET), _environment_kept():
             n_threads = max(torch.get_num_threads() // job.n_devices, 1)
             # Bound, because Fabric would take apart a job that it was given as an argument.
             fabric.launch(partial(_one_rank, job=job, runtime=runtime, events=events, n_threads=n_threads))
@@ -92,6 +93,27 @@ def train_on_devices(job: FoldJob, runtime: Runtime, listener: Listener) -> Trai
             "the last checkpoint is whole: continue with --resume"
         ) from died
     return records[0]
+
+
+class _QuietDDP(DDPStrategy):
+    """DDP whose processes do not report how they find each other."""
+
+    def setup_environment(self) -> None:
+        """Join the other processes."""
+        with logger_levels(_QUIET):
+            super().setup_environment()
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Put back the variable in which Fabric leaves the port that its processes met at."""
+    before = os.environ.get(_PORT)
+    try:
+        yield
+    finally:
+        os.environ.pop(_PORT, None)
+        if before is not None:
+            os.environ[_PORT] = before
 
 
 def _one_rank(fabric: Any, job: FoldJob, runtime: Runtime, events: Any, n_threads: int) -> None:

@@ -67,6 +67,8 @@ class Trainer:
     fabric: Any = None
     """Lightning Fabric, where several processes average their gradients."""
     last_loss: float | None = field(default=None, init=False)
+    saved_at: float = field(default_factory=time.monotonic, init=False)
+    """Time of the last checkpoint, or of the beginning."""
     pending: tuple[int, Batch, Callable[[], list[float]]] | None = field(default=None, init=False)
     """The last step, whose values have not been looked at yet."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future, as_completed
 from dataclasses import replace
 
+import torch
+
 from segpipe.core.progress import SILENT, Watch
 from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
 from segpipe.execution.device import choose_runtime
@@ -45,6 +47,11 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
     save = Save(o.save_probabilities, o.save_uncertainty)
     with watch.counting("predicting", len(cases)) as done:
         return stage(cases, predictor, log, resume=o.resume, save=save, on_case=lambda row: done(row.case))
+
+
+def own_process() -> None:
+    """Let cuDNN measure its convolutions: the process is the command's own. Called from Python, prediction sets nothing."""
+    torch.backends.cudnn.benchmark = True
 
 
 def _predict_elsewhere(options: PredictOptions, watch: Watch) -> list[PredictionRow]:

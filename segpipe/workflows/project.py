@@ -36,6 +36,8 @@ class Project:
     device: str = "auto"
     workers: Workers = None
     """Most worker processes, or whose."""
+    deterministic: bool = False
+    """Whether the same bytes are wanted twice."""
 
     @classmethod
     def open(cls, options: OnDataset | CompareOptions | NetworksOptions, watch: Watch) -> Project:
@@ -49,14 +51,14 @@ class Project:
         assert options.dataset is not None
         workspace = workspace_of(options.dataset, options.work)
         device, jobs = getattr(options, "device", "auto"), getattr(options, "jobs", None)
-        return cls(options.dataset, workspace, watch, device, jobs)
+        return cls(options.dataset, workspace, watch, device, jobs, getattr(options, "deterministic", False))
 
     @cached_property
     def runtime(self) -> Runtime:
         """Device and precision of this project's networks."""
         from segpipe.execution.device import choose_runtime
 
-        return choose_runtime(self.device)
+        return choose_runtime(self.device, deterministic=self.deterministic)
 
     @cached_property
     def matched(self) -> Dataset:

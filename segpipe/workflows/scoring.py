@@ -11,6 +11,7 @@ from segpipe.core.labels import Labels
 from segpipe.dataset.schema import Case
 from segpipe.evaluation.run import evaluate
 from segpipe.evaluation.schema import Evaluation
+from segpipe.execution.torch_state import training_state
 from segpipe.inference.engines.choose import network_cache
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Predictor, PredictorOptions
@@ -68,7 +69,11 @@ def predict_cases(
     """Predict cases into a folder; a case that fails keeps its reason."""
     options = PredictorOptions(models.folds, models.tta, postprocess=models.postprocess, cache=network_cache())
     predictor = Predictor.load(models.paths, project.runtime, options)
-    with project.watch.counting(title, len(cases)) as step:
+    with (
+        # A part of a training command: as reproducible as the training itself.
+        training_state(project.runtime.device, deterministic=project.runtime.deterministic),
+        project.watch.counting(title, len(cases)) as step,
+    ):
         rows = predict(
             inputs_of(cases, folder), predictor, folder / "predictions.jsonl",
             resume=resume, on_case=lambda row: step(row.case), onlooker=onlooker,

@@ -57,6 +57,8 @@ class OutOfTimeError(Exception):
 
 def main():
     options = arguments()
+    # As a training does, and the command `predict`.
+    torch.backends.cudnn.benchmark = True
     line = {
         "bench": "gpu",
         "device": choose_runtime(options.device).describe(),

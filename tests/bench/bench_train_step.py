@@ -53,6 +53,8 @@ def main():
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     runtime = choose_runtime(options.device)
+    # As a training does.
+    torch.backends.cudnn.benchmark = True
     gpu = runtime.device.type == "cuda"
     peer = replace(runtime, autocast=torch.float16 if gpu else None)
     patch = tuple(options.patch)

@@ -20,6 +20,7 @@ from pathlib import Path
 import segpipe
 from segpipe.core.workspace import Workspace
 from segpipe.execution.device import choose_runtime
+from segpipe.execution.torch_state import training_state
 from segpipe.planning.schema import Plan
 from segpipe.training.fold import make_trainer
 from segpipe.training.job import Listener
@@ -79,7 +80,7 @@ def timed(workspace, runtime, n):
             raise EnoughError
 
     trainer = make_trainer(job, runtime, Listener(on_iteration=on_iteration))
-    with suppress(EnoughError):
+    with suppress(EnoughError), training_state(runtime.device, deterministic=False):
         trainer.run(resume=False)
     shutil.rmtree(job.folder.root, ignore_errors=True)
     progress = trainer.state.progress

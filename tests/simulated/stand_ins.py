@@ -83,6 +83,8 @@ def _answers(device):
         "current_device_index": lambda **_: 0,
         "current_accelerator": lambda **_: torch.device(device.kind),
         "set_device": lambda **_: None,
+        "_exchange_device": lambda **_: 0,
+        "_maybe_exchange_device": lambda **_: 0,
         "set_device_index": lambda **_: None,
         "get_device_name": lambda **_: f"simulated {device.kind}",
         "get_device_capability": lambda **_: device.capability,

@@ -223,7 +223,9 @@ def trainer_of(
         job = replace(
             job, guidance=Distillation(terms, 10.0, (teacher,), plan, plan.configuration("3d_fullres"), seed=0)
         )
-    runtime = choose_runtime(device, deterministic=deterministic)
+    runtime = choose_runtime(device)
+    # As a training does; a fixture puts it back.
+    torch.use_deterministic_algorithms(deterministic)
     if precision is not None:
         runtime = replace(runtime, autocast=None if precision == torch.float32 else precision)
 

@@ -1,10 +1,11 @@
 """What an engine is, and the network that it computes."""
 
 from contextlib import nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segpipe.errors import ModelError
 from segpipe.execution.device import Runtime
@@ -53,6 +54,36 @@ def make_network(plan: Plan, configuration: Configuration, weights: Weights) -> 
         made_with = "" if package is None else f" (of {package} when it was trained)"
         raise ModelError(f"the weights do not fit the planned network{made_with}: {error}") from error
     return network.eval().requires_grad_(requires_grad=False), n_inputs
+
+
+def prediction_network(plan: Plan, configuration: Configuration, weights: Weights) -> tuple[Segmenter, int]:
+    """Build a network as :func:`make_network` does, without drawing from torch's random numbers: they are the calling program's."""
+    with _OwnRandomNumbers():
+        return make_network(plan, configuration, weights)
+
+
+class _OwnRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """First weights are drawn from a generator of this thread's own; trained ones take their place.
+
+    torch's own generator belongs to all threads: putting it back afterwards would let another thread draw the same numbers twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = torch.Generator()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            if not _takes_generator(func) and "generator" in func.overloadpacket.overloads():
+                func = func.overloadpacket.generator
+            if _takes_generator(func) and given.get("generator") is None:
+                given["generator"] = self.generator
+        return func(*args, **given)
+
+
+def _takes_generator(func: Any) -> bool:
+    return any(argument.name == "generator" for argument in func._schema.arguments)
 
 
 def precision_name(runtime: Runtime) -> str:

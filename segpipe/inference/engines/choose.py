@@ -1,6 +1,7 @@
 """Which engine computes a network, and in which precision."""
 
 import logging
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def make_engine(
         )
         # PyTorch has no fast float16 on CPUs.
         slow = runtime.autocast == torch.float16
-        return torch_engine(plan, configuration, weights, Runtime(runtime.device, None) if slow else runtime)
+        return torch_engine(plan, configuration, weights, replace(runtime, autocast=None) if slow else runtime)
 
 
 def inference_runtime(runtime: Runtime, precision: Precision = "auto", engine: EngineName = "auto") -> Runtime:
@@ -95,17 +96,23 @@ def inference_runtime(runtime: Runtime, precision: Precision = "auto", engine: E
     DeviceError
         If the processor does not compute in the precision that was asked for.
     """
-    device = runtime.device
+    device = _numbered(runtime.device)
     if precision == "auto":
         fast = runtime.autocast is not None if device.type == "cuda" else _float16_on_cpu(engine)
-        return Runtime(device, torch.float16 if fast else None)
+        return replace(runtime, device=device, autocast=torch.float16 if fast else None)
     needed = _CPU_FLAGS.get(precision, frozenset())
     if device.type == "cpu" and needed and not cpu_flags() & needed:
         raise DeviceError(
             f"--precision {precision}: this processor has no instructions for it ({', '.join(sorted(needed))}), and would take several "
             "times longer than in float32"
         )
-    return Runtime(device, None if precision == "float32" else getattr(torch, precision))
+    return replace(runtime, device=device, autocast=None if precision == "float32" else getattr(torch, precision))
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The GPU by its number. Without one it is the current GPU of whichever thread asks, which may be another one later."""
+    known = device.type != "cuda" or device.index is not None
+    return device if known else torch.device("cuda", torch.cuda.current_device())
 
 
 def _float16_on_cpu(engine: EngineName) -> bool:

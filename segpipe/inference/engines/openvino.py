@@ -2,10 +2,10 @@
 
 import json
 import os
-import warnings
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 
 import segpipe.inference.engines.no_reports  # noqa: F401
 
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from segpipe.core.artefact import write_atomically
 from segpipe.execution.device import Runtime, cpu_flags
-from segpipe.inference.engines.base import make_network, precision_name
+from segpipe.execution.quiet import ignored_warnings
+from segpipe.inference.engines.base import precision_name, prediction_network
 from segpipe.models.file import Weights, weights_digest
 from segpipe.networks.blocks import ExactConv3d, InstanceNorm
 from segpipe.networks.segmenter import Segmenter
@@ -29,6 +30,8 @@ from segpipe.version import __version__
 _HINTS = {None: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _MOST_KEPT = 20
 """Compiled networks in the cache; the ones used longest ago go."""
+_ONE_AT_A_TIME = Lock()
+"""Of threads that load a model: torch's tracer keeps the names of what it traces in one place for all of them."""
 
 
 class OpenVinoEngine:
@@ -75,7 +78,7 @@ def openvino_engine(
     kept = None if cache is None else cache / f"{_key(configuration, weights, shape, options)}.blob"
     compiled = _from_cache(core, kept, options)
     if compiled is None:
-        network, _ = make_network(plan, configuration, weights)
+        network, _ = prediction_network(plan, configuration, weights)
         compiled = core.compile_model(converted(network, shape), "CPU", options)
         _keep(compiled, kept)
     return OpenVinoEngine(compiled, n_inputs, batch, precision_name(runtime))
@@ -87,8 +90,11 @@ def converted(network: Segmenter, shape: tuple[int, ...]) -> ov.Model:
     _as_plain_torch(network)
     # Traced here instead of by OpenVINO's converter. Shapes are static, as a trace needs them to be; torch warns of that, and that
     # `torch.export` is newer: it takes seconds more to load.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with (
+        _ONE_AT_A_TIME,
+        ignored_warnings(torch.jit.TracerWarning),
+        ignored_warnings(DeprecationWarning, r"`torch\.jit\."),
+    ):
         traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
     # The decoder is kept until the model is converted: the graph asks it for every operation. Weights are copied, so that the graph
     # does not live on memory of torch's.
@@ -110,18 +116,34 @@ class _PlainInstanceNorm(nn.Module):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
+class _PlainConv3d(nn.Module):
+    """The same convolution by torch's own function, whatever the shape of the map."""
+
+    def __init__(self, conv: ExactConv3d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Conv3d.forward(self.conv, x)
+
+
 def _as_plain_torch(module: nn.Module) -> None:
     """Put torch's own layers where this project has faster ones for training."""
     for name, child in module.named_children():
         if isinstance(child, InstanceNorm):
             setattr(module, name, _PlainInstanceNorm(child))
         elif isinstance(child, ExactConv3d):
-            child.__class__ = nn.Conv3d  # type: ignore[assignment]
+            setattr(module, name, _PlainConv3d(child))
         _as_plain_torch(child)
 
 
-@cache
 def _core() -> ov.Core:
+    with _ONE_AT_A_TIME:
+        return _only_core()
+
+
+@cache
+def _only_core() -> ov.Core:
     """One for the whole process, never destroyed.
 
     Each Core lends the thread a stack for signals and, when it goes, gives back the one before: of two that go in the order in which they

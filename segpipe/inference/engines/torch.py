@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segpipe.execution.device import Runtime
-from segpipe.inference.engines.base import make_network, precision_name
+from segpipe.inference.engines.base import precision_name, prediction_network
 from segpipe.models.file import Weights
 from segpipe.networks.build import fast_memory_format, to_device
 from segpipe.networks.segmenter import Segmenter
@@ -55,6 +55,6 @@ def tiles_at_once(patch: tuple[int, ...], device: torch.device) -> int:
 
 def torch_engine(plan: Plan, configuration: Configuration, weights: Weights, runtime: Runtime) -> TorchEngine:
     """Make a fold's network, on its device, computed by PyTorch."""
-    network, n_inputs = make_network(plan, configuration, weights)
+    network, n_inputs = prediction_network(plan, configuration, weights)
     to_device(network, runtime.device)
     return TorchEngine(network, n_inputs, tiles_at_once(configuration.patch_size, runtime.device), runtime)

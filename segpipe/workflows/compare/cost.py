@@ -11,7 +11,8 @@ from segpipe.errors import ModelError
 from segpipe.evaluation.comparison import Latency
 from segpipe.execution.device import choose_runtime
 from segpipe.execution.memory import PeakMemory
-from segpipe.inference.engines.base import make_network
+from segpipe.execution.torch_state import cpu_threads, fastest_convolutions
+from segpipe.inference.engines.base import prediction_network
 from segpipe.inference.engines.choose import inference_runtime, network_cache
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Predictor, PredictorOptions
@@ -47,7 +48,7 @@ def count(models: Models) -> Counted:
         raise ModelError(f"{path}: is a cascade, whose stages have costs of their own; compare its stages")
     plan = plan_of(model, path)
     configuration = plan.configuration(model.configuration)
-    network, n_inputs = make_network(plan, configuration, model.folds[folds[0]])
+    network, n_inputs = prediction_network(plan, configuration, model.folds[folds[0]])
     passes = len(folds) * (len(mirror_combinations(model.mirror_axes)) if models.tta else 1)
     return Counted(
         digest=model.digest(folds),
@@ -68,7 +69,12 @@ class Run:
 
 def run(models: Models, cases: list[InputCase], folder: Path, *, device: str, threads: int) -> Run:
     """Predict the cases in this process, which is best a fresh one: its peak memory is what is reported."""
-    torch.set_num_threads(threads)
+    # As `segpipe predict` does in its own process.
+    with cpu_threads(threads), fastest_convolutions():
+        return _run(models, cases, folder, device)
+
+
+def _run(models: Models, cases: list[InputCase], folder: Path, device: str) -> Run:
     runtime = inference_runtime(choose_runtime(device))
     options = PredictorOptions(models.folds, models.tta, postprocess=False, cache=network_cache())
     with PeakMemory() as memory:
@@ -85,7 +91,7 @@ def run(models: Models, cases: list[InputCase], folder: Path, *, device: str, th
         engine=predictor.describe,
         seconds_per_case=elapsed / len(cases),
         peak_memory_gb=memory.gb,
-        peak_device_gb=torch.cuda.max_memory_allocated() / 1e9 if runtime.device.type == "cuda" else None,
+        peak_device_gb=torch.cuda.max_memory_allocated(runtime.device) / 1e9 if runtime.device.type == "cuda" else None,
     )
     failed = {row.case: row.reason or "" for row in rows if row.status == "failed"}
     done = [row for row in rows if row.status == "done"]

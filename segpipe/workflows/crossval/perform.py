@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,6 @@ def perform(task: Task, inputs: Inputs) -> str:
         if known is not None and known.inputs == inputs.digest:
             return known.output
         record.unlink(missing_ok=True)
-        _share_processors(task.threads)
         design, splits = CrossvalDesign.read(main.design), CrossvalSplits.read(main.splits)
         splits.require_apart()
         if design.software != __version__:
@@ -47,7 +47,8 @@ def perform(task: Task, inputs: Inputs) -> str:
             begun.write_text(inputs.digest)
         start = time.monotonic()
         try:
-            output = kind.do(work)
+            with _processors(task.threads):
+                output = kind.do(work)
         except Exception as error:
             told = str(error) if isinstance(error, SegpipeError) else traceback.format_exc()
             work.watch.note(f"{type(error).__name__}: {told}")
@@ -63,11 +64,12 @@ def _done(record: Path) -> Done | None:
         return None
 
 
-def _share_processors(threads: int | None) -> None:
-    import torch
+def _processors(threads: int | None) -> AbstractContextManager[None]:
     from loky import cpu_count
 
-    torch.set_num_threads(threads or cpu_count())
+    from segpipe.execution.torch_state import cpu_threads
+
+    return cpu_threads(threads or cpu_count())
 
 
 def _nothing(_: Work) -> None:

@@ -96,7 +96,7 @@ class Work:
     @cached_property
     def project(self) -> Project:
         """The study as a project of its own: one process does all of a job."""
-        return Project(self.workspace.root, self.workspace, self.watch, self.task.device, 1)
+        return Project(self.workspace.root, self.workspace, self.watch, self.task.device, 1, self.design.deterministic)
 
     def candidate(self, number: int) -> CandidatePlan:
         """What became of a candidate."""

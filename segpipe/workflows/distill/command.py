@@ -12,8 +12,8 @@ from segpipe.distillation.recipe import load_distillation_recipe
 from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm, parse_term
 from segpipe.distillation.teacher import Teacher
 from segpipe.errors import DistillationError
-from segpipe.execution.device import choose_runtime
 from segpipe.evaluation.comparison import Comparison
+from segpipe.execution.device import choose_runtime
 from segpipe.execution.processes import open_executor
 from segpipe.planning.schema import Plan
 from segpipe.workflows.arrays import prepare_arrays

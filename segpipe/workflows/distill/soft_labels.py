@@ -11,6 +11,7 @@ from segpipe.distillation.soft_labels import Source, soft_label_key, write_soft_
 from segpipe.distillation.teacher import Teacher, why_not_beside
 from segpipe.distillation.unlabelled import prepare_unlabelled, take_over_calls
 from segpipe.errors import DistillationError
+from segpipe.execution.torch_state import training_state
 from segpipe.inference.engines.choose import inference_runtime
 from segpipe.inference.inputs import find_inputs
 from segpipe.preprocessing.run import peak_bytes
@@ -57,7 +58,10 @@ def label_softly(work: FoldWork, teachers: tuple[Teacher, ...], options: Distill
     )
     sources = _labelled_sources(work)
     more, unusable = ([], {}) if options.unlabelled is None else _unlabelled(work, options.unlabelled)
-    with watch.counting("soft labels", len(sources) + len(more)) as done:
+    with (
+        training_state(project.runtime.device, deterministic=project.runtime.deterministic),
+        watch.counting("soft labels", len(sources) + len(more)) as done,
+    ):
         failed = write_soft_labels(
             [*sources, *more], teachers, plan, configuration, inference_runtime(project.runtime), folder,
             tta=options.teacher_tta, on_case=done,

@@ -1,0 +1,60 @@
+"""Warnings and log messages of other packages, kept back for a while. What the calling program chose stays as it is."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def ignored_warnings(category: type[Warning], message: str = "") -> Iterator[None]:
+    """Ignore some warnings while the context lasts, in every thread.
+
+    Python's filters belong to the whole process. ``warnings.catch_warnings`` puts back a whole list of filters: of two threads that use
+    it at the same time, the later one puts back the filters of the earlier one. Here one filter is added, and the same one is removed.
+
+    Parameters
+    ----------
+    category : type of Warning
+        Kind of the warnings.
+    message : str
+        Regular expression that the beginning of the message matches.
+    """
+    own = ("ignore", re.compile(message), category, None, 0)
+    # In front of all others, also where one is equal to it. Python reads the list anew at each warning.
+    before: Any = warnings.filters
+    before.insert(0, own)
+    try:
+        yield
+    finally:
+        # Another list may be in use by now: that of a `catch_warnings` that was entered or left meanwhile.
+        _without(before, own)
+        _without(warnings.filters, own)
+
+
+def _without(filters: Any, own: object) -> None:
+    for number, one in enumerate(filters):
+        if one is own:
+            del filters[number]
+            return
+
+
+@contextmanager
+def logger_levels(levels: dict[str, int]) -> Iterator[None]:
+    """Set the levels of some loggers while the context lasts.
+
+    Parameters
+    ----------
+    levels : dict of str to int
+        Level of each logger, by its name.
+    """
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
