@@ -20,7 +20,7 @@ from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import foreground_index, index_voxels
 from segpipe.preprocessing.prepare import prepare, target_spacing
 from segpipe.preprocessing.schema import PreparedRecord, PreprocessedIndex
-from segpipe.version import __version__
+from segpipe.version import CASES_AS_OF
 
 
 def preprocess(
@@ -121,7 +121,7 @@ def _prepare_case(
 def _source_digest(record: StoredCase, plan: Plan, configuration: Configuration) -> str:
     return json_digest(
         {
-            "software": __version__,
+            "software": CASES_AS_OF,
             "content": record.content_digest(),
             "orientation": plan.orientation,
             "transpose": plan.transpose_forward,

@@ -23,13 +23,12 @@ def export_model(model: PathLike, output: PathLike, *, form: str = "nnunet", end
     """
     from segpipe.models.file import read_model
     from segpipe.models.nnunet.folder import write_model_folder
-    from segpipe.planning.schema import Plan
 
     if form != "nnunet":
         raise ModelError(f"--format {form}: models are written for nnunet")
     held = read_model(Path(model))
     folder = write_model_folder(held, Path(output), ending)
-    labels = Plan.model_validate_json(held.plan_json).labels
+    labels = held.plan.labels
     numbers = {value: number for number, value in enumerate(labels.values)}
     renumbered = ", ".join(f"{value} becomes {number}" for value, number in numbers.items() if value != number)
     folds = " ".join(held.folds)

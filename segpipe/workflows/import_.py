@@ -25,14 +25,13 @@ def import_model(
         Name of the checkpoints.
     """
     from segpipe.models.nnunet.folder import read_model_folder
-    from segpipe.planning.schema import Plan
 
     target = Path(output)
     if target.suffix != ".segpipe":
         raise SegpipeError(f"{target}: a model file ends in .segpipe; give such a name")
     model = read_model_folder(Path(folder), folds=folds, checkpoint=checkpoint)
     model.write(target)
-    plan = Plan.model_validate_json(model.plan_json)
+    plan = model.plan
     configuration = plan.configuration(model.configuration)
     return {
         "model": str(target),

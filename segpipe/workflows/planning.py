@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from segpipe.core.progress import Watch
 from segpipe.core.workspace import PathLike, Workspace
-from segpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from segpipe.dataset.fingerprint.schema import Fingerprint
@@ -38,7 +37,6 @@ def current_plan(
     from segpipe.dataset.fingerprint.schema import Fingerprint
     from segpipe.models.file import is_weights_file, read_model
     from segpipe.planning.run import adopt, read_plan
-    from segpipe.planning.schema import Plan
 
     fingerprint(dataset, workspace, jobs=jobs, watch=watch)
     if workspace.plan.is_file():
@@ -46,11 +44,7 @@ def current_plan(
     measured = Fingerprint.read(workspace.fingerprint)
     if init_from is not None and not is_weights_file(Path(init_from)):
         watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
-        try:
-            held = read_model(Path(init_from)).single(Path(init_from), "--init-from")
-            theirs = Plan.model_validate_json(held.plan_json)
-        except ValueError as error:
-            raise ModelError(f"{init_from}: its plan is from another version of segpipe ({error})") from error
+        theirs = read_model(Path(init_from)).single(Path(init_from), "--init-from").plan
         return adopt(Path(init_from), measured, workspace, theirs)
     watch.note(f"no plan in {workspace.root} yet: planning with the {recipe} recipe")
     return make_plan(measured, workspace, recipe=recipe)

@@ -89,21 +89,20 @@ def apply_postprocessing(
     from segpipe.postprocessing.schema import PostprocessingRules
 
     if rules is not None:
-        read = PostprocessingRules.read(Path(rules))
+        chosen = PostprocessingRules.read(Path(rules)).rules
     elif model is not None:
-        held = read_model(Path(model)).postprocessing_json
-        if not held:
+        held = read_model(Path(model))
+        if not held.postprocessing_json:
             raise ModelError(f"{model}: holds no post-processing; choose some with --references first, or give --rules")
-        read = PostprocessingRules.model_validate_json(held)
+        chosen = held.rules(Path(model))
     else:
         raise SegpipeError("give --rules FILE, or --model with a model that holds rules")
     labels = None if model is None else _labels_of(Path(model))
     with watch.counting("post-processing", None) as step:
-        return apply_to_folder(Path(predictions), Path(output), read.rules, labels, jobs_limit=jobs, on_case=step)
+        return apply_to_folder(Path(predictions), Path(output), chosen, labels, jobs_limit=jobs, on_case=step)
 
 
 def _labels_of(model: Path) -> Labels:
     from segpipe.models.file import read_model
-    from segpipe.planning.schema import Plan
 
-    return Plan.model_validate_json(read_model(model).plan_json).labels
+    return read_model(model).plan.labels

@@ -133,12 +133,12 @@ def _predict_elsewhere(
     from segpipe.inference.manifest import Manifest
     from segpipe.inference.run import shard_of
     from segpipe.io.formats import ending_of
-    from segpipe.models.read import plan_of, read_any_model
+    from segpipe.models.read import read_any_model
 
     if ending_of(output):
         raise SegpipeError(f"{output}: --cluster shares out a folder of images; give a folder for the segmentations")
     paths = [Path(m).resolve() for m in ((model,) if isinstance(model, (str, Path)) else model)]
-    plan = plan_of(read_any_model(paths[0], how["folds"]), paths[0])
+    plan = read_any_model(paths[0], how["folds"]).plan
     cases = find_inputs(source, output, len(plan.channel_names))
     manifest = Manifest(output / "predictions.jsonl")
     if not resume:

@@ -161,6 +161,7 @@ def _prepare(
 ) -> tuple[Plan, str, PreprocessedIndex]:
     """Check, measure, plan and preprocess; returns the plan, the configuration to train, and its cases."""
     from segpipe.dataset.schema import Dataset
+    from segpipe.planning.schema import Plan
 
     measured = fingerprint(dataset, workspace, resample_channels=resample_channels, jobs=jobs, watch=watch)
     matched = Dataset.read(workspace.dataset)
@@ -169,9 +170,9 @@ def _prepare(
     )
     chosen_recipe = recipe or recipe_for(runtime)
     why = "" if recipe else " (no GPU: the recipe for CPUs)" if chosen_recipe == "cpu" else " (a GPU is there)"
-    before = workspace.plan.read_bytes() if workspace.plan.is_file() else None
+    before = Plan.read(workspace.plan).digest() if workspace.plan.is_file() else None
     base = make_plan(measured, workspace, recipe=chosen_recipe)
-    if before is not None and before != workspace.plan.read_bytes():
+    if before not in (None, base.digest()):
         watch.note(f"{workspace.plan}: replaced; to train by a plan of your own use `segpipe train`")
     current = plan_for_network(workspace, base, network, watch)
     chosen = configuration or current.default_configuration()

@@ -137,9 +137,9 @@ def _as_dataset(path: Path, folder: Path, labels: Labels) -> None:
     import numpy as np
 
     from segpipe.io.formats import IMAGE_ENDINGS, read_volume, write_labels_like
-    from segpipe.models.read import plan_of, read_any_model
+    from segpipe.models.read import read_any_model
 
-    theirs = {t.name: t.paint for t in plan_of(read_any_model(path), path).labels.targets}
+    theirs = {t.name: t.paint for t in read_any_model(path).plan.labels.targets}
     ours = {t.name: t.paint for t in labels.targets}
     missing = [name for name in ours if name not in theirs]
     if missing:

@@ -17,7 +17,7 @@ from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.inference.run import predict
 from segpipe.inference.sliding import mirror_combinations
-from segpipe.models.read import plan_of, read_any_model
+from segpipe.models.read import read_any_model
 from segpipe.networks.measure import macs, n_parameters
 
 
@@ -43,7 +43,7 @@ def count(path: Path, folds: tuple[str, ...], *, tta: bool) -> Counted:
     model = read_any_model(path, folds).single(path, "a comparison")
     if model.previous is not None:
         raise ModelError(f"{path}: is a cascade, whose stages have costs of their own; compare its stages")
-    plan = plan_of(model, path)
+    plan = model.plan
     configuration = plan.configuration(model.configuration)
     network, n_inputs = make_network(plan, configuration, model.folds[folds[0]])
     passes = len(folds) * (len(mirror_combinations(model.mirror_axes)) if tta else 1)

@@ -17,9 +17,8 @@ def test(work: Work) -> str:
     """Predict the test cases with the winner, score them, and count how far its probabilities are frequencies."""
     from segpipe.evaluation.reliability import Reliability
     from segpipe.models.file import ModelFile
-    from segpipe.planning.schema import Plan
 
-    plan = Plan.model_validate_json(ModelFile.read(work.folder.model).plan_json)
+    plan = ModelFile.read(work.folder.model).plan
     folder = work.folder.test(WINNER)
     references = {case.id: case.label.path for case in work.cases(work.study.test) if case.label is not None}
     counting = Reliability(plan, references, folder / "calibration")
