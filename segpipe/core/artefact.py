@@ -107,7 +107,7 @@ def migrated(
     Parameters
     ----------
     content : dict
-        Its ``schema_version`` is 1 where it has none.
+        Where it has no ``schema_version`` it is of today's.
     kind : str
         Name of what it is, for errors.
     newest : int
@@ -122,7 +122,7 @@ def migrated(
     ArtefactError
         If the content is newer, or older and a migration is missing.
     """
-    found = content.get("schema_version", 1)
+    found = content.get("schema_version", newest)
     if not isinstance(found, int):
         raise ValueError(f"schema_version: expected a whole number, found {found!r}")
     require_not_newer(kind, found, newest, made_by)

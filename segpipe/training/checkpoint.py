@@ -112,7 +112,8 @@ def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
     """
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = migrated(saved, "checkpoint", _SCHEMA_VERSION, {}, saved.get("made_by"))
+        # Up to 0.1.0.dev5 it held no version.
+        saved = migrated({"schema_version": 1, **saved}, "checkpoint", _SCHEMA_VERSION, {}, saved.get("made_by"))
     except ArtefactError as error:
         raise TrainingError(f"{path}: {error}") from error
     except Exception as error:  # torch raises many kinds here; each means the same to the user

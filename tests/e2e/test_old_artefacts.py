@@ -128,6 +128,25 @@ def test_cases_are_measured_as_the_version_that_wrote_them_did(old):
     assert Plan.read(old / "work/plan.json").to_json() == plan
 
 
+def test_the_same_plan_of_another_version_is_not_called_replaced(old, monkeypatch, capsys):
+    words = (
+        "run",
+        old / "dataset",
+        "--work",
+        old / "work",
+        "--recipe",
+        old / "tiny.toml",
+        "--device",
+        "cpu",
+        "--jobs",
+        "1",
+    )
+    code, said = _command(monkeypatch, capsys, *words)
+    assert (code, "fold was trained before" in said) == (1, True)
+    assert "replaced" not in said
+    assert json.loads((old / "work/plan.json").read_text(encoding="utf-8"))["made_by"] == __version__
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ def test_schema_version_is_hashed():
 @pytest.mark.parametrize("made_by", [{}, {"made_by": "0.0.1"}])
 def test_an_older_artefact_is_migrated_step_by_step(tmp_path, made_by):
     assert Renamed.read(written(tmp_path / "0.json", schema_version=0, number=3, **made_by)) == Renamed(length_mm=30)
-    assert Renamed.read(written(tmp_path / "1.json", length_cm=3, **made_by)) == Renamed(length_mm=30)
+    assert Renamed.read(written(tmp_path / "1.json", schema_version=1, length_cm=3, **made_by)) == Renamed(length_mm=30)
     assert Renamed.read(written(tmp_path / "2.json", schema_version=2, length_mm=3, **made_by)) == Renamed(length_mm=3)
 
 
