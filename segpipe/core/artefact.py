@@ -3,13 +3,18 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from segpipe.errors import ArtefactError
+from segpipe.version import __version__
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+_LONGEST_SHOWN = 80
 
 
 class Record(BaseModel):
@@ -19,9 +24,23 @@ class Record(BaseModel):
 
 
 class Artefact(Record):
-    """A record that is a file of its own."""
+    """A record that is a file of its own.
 
+    The file also holds ``made_by``, the version of segpipe that wrote it. That is no field: equality and digests do not see it.
+    """
+
+    migrations: ClassVar[Mapping[int, Migration]] = {}
+    """By schema version: what makes the next version's content of it."""
     schema_version: int = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_version(cls, content: Any, info: ValidationInfo) -> Any:
+        if not isinstance(content, dict):
+            return content
+        made_by = content.get("made_by", (info.context or {}).get("made_by"))
+        fields = {key: value for key, value in content.items() if key != "made_by"}
+        return migrated(fields, cls.__name__, cls.model_fields["schema_version"].default, cls.migrations, made_by)
 
     def to_json(self) -> str:
         """Return the artefact as indented JSON; the same value always gives the same text."""
@@ -32,9 +51,36 @@ class Artefact(Record):
         return sha256(self.to_json().encode()).hexdigest()
 
     def write(self, path: Path) -> Path:
-        """Write the artefact atomically and return its path."""
-        write_atomically(path, self.to_json().encode())
+        """Write the artefact atomically, with the version of segpipe, and return its path."""
+        made_by = f'{{\n "made_by": {json.dumps(__version__)},'
+        write_atomically(path, self.to_json().replace("{", made_by, 1).encode())
         return path
+
+    @classmethod
+    def from_json(cls, content: str | bytes, *, advice: str, made_by: str | None = None) -> Self:
+        """Return the artefact that a text holds, whichever version wrote it.
+
+        Parameters
+        ----------
+        content : str or bytes
+            JSON.
+        advice : str
+            What the user does about a damaged text.
+        made_by : str, optional
+            Version of segpipe that wrote what the text lies in.
+
+        Raises
+        ------
+        ArtefactError
+            If the text is from a newer version, from one that cannot be migrated, or damaged. The message does not say where it lies.
+        """
+        try:
+            return cls.model_validate_json(content, context={"made_by": made_by})
+        except ValidationError as error:
+            raise ArtefactError(
+                f"{first_problem(error)} ({error.error_count()} problem(s) in all); "
+                f"it is damaged or from another version: {advice}"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -43,19 +89,78 @@ class Artefact(Record):
         Raises
         ------
         ArtefactError
-            If the file is missing, is not JSON, or holds other fields than this version of segpipe writes.
+            If the file is missing, or its content is refused by :meth:`from_json`.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.from_json(path.read_bytes(), advice="delete it and run its stage again")
         except FileNotFoundError as error:
             raise ArtefactError(f"{path}: not found; run the earlier stage that writes it first") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
+        except ArtefactError as error:
+            raise ArtefactError(f"{path}: {error}") from error
+
+
+def migrated(
+    content: dict[str, Any], kind: str, newest: int, migrations: Mapping[int, Migration], made_by: str | None
+) -> dict[str, Any]:
+    """Return content as this version of segpipe writes it, before any other field is looked at.
+
+    Parameters
+    ----------
+    content : dict
+        Where it has no ``schema_version`` it is of today's.
+    kind : str
+        Name of what it is, for errors.
+    newest : int
+        The schema version that is written today.
+    migrations : mapping
+        By schema version: what makes the next version's content of it.
+    made_by : str or None
+        Version of segpipe that wrote it, where it is known.
+
+    Raises
+    ------
+    ArtefactError
+        If the content is newer, or older and a migration is missing.
+    """
+    found = content.get("schema_version", newest)
+    if not isinstance(found, int):
+        raise ValueError(f"schema_version: expected a whole number, found {found!r}")
+    require_not_newer(kind, found, newest, made_by)
+    for version in range(found, newest):
+        if version not in migrations:
             raise ArtefactError(
-                f"{path}: {where}: {first['msg']} ({error.error_count()} problem(s) in all); "
-                "the file is damaged or from another version: delete it and run its stage again"
-            ) from error
+                f"{kind} has schema version {version} and was made by {_maker(made_by)}; segpipe {__version__} reads {newest} and has no "
+                "migration: use the version that made it, or make it again"
+            )
+        content = {**migrations[version](content), "schema_version": version + 1}
+    return content
+
+
+def require_not_newer(kind: str, found: int, newest: int, made_by: str | None) -> None:
+    """Raise if something was written by a newer version of segpipe in a way that this one does not know.
+
+    Raises
+    ------
+    ArtefactError
+        Naming the version to install.
+    """
+    if found > newest:
+        raise ArtefactError(
+            f"{kind} has schema version {found} and was made by {_maker(made_by)}; segpipe {__version__} reads up to {newest}: "
+            f"install {f'segpipe {made_by} or newer' if made_by else 'a newer segpipe'}"
+        )
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first error of a validation as a phrase: where, what is wrong, and what was found if that is short."""
+    first = error.errors()[0]
+    found = repr(first["input"])
+    shown = "" if first["type"] == "missing" or len(found) > _LONGEST_SHOWN else f", found {found}"
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), f"{first['msg']}{shown}")))
+
+
+def _maker(made_by: str | None) -> str:
+    return f"segpipe {made_by}" if made_by else "an unnamed version of segpipe"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
-from segpipe.core.artefact import Record
+from segpipe.core.artefact import Record, first_problem
 from segpipe.errors import CrossvalError
 from segpipe.networks.spec import parse_choice, parse_options
 from segpipe.planning.recipe import TrainingSettings
@@ -80,10 +80,7 @@ class Candidate(Record):
         try:
             return TrainingSettings.model_validate(held)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise CrossvalError(
-                f"candidate {self.text}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}"
-            ) from error
+            raise CrossvalError(f"candidate {self.text}: {first_problem(error)}") from error
 
 
 class Range(Record):
@@ -165,7 +162,7 @@ def _parse(text: str) -> Candidate:
             configuration=configuration, network=network or None, settings=parse_options(settings) if settings else {}
         )
     except ValueError as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        first = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise CrossvalError(f"--candidates {text!r}: {first}; {_ADVICE}") from error
 
 
@@ -186,10 +183,7 @@ def read_space(path: Path) -> SearchSpace:
     except tomllib.TOMLDecodeError as error:
         raise CrossvalError(f"{path}: is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CrossvalError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see docs/stages/crossval.md"
-        ) from error
+        raise CrossvalError(f"{path}: {first_problem(error)}; see docs/stages/crossval.md") from error
 
 
 def _shown(value: JsonValue) -> str:

@@ -21,7 +21,7 @@ from segpipe.dataset.schema import Case, FileStamp, Finding
 from segpipe.errors import ArtefactError, CaseError
 from segpipe.io.arrays import read_array, write_array
 from segpipe.io.formats import content_of
-from segpipe.version import __version__
+from segpipe.version import CASES_AS_OF
 
 
 class StoredCase(Artefact):
@@ -32,7 +32,7 @@ class StoredCase(Artefact):
     contents: tuple[str, ...]
     """sha256 of each, of all files of a folder."""
     reading: str
-    """Digest of the version of segpipe and of all that shaped the reading."""
+    """Digest of all that shaped the reading."""
     findings: tuple[Finding, ...]
     shape: Shape | None = None
     """Shape of the whole image, (z, y, x) in canonical orientation; None where an error was found."""
@@ -99,7 +99,7 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
     """Return a case from the store, or read its files and store it."""
     stamps = (*case.images, *((case.label,) if case.label else ()))
     reading = json_digest(
-        [__version__, expected.model_dump(mode="json"), case.id, len(case.images), case.label is not None]
+        [CASES_AS_OF, expected.model_dump(mode="json"), case.id, len(case.images), case.label is not None]
     )
     known = _known(files)
     if known is not None and known.reading == reading and not _worth_another_try(known):

@@ -1,11 +1,11 @@
 """What a student learns from its teacher, as data. No torch."""
 
 from math import cos, pi
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from segpipe.core.artefact import Record
+from segpipe.core.artefact import Record, first_problem
 from segpipe.errors import DistillationError
 from segpipe.networks.spec import parse_options
 
@@ -187,7 +187,6 @@ KdTerm = Annotated[
     | MutualTerm,
     Field(discriminator="name"),
 ]
-_TERMS: TypeAdapter[KdTerm] = TypeAdapter(KdTerm)
 TERM_CLASSES: dict[str, type[Term]] = {c.model_fields["name"].default: c for c in get_args(get_args(KdTerm)[0])}
 WITHOUT_TEACHER = (SelfTerm, MutualTerm)
 """Terms that a student needs no teacher for."""
@@ -206,12 +205,10 @@ def parse_term(text: str) -> KdTerm:
         raise DistillationError(f"--kd {text!r}: no such term; there are {', '.join(TERM_CLASSES)}")
     allowed = [key for key in TERM_CLASSES[name].model_fields if key != "name"]
     try:
-        return _TERMS.validate_python({**parse_options(rest), "name": name})
+        return cast(KdTerm, TERM_CLASSES[name].model_validate({**parse_options(rest), "name": name}))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"][1:]))
         raise DistillationError(
-            f"--kd {text!r}: option {key}: {first['msg']}; its options are {', '.join(allowed)}"
+            f"--kd {text!r}: option {first_problem(error)}; its options are {', '.join(allowed)}"
         ) from error
     except ValueError as error:
         raise DistillationError(f"--kd {text!r}: {error}; its options are {', '.join(allowed)}") from error

@@ -16,7 +16,7 @@ from segpipe.errors import DistillationError
 from segpipe.execution.device import Runtime
 from segpipe.inference.engines.base import make_network
 from segpipe.models.file import ModelFile
-from segpipe.models.read import plan_of, read_any_model
+from segpipe.models.read import read_any_model
 from segpipe.networks.build import to_device
 from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.schema import Configuration, Plan
@@ -61,7 +61,7 @@ class Teacher:
             raise DistillationError(
                 f"{path}: is a cascade, which cannot teach; distil from its first stage or another model"
             )
-        return cls(path, model, plan_of(model, path), chosen)
+        return cls(path, model, model.plan, chosen)
 
     @property
     def configuration(self) -> Configuration:

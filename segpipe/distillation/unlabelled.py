@@ -22,7 +22,7 @@ from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import foreground_index
 from segpipe.preprocessing.kept import is_prepared, write_prepared
 from segpipe.preprocessing.prepare import prepare
-from segpipe.version import __version__
+from segpipe.version import CASES_AS_OF
 
 
 def prepare_unlabelled(
@@ -82,7 +82,7 @@ def _prepare(item: tuple[str, tuple[Path, ...]], plan: Plan, configuration: Conf
     shaped = {"spacing_mm", "patch_size", "normalisation", "use_mask_for_norm"}
     source = json_digest(
         [
-            __version__,
+            CASES_AS_OF,
             stamps,
             plan.orientation,
             plan.transpose_forward,

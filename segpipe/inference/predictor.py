@@ -24,10 +24,10 @@ from segpipe.inference.restore import labels_of, uncrop
 from segpipe.inference.sliding import Ensemble
 from segpipe.inference.stage import CaseTrace, LoadedModel, timed
 from segpipe.models.file import ModelFile
-from segpipe.models.read import plan_of, read_any_model
+from segpipe.models.read import read_any_model
 from segpipe.planning.schema import Plan
 from segpipe.postprocessing.apply import apply_rules, require_known
-from segpipe.postprocessing.schema import PostprocessingRules, Rule
+from segpipe.postprocessing.schema import Rule
 from segpipe.preprocessing.prepare import Placement, Prepared
 from segpipe.version import __version__
 
@@ -118,7 +118,7 @@ class Predictor:
             for member, where in zip(members, places, strict=True)
         )
         _require_alike(stages, tuple(places))
-        rules = _rules(models[0], paths[0]) if options.postprocess and len(models) == 1 else ()
+        rules = models[0].rules(paths[0]) if options.postprocess and len(models) == 1 else ()
         require_known(rules, stages[0].plan.labels)
         engines = {(type(e).__name__, e.precision) for s in stages for e in s.ensemble.engines}
         chosen = [sorted(engines), options.tta, options.step, [r.model_dump() for r in rules], __version__]
@@ -241,7 +241,7 @@ def make_stage(
     missing = [f for f in folds if f not in model.folds]
     if missing:
         raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
-    plan = plan_of(model, path)
+    plan = model.plan
     configuration = plan.configuration(model.configuration)
     engines = tuple(
         make_engine(plan, configuration, model.folds[f], runtime, name=options.engine, cache=options.cache)
@@ -269,14 +269,3 @@ def _require_alike(stages: tuple[LoadedModel, ...], paths: tuple[Path, ...]) -> 
                 raise ModelError(
                     f"{path}: has other {what.replace('_', ' ')} than {paths[0]}; their probabilities cannot be averaged"
                 )
-
-
-def _rules(model: ModelFile, path: Path) -> tuple[Rule, ...]:
-    if not model.postprocessing_json:
-        return ()
-    try:
-        return PostprocessingRules.model_validate_json(model.postprocessing_json).rules
-    except ValueError as error:
-        raise ModelError(
-            f"{path}: its post-processing is from another version of segpipe ({error}); choose it again, or give --no-postprocess"
-        ) from error

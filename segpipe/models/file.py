@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segpipe.core.artefact import write_atomically
-from segpipe.errors import ModelError
+from segpipe.core.artefact import require_not_newer, write_atomically
+from segpipe.errors import ArtefactError, ModelError
+from segpipe.planning.schema import Plan
+from segpipe.postprocessing.schema import PostprocessingRules, Rule
+from segpipe.version import __version__
 
 FORMAT = 1
 ENSEMBLE_FORMAT = 2
@@ -32,6 +35,7 @@ class ModelFile:
     """What a model file holds: the plan's JSON, how it was trained, and the weights of each fold."""
 
     plan_json: str
+    """As it was written: the digest follows from the text."""
     configuration: str
     variant: str
     mirror_axes: tuple[int, ...]
@@ -42,6 +46,23 @@ class ModelFile:
     """Rules by which its segmentations are cleaned; empty for none."""
     others: tuple["ModelFile", ...] = ()
     """Further models of an ensemble, whose probabilities are averaged with this one's."""
+    made_by: str | None = __version__
+    """Version of segpipe that wrote the file; None where it does not say."""
+    plan: Plan = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Parse the plan.
+
+        Raises
+        ------
+        ArtefactError
+            If it is damaged or cannot be read by this version.
+        """
+        try:
+            plan = Plan.from_json(self.plan_json, advice="make or export the model again", made_by=self.made_by)
+        except ArtefactError as error:
+            raise ArtefactError(f"its plan: {error}") from error
+        object.__setattr__(self, "plan", plan)
 
     def write(self, path: Path) -> None:
         """Write atomically."""
@@ -51,6 +72,7 @@ class ModelFile:
         """Return the file's content; the same model gives the same bytes."""
         about: dict[str, Any] = {
             "format": FORMAT,
+            "made_by": __version__,
             "configuration": self.configuration,
             "variant": self.variant,
             "mirror_axes": list(self.mirror_axes),
@@ -84,6 +106,22 @@ class ModelFile:
             theirs = folds if folds and all(fold in other.folds for fold in folds) else other.used(())
             hashed.update(other.digest(theirs).encode())
         return hashed.hexdigest()
+
+    def rules(self, path: Path) -> tuple[Rule, ...]:
+        """Return the rules by which its segmentations are cleaned.
+
+        Raises
+        ------
+        ModelError
+            If they are damaged or cannot be read by this version; names ``path``.
+        """
+        if not self.postprocessing_json:
+            return ()
+        advice = "choose it again, or give --no-postprocess"
+        try:
+            return PostprocessingRules.from_json(self.postprocessing_json, advice=advice, made_by=self.made_by).rules
+        except ArtefactError as error:
+            raise ModelError(f"{path}: its post-processing: {error}") from error
 
     def folds_before(self, folds: tuple[str, ...]) -> tuple[str, ...]:
         """Folds of the previous stage that go with some folds: the same, which held out the same cases; else all that it has."""
@@ -123,7 +161,7 @@ class ModelFile:
         Raises
         ------
         ModelError
-            If the file is missing, damaged, or from a newer version.
+            If the file is missing, damaged, or cannot be read by this version; its plan likewise.
         """
         return cls._from_zip(path, path)
 
@@ -132,10 +170,7 @@ class ModelFile:
         try:
             with zipfile.ZipFile(file) as archive:
                 about = json.loads(archive.read("model.json"))
-                if about["format"] not in (FORMAT, ENSEMBLE_FORMAT):
-                    raise ModelError(
-                        f"{path}: model format {about['format']}, this version reads {FORMAT}; update segpipe"
-                    )
+                require_not_newer("model file", about["format"], ENSEMBLE_FORMAT, about.get("made_by"))
                 folds = {str(f): load(archive.read(f"fold_{f}.safetensors")) for f in about["folds"]}
                 plan_json = archive.read("plan.json").decode()
                 rules = archive.read(_POSTPROCESSING).decode() if _POSTPROCESSING in archive.namelist() else ""
@@ -145,12 +180,16 @@ class ModelFile:
                     cls._from_zip(io.BytesIO(archive.read(_OTHER.format(n))), path)
                     for n in range(about.get("others", 0))
                 )
+            axes, made_by = tuple(about["mirror_axes"]), about.get("made_by")
+            return cls(
+                plan_json, about["configuration"], about["variant"], axes, folds, previous, rules, others, made_by
+            )
         except FileNotFoundError as error:
             raise ModelError(f"{path}: no such model file") from error
-        except (zipfile.BadZipFile, KeyError, ValueError, SafetensorError) as error:
+        except ArtefactError as error:
+            raise ModelError(f"{path}: {error}") from error
+        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ModelError(f"{path}: not a segpipe model, or damaged ({error})") from error
-        axes = tuple(about["mirror_axes"])
-        return cls(plan_json, about["configuration"], about["variant"], axes, folds, previous, rules, others)
 
 
 def model_in(path: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from segpipe.core.artefact import Record
+from segpipe.core.artefact import Record, first_problem
 from segpipe.errors import NetworkError
 from segpipe.networks.spec import NetworkChoice, Norm
 
@@ -216,9 +216,8 @@ def complete_options(choice: NetworkChoice) -> dict[str, JsonValue]:
     try:
         found: dict[str, JsonValue] = allowed.model_validate(choice.options).model_dump(mode="json")
     except ValidationError as error:
-        first = error.errors()[0]
         raise NetworkError(
-            f"network {choice.name}: option {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; "
+            f"network {choice.name}: option {first_problem(error)}; "
             f"its options are {architecture_of(choice.name).describe_options()}"
         ) from error
     return found

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, NonNegativeFloat, ValidationError
 
 from segpipe.augment.spec import AugmentationSettings
-from segpipe.core.artefact import Record
+from segpipe.core.artefact import Record, first_problem
 from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
 from segpipe.networks.spec import NetworkChoice
@@ -149,10 +149,7 @@ def read_recipe(
     except tomllib.TOMLDecodeError as wrong:
         raise error(f"{path}: is not TOML: {wrong}") from wrong
     except ValidationError as wrong:
-        first = wrong.errors()[0]
-        raise error(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}; see {page}"
-        ) from wrong
+        raise error(f"{path}: {first_problem(wrong)}; see {page}") from wrong
 
 
 def shipped_plans() -> Path:

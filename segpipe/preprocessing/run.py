@@ -19,7 +19,7 @@ from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.kept import is_prepared, write_prepared
 from segpipe.preprocessing.prepare import prepare, target_spacing
 from segpipe.preprocessing.schema import PreprocessedIndex
-from segpipe.version import __version__
+from segpipe.version import CASES_AS_OF
 
 
 def preprocess(
@@ -109,7 +109,7 @@ def _prepare_case(
 def _source_digest(record: StoredCase, plan: Plan, configuration: Configuration) -> str:
     return json_digest(
         {
-            "software": __version__,
+            "software": CASES_AS_OF,
             "content": record.content_digest(),
             "orientation": plan.orientation,
             "transpose": plan.transpose_forward,

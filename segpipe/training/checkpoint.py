@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from segpipe.core.artefact import write_atomically
-from segpipe.errors import TrainingError
+from segpipe.core.artefact import migrated, write_atomically
+from segpipe.errors import ArtefactError, TrainingError
 from segpipe.training.guide import Guide
 from segpipe.training.optimise import WeightAverage
 from segpipe.training.progress import Progress
+from segpipe.version import __version__
 
 _PINNED_BYTES = 2**26
+_SCHEMA_VERSION = 1
 
 
 @dataclass
@@ -82,6 +84,8 @@ def save_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
     buffer = io.BytesIO()
     held = on_host(
         {
+            "schema_version": _SCHEMA_VERSION,
+            "made_by": __version__,
             "network": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "scaler": state.scaler.state_dict(),
@@ -104,10 +108,14 @@ def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
     Raises
     ------
     TrainingError
-        If the file is damaged or belongs to another plan, split or seed.
+        If the file is damaged, from a newer version of segpipe, or belongs to another plan, split or seed.
     """
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        # Up to 0.1.0.dev5 it held no version.
+        saved = migrated({"schema_version": 1, **saved}, "checkpoint", _SCHEMA_VERSION, {}, saved.get("made_by"))
+    except ArtefactError as error:
+        raise TrainingError(f"{path}: {error}") from error
     except Exception as error:  # torch raises many kinds here; each means the same to the user
         raise TrainingError(f"{path}: cannot be read ({error}); delete the fold's folder to start it afresh") from error
     for key, value in identity.items():

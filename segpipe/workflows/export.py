@@ -5,7 +5,6 @@ from __future__ import annotations
 from segpipe.core.progress import SILENT, Watch
 from segpipe.models.file import read_model
 from segpipe.models.nnunet.folder import write_model_folder
-from segpipe.planning.schema import Plan
 from segpipe.workflows.options import ExportOptions
 from segpipe.workflows.page import Page, facts_page
 
@@ -17,7 +16,7 @@ def export(options: ExportOptions, watch: Watch = SILENT) -> dict[str, str]:
     """
     held = read_model(options.model)
     folder = write_model_folder(held, options.output, options.ending)
-    labels = Plan.model_validate_json(held.plan_json).labels
+    labels = held.plan.labels
     numbers = {value: number for number, value in enumerate(labels.values)}
     renumbered = ", ".join(f"{value} becomes {number}" for value, number in numbers.items() if value != number)
     folds = " ".join(held.folds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from segpipe.core.progress import SILENT, Watch
 from segpipe.errors import SegpipeError
 from segpipe.models.nnunet.folder import read_model_folder
-from segpipe.planning.schema import Plan
 from segpipe.workflows.options import ImportOptions
 from segpipe.workflows.page import Page, facts_page
 
@@ -19,7 +18,7 @@ def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
         raise SegpipeError(f"{options.output}: a model file ends in .segpipe; give such a name")
     model = read_model_folder(options.folder, folds=options.folds, checkpoint=options.checkpoint)
     model.write(options.output)
-    plan = Plan.model_validate_json(model.plan_json)
+    plan = model.plan
     configuration = plan.configuration(model.configuration)
     return {
         "model": str(options.output),

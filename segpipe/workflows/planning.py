@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.errors import ModelError
 from segpipe.execution.accelerator import expected_gpu
 from segpipe.workflows.project import Project
 
@@ -41,18 +40,13 @@ def current_plan(project: Project, *, init_from: Path | None = None) -> Plan:
     """Return the workspace's plan; where there is none, that of the model to begin with, or one by the recipe for the device."""
     from segpipe.models.file import is_weights_file, read_model
     from segpipe.planning.run import adopt, read_plan
-    from segpipe.planning.schema import Plan
 
     measured, workspace = project.measure(), project.workspace
     if workspace.plan.is_file():
         return read_plan(workspace, measured)
     if init_from is not None and not is_weights_file(init_from):
         project.watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
-        try:
-            held = read_model(init_from).single(init_from, "--init-from")
-            theirs = Plan.model_validate_json(held.plan_json)
-        except ValueError as error:
-            raise ModelError(f"{init_from}: its plan is from another version of segpipe ({error})") from error
+        theirs = read_model(init_from).single(init_from, "--init-from").plan
         return adopt(init_from, measured, workspace, theirs)
     project.watch.note(f"no plan in {workspace.root} yet: making one")
     return make_plan(project, recipe_for(project))

@@ -11,7 +11,6 @@ from segpipe.core.text import Table, shown
 from segpipe.errors import ModelError, SegpipeError, UsageError
 from segpipe.evaluation.run import labels_found, match_pairs
 from segpipe.models.file import model_in, read_model
-from segpipe.planning.schema import Plan
 from segpipe.postprocessing.choose import choose_rules
 from segpipe.postprocessing.run import apply_to_folder
 from segpipe.postprocessing.schema import PostprocessingRules
@@ -67,26 +66,23 @@ def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> 
     if options.output is None:
         raise UsageError("give OUTPUT to apply rules, or --references to choose them")
     if options.rules is not None:
-        read = PostprocessingRules.read(options.rules)
+        rules = PostprocessingRules.read(options.rules).rules
     elif options.model is not None:
-        held = read_model(options.model).postprocessing_json
-        if not held:
+        held = read_model(options.model)
+        if not held.postprocessing_json:
             raise ModelError(
                 f"{options.model}: holds no post-processing; choose some with --references first, or give --rules"
             )
-        read = PostprocessingRules.model_validate_json(held)
+        rules = held.rules(options.model)
     else:
         raise SegpipeError("give --rules FILE, or --model with a model that holds rules")
     labels = None if options.model is None else _labels_of(options.model)
     with watch.counting("post-processing", None) as step:
-        return apply_to_folder(
-            options.predictions, options.output, read.rules, labels, workers=options.jobs, on_case=step
-        )
+        return apply_to_folder(options.predictions, options.output, rules, labels, workers=options.jobs, on_case=step)
 
 
 def _labels_of(model: Path) -> Labels:
-
-    return Plan.model_validate_json(read_model(model).plan_json).labels
+    return read_model(model).plan.labels
 
 
 def page(done: Postprocessed, options: PostprocessOptions) -> Page:

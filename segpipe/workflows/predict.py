@@ -19,7 +19,7 @@ from segpipe.inference.run import Save, shard_of
 from segpipe.inference.run import predict as stage
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import ending_of
-from segpipe.models.read import plan_of, read_any_model
+from segpipe.models.read import read_any_model
 from segpipe.workflows.options import PredictOptions
 from segpipe.workflows.page import FAILED_CASES, Page, failures, plain
 
@@ -63,7 +63,7 @@ def _predict_elsewhere(options: PredictOptions, watch: Watch) -> list[Prediction
             f"{options.output}: --cluster shares out a folder of images; give a folder for the segmentations"
         )
     first = options.model[0]
-    plan = plan_of(read_any_model(first, options.folds), first)
+    plan = read_any_model(first, options.folds).plan
     cases = find_inputs(options.source, options.output, len(plan.channel_names))
     manifest = Manifest(options.output / "predictions.jsonl")
     if not options.resume:

@@ -64,9 +64,9 @@ def _prepare(project: Project, options: RunOptions) -> FoldWork:
     note(
         f"{matched.name}: {matched.layout} layout, {len(measured.cases)} usable case(s), {len(measured.left_out)} left out"
     )
-    before = plan_file.read_bytes() if plan_file.is_file() else None
+    before = Plan.read(plan_file).digest() if plan_file.is_file() else None
     base = make_plan(project, recipe_for(project, options.recipe))
-    if before is not None and before != plan_file.read_bytes():
+    if before not in (None, base.digest()):
         note(f"{plan_file}: replaced; to train by a plan of your own use `segpipe train`")
     current = plan_for_network(project, base, options.network)
     chosen = current.configuration(options.configuration or current.default_configuration())

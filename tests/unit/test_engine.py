@@ -42,6 +42,7 @@ from segpipe.training.run import train
 from segpipe.training.sampling import CaseExtent, Sampling, draw_patches
 from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
+from segpipe.version import __version__
 from segpipe.workflows.arrays import prepare_arrays
 from segpipe.workflows.fold import FoldWork
 from segpipe.workflows.fold import job_of as fold_job
@@ -318,6 +319,13 @@ def test_a_checkpoint_holds_average_best_and_random_state(tmp_path):
     assert all(torch.equal(two.best[k], v) for k, v in one.best.items())
     with pytest.raises(TrainingError, match="was trained with plan a, now it is b"):
         load_checkpoint(tmp_path / "c.pt", two, {"plan": "b"})
+    held = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert (held["schema_version"], held["made_by"]) == (1, __version__)
+    torch.save({"schema_version": 99, "made_by": "9.1.0", "colour": 2}, tmp_path / "new.pt")
+    with pytest.raises(
+        TrainingError, match=r"new\.pt: checkpoint has schema version 99 and .*: install segpipe 9\.1\.0 or newer$"
+    ):
+        load_checkpoint(tmp_path / "new.pt", two, {"plan": "a"})
     (tmp_path / "c.pt").write_bytes(b"PK damaged")
     with pytest.raises(TrainingError, match="cannot be read"):
         load_checkpoint(tmp_path / "c.pt", two, {"plan": "a"})

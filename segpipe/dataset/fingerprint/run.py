@@ -23,7 +23,7 @@ from segpipe.errors import ArtefactError, DatasetError
 from segpipe.execution import processes
 from segpipe.execution.processes import Workers
 from segpipe.io.arrays import read_array, write_array
-from segpipe.version import __version__
+from segpipe.version import CASES_AS_OF
 
 
 class _Measured(Artefact):
@@ -78,7 +78,7 @@ def measure(
     if workspace.fingerprint.is_file() and workspace.dataset.is_file():
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.
-        same = known.software == __version__ and Dataset.read(workspace.dataset) == matched
+        same = known.software == CASES_AS_OF and Dataset.read(workspace.dataset) == matched
         if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
     work = partial(_check_and_measure, expected=Expectations.of(matched), workspace=workspace)
@@ -151,7 +151,7 @@ def _summarise(
     return Fingerprint(
         dataset_name=dataset.name,
         dataset_digest=_digest(dataset, contents),
-        software=__version__,
+        software=CASES_AS_OF,
         channel_names=dataset.channel_names,
         labels=dataset.labels or Labels.plain({f"label_{v}": v for v in found}),
         resample_channels=dataset.resample_channels,

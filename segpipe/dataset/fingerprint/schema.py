@@ -45,7 +45,7 @@ class Fingerprint(Artefact):
     dataset_digest: str
     """Digest of the declaration and of the content of every case."""
     software: str
-    """Version of segpipe that measured; another one measures again."""
+    """Version of segpipe whose way of measuring this is; where that has changed since, it is measured again."""
     channel_names: tuple[str, ...]
     labels: Labels
     """The declared ones, or those found in the files."""

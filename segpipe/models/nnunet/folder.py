@@ -163,7 +163,7 @@ def _weights(found: Checkpoint, plan: Plan, file: Path) -> Weights:
 
 
 def _write(model: ModelFile, path: Path, ending: str) -> Path:
-    plan = Plan.model_validate_json(model.plan_json)
+    plan = model.plan
     name = model.configuration
     plans = plan_to_nnunet(plan.model_copy(update={"configurations": {name: plan.configuration(name)}}))
     plans["image_reader_writer"] = _READERS[plan.orientation]

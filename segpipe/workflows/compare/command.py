@@ -20,7 +20,7 @@ from segpipe.evaluation.schema import Evaluation
 from segpipe.evaluation.statistics import difference, paired_scores, retention
 from segpipe.execution.processes import in_own_process
 from segpipe.io.formats import IMAGE_ENDINGS, read_volume, write_labels_like
-from segpipe.models.read import plan_of, read_any_model
+from segpipe.models.read import read_any_model
 from segpipe.reporting.comparison import cost_rows, difference_rows, draw_comparison, markdown
 from segpipe.workflows.compare.cost import Run, count, run
 from segpipe.workflows.fold import doubt_of_folds
@@ -107,7 +107,7 @@ def _as_dataset(path: Path, folder: Path, labels: Labels) -> None:
     ModelError
         If the model does not know one of the labels.
     """
-    theirs = {t.name: t.paint for t in plan_of(read_any_model(path), path).labels.targets}
+    theirs = {t.name: t.paint for t in read_any_model(path).plan.labels.targets}
     ours = {t.name: t.paint for t in labels.targets}
     missing = [name for name in ours if name not in theirs]
     if missing:

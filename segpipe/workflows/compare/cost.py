@@ -18,7 +18,7 @@ from segpipe.inference.inputs import InputCase
 from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.inference.run import predict
 from segpipe.inference.sliding import mirror_combinations
-from segpipe.models.read import plan_of, read_any_model
+from segpipe.models.read import read_any_model
 from segpipe.networks.measure import macs, n_parameters
 from segpipe.workflows.scoring import Models
 
@@ -46,7 +46,7 @@ def count(models: Models) -> Counted:
     model = read_any_model(path, folds).single(path, "a comparison")
     if model.previous is not None:
         raise ModelError(f"{path}: is a cascade, whose stages have costs of their own; compare its stages")
-    plan = plan_of(model, path)
+    plan = model.plan
     configuration = plan.configuration(model.configuration)
     network, n_inputs = prediction_network(plan, configuration, model.folds[folds[0]])
     passes = len(folds) * (len(mirror_combinations(model.mirror_axes)) if models.tta else 1)

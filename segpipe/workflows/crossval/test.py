@@ -9,7 +9,6 @@ from segpipe.crossvalidation.folder import WINNER
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.evaluation.reliability import Reliability
 from segpipe.models.file import ModelFile
-from segpipe.planning.schema import Plan
 from segpipe.workflows.crossval.predict import predict_and_score
 from segpipe.workflows.crossval.work import Work
 from segpipe.workflows.scoring import Models
@@ -17,7 +16,7 @@ from segpipe.workflows.scoring import Models
 
 def test(work: Work) -> str:
     """Predict the test cases with the winner, score them, and count how far its probabilities are frequencies."""
-    plan = Plan.model_validate_json(ModelFile.read(work.folder.model).plan_json)
+    plan = ModelFile.read(work.folder.model).plan
     folder = work.folder.test(WINNER)
     references = {case.id: case.label.path for case in work.cases(work.study.test) if case.label is not None}
     counting = Reliability(plan, references, folder / "calibration")
