@@ -116,7 +116,7 @@ def train_fold(
         if board:
             board.show()
         if time.monotonic() - drawn_at > CURVE_SECONDS:
-            draw_curves(job.folder, current.labels.names)
+            draw_curves(job.folder, current)
             drawn_at = time.monotonic()
 
     with watch.training(f"training fold {settings.fold}") as show:
@@ -129,7 +129,7 @@ def train_fold(
         finally:
             if board:
                 board.close()
-    draw_curves(job.folder, current.labels.names)
+    draw_curves(job.folder, current)
     return record
 
 

@@ -142,7 +142,7 @@ def run(
         model=workspace.model(chosen, current.recipe),
         predictions=held_out.predictions,
         evaluation_file=held_out.evaluation_file,
-        report=report_stage(workspace),
+        report=report_stage(workspace, [workspace.place(chosen, current.recipe, fold)]),
         failed=held_out.failed,
     )
 
