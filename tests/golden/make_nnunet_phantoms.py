@@ -5,7 +5,7 @@ It runs in an environment that has nnU-Net (nnunetv2 2.8.1 on torch 2.13.0 were 
     python tests/golden/make_nnunet_phantoms.py [FOLDER]
 
 FOLDER is where the files are written; tests/golden/nnunet_phantoms unless given. What an earlier run wrote there is replaced.
-It takes about three minutes on two cores.
+It takes three to five minutes on two cores.
 """
 
 import json

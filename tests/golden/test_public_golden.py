@@ -1,4 +1,4 @@
-"""Parity with nnU-Net on the phantoms of the repository; needs no shared files. tests/golden/nnunet_phantoms/README.md says what they are."""
+"""Parity with nnU-Net on the phantoms of the repository, by the files of nnunet_phantoms. No shared files are needed."""
 
 import json
 from pathlib import Path
@@ -52,6 +52,8 @@ def test_the_plan_is_nnunets(measured, recipe):
     assert list(made["configurations"]) == list(theirs["configurations"])
     for name, expected in theirs["configurations"].items():
         found = made["configurations"][name]
+        # The folder of nnU-Net's prepared arrays, which some of its planners share: a name and no choice.
+        del found["data_identifier"], expected["data_identifier"]
         np.testing.assert_allclose(found.pop("spacing"), expected.pop("spacing"), rtol=1e-6)
         assert found == expected
 
@@ -72,7 +74,7 @@ def test_the_masks_are_nnunets(tmp_path, tta, folder):
     for row in rows:
         ours = read_volume(row.output).array
         theirs = read_volume(FOLDER / folder / f"{row.case}.nii.gz").array
-        assert set(np.unique(theirs)) >= {0, 1}
+        assert set(np.unique(theirs)) >= {0, 1, 2}
         assert (ours != theirs).mean() <= 2e-4, row.case
 
 
