@@ -10,7 +10,7 @@ import numpy as np
 from segpipe.crossvalidation.schema import PairedTest, Spread
 from segpipe.evaluation.comparison import ALL_LABELS, METRICS, Metric
 from segpipe.evaluation.schema import CaseScores
-from segpipe.evaluation.score import mean_over_labels
+from segpipe.evaluation.score import case_value
 from segpipe.evaluation.statistics import (
     bootstrap_interval,
     difference,
@@ -63,13 +63,6 @@ def spread(folds: Folds, patients: Mapping[str, str], label: str, metric: Metric
         fold_means=fold_means,
         between_folds_sd=float(np.std(several, ddof=1)) if len(several) > 1 else None,
     )
-
-
-def case_value(case: CaseScores, label: str, metric: Metric) -> float | None:
-    """Score of a case; None where the label does not apply to it."""
-    if label == ALL_LABELS:
-        return mean_over_labels([getattr(score, metric) for score in case.labels.values()])
-    return getattr(case.labels[label], metric) if label in case.labels else None
 
 
 def paired_tests(candidates: Mapping[str, Folds], patients: Mapping[str, str]) -> tuple[PairedTest, ...]:

@@ -1,12 +1,13 @@
 """Scores from arrays. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
 from segpipe.core.labels import Labels
+from segpipe.evaluation.comparison import ALL_LABELS, Metric
 from segpipe.evaluation.schema import CaseScores, LabelScore, LabelSummary, Status
 from segpipe.metrics.overlap import dice
 from segpipe.metrics.surface import surface_distances
@@ -90,7 +91,22 @@ def summarise_label(scores: list[LabelScore]) -> LabelSummary:
     )
 
 
-def mean_over_labels(values: list[float | None]) -> float | None:
+def case_value(case: CaseScores, label: str, metric: Metric) -> float | None:
+    """Return one score of a case; None where nothing applies.
+
+    Parameters
+    ----------
+    case : CaseScores
+    label : str
+        A label's name, or ``ALL_LABELS`` for the mean over the labels that apply to the case.
+    metric : str
+    """
+    if label == ALL_LABELS:
+        return mean_over_labels([getattr(score, metric) for score in case.labels.values()])
+    return getattr(case.labels[label], metric) if label in case.labels else None
+
+
+def mean_over_labels(values: Sequence[float | None]) -> float | None:
     """Mean of the labels that apply to a case at all; None when none does."""
     present = [v for v in values if v is not None]
     return float(np.mean(present)) if present else None

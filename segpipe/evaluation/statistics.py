@@ -9,6 +9,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from segpipe.evaluation.comparison import ALL_LABELS, Difference, Metric, Retention
 from segpipe.evaluation.schema import CaseScores, LabelScore
+from segpipe.evaluation.score import mean_over_labels
 from segpipe.execution.quiet import ignored_warnings
 
 N_BOOTSTRAP = 10_000
@@ -38,22 +39,22 @@ def paired_scores(
             continue
         names = list(case.labels) if label == ALL_LABELS else [label]
         pairs = [_pair(case.labels[name], seconds[case.case].labels[name], metric) for name in names]
-        applying = [pair for pair in pairs if pair is not None]
-        if applying:
-            patient = patients.get(case.case, case.case)
-            for side, values in zip(found, zip(*applying, strict=True), strict=True):
-                side.setdefault(patient, []).append(sum(values) / len(values))
+        patient = patients.get(case.case, case.case)
+        for number, side in enumerate(found):
+            mean = mean_over_labels([pair[number] for pair in pairs])
+            if mean is not None:
+                side.setdefault(patient, []).append(mean)
     means = [{patient: sum(v) / len(v) for patient, v in side.items()} for side in found]
     return means[0], means[1]
 
 
-def _pair(first: LabelScore, second: LabelScore, metric: Metric) -> tuple[float, float] | None:
+def _pair(first: LabelScore, second: LabelScore, metric: Metric) -> tuple[float | None, float | None]:
+    """Two models' scores of one label: of both models, or None of both."""
     perfect = 0.0 if metric == "hd95_mm" else 1.0
-    values: list[float | None] = [getattr(score, metric) for score in (first, second)]
-    if values == [None, None]:
-        return None
-    one, other = (perfect if value is None else value for value in values)
-    return one, other
+    one, other = getattr(first, metric), getattr(second, metric)
+    if one is None and other is None:
+        return None, None
+    return perfect if one is None else one, perfect if other is None else other
 
 
 def difference(

@@ -2,14 +2,27 @@
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segpipe.errors import NetworkError
 from segpipe.networks.catalogue import ENTRY_POINTS, MONAI, offered
+from segpipe.networks.measure import heads_without_content
 from segpipe.networks.segmenter import Segmenter
 from segpipe.networks.spec import NetworkSpec
+
+_SEGMENTERS = (
+    "AHNet", "AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "FlexibleUNet", "HighResNet", "MedNeXt", "SegResNet",
+    "SegResNetDS", "SegResNetDS2", "SwinUNETR", "UNETR", "UNet", "VNet",
+)  # fmt: skip
+"""MONAI's networks that are made for segmentation. Any other one is tried before it is accepted."""
+_TRIAL_OUTPUTS = 11
+"""Outputs in a trial: a number that is no default of any network, so that what has as many channels are logits."""
+_TRIAL_EDGES = (64, 96, 128)
+"""Edges of the images in a trial: a network that refuses one size may take another."""
 
 _GIVEN = {"spatial_dims", "in_channels", "out_channels", "n_channels", "n_outputs", "dims", "patch_size"}
 
@@ -62,24 +75,82 @@ def build_monai(spec: NetworkSpec, n_channels: int, n_outputs: int) -> Foreign:
         raise NetworkError(
             f"network {spec.architecture}: MONAI has none of that name; those for images are {', '.join(monai_names())}"
         )
-    takes = inspect.signature(made).parameters
     if not _segments(made):
         raise NetworkError(
             f"network {spec.architecture}: takes no spatial_dims, in_channels and out_channels, so it is not for segmentation; "
             f"use one of {', '.join(monai_names())}"
         )
+    if made.__name__ not in _SEGMENTERS:
+        # Whatever the patch: one trial is enough.
+        whole = spec.model_copy(update={"patch_size": (), "divisors": ()})
+        _require_segmenter(whole.model_dump_json(), n_channels)
+    return _monai(made, spec, n_channels, n_outputs)
+
+
+def monai_names() -> list[str]:
+    """Names of MONAI's networks that are made for segmentation."""
+    import monai.networks.nets as nets
+
+    return [name for name in _SEGMENTERS if hasattr(nets, name)]
+
+
+def _monai(made: type, spec: NetworkSpec, n_channels: int, n_outputs: int) -> Foreign:
     given: dict[str, Any] = {"spatial_dims": spec.dims, "in_channels": n_channels, "out_channels": n_outputs}
-    if "img_size" in takes:
+    if "img_size" in inspect.signature(made).parameters:
         given["img_size"] = spec.patch_size
     return Foreign(_made(made, spec, given), spec, n_outputs)
 
 
-def monai_names() -> list[str]:
-    """Names of MONAI's networks that map images of a number of dimensions and channels to as many outputs as asked for."""
+@lru_cache(maxsize=256)
+def _require_segmenter(spec_json: str, n_channels: int) -> None:
+    """Refuse a network that does not map images to logits on their grid, such as a classifier or a discriminator.
+
+    Raises
+    ------
+    NetworkError
+        If its forward pass needs more than images, or if it gives no such logits of images of any size that is tried.
+    """
     import monai.networks.nets as nets
 
-    # Aliases are several names of one class.
-    return sorted({c.__name__ for c in vars(nets).values() if inspect.isclass(c) and _segments(c)})
+    spec = NetworkSpec.model_validate_json(spec_json)
+    made = getattr(nets, spec.architecture.removeprefix(MONAI))
+    needed = _needed(made.forward)
+    if len(needed) > 1:
+        problem: str | None = f"its forward pass needs {', '.join(needed)}; expected images alone"
+    else:
+        problem = _problem_in_trial(made, spec, n_channels)
+    if problem is not None:
+        raise NetworkError(
+            f"network {spec.architecture}: is not for segmentation: {problem}; use one of {', '.join(monai_names())}"
+        )
+
+
+def _problem_in_trial(made: type[nn.Module], spec: NetworkSpec, n_channels: int) -> str | None:
+    """Why a network gives no logits; None where it does for one of the sizes. Wrong outputs are no matter of size."""
+    problems = []
+    for edge in _TRIAL_EDGES:
+        patch = (edge,) * spec.dims
+        tried = spec.model_copy(update={"patch_size": patch, "divisors": (1,) * spec.dims})
+        where = f"in a trial with images of {'x'.join(map(str, patch))} and {_TRIAL_OUTPUTS} outputs it"
+        # The weights of the network that is trained must not depend on whether there was a trial.
+        with torch.random.fork_rng(devices=[]):
+            network = _monai(made, tried, n_channels, _TRIAL_OUTPUTS)
+        try:
+            heads_without_content(network, n_channels, patch)
+        except NetworkError as error:
+            return f"{where} {str(error).removeprefix(f'network {spec.architecture}: ')}"
+        except Exception as error:  # noqa: BLE001 - networks refuse sizes by errors of every kind
+            message = (str(error).strip().splitlines() or ["no message"])[0]
+            problems.append(f"{where} ended with {type(error).__name__}: {message}")
+        else:
+            return None
+    return problems[0]
+
+
+def _needed(forward: Callable[..., Any]) -> list[str]:
+    """Arguments that a forward pass cannot do without."""
+    _, *given = inspect.signature(forward).parameters.values()
+    return [p.name for p in given if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _segments(made: type) -> bool:

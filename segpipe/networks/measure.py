@@ -109,11 +109,8 @@ def _problem(network_json: str, patch: Patch, n_channels: int, n_outputs: int) -
         if error.__cause__ is None or not spec.patch_size:
             raise
         return str(error)
-    mode = _mode()
     try:
-        # It logs what a network raises, which is the answer here.
-        with _unlogged("torch._subclasses.fake_tensor"), _without_content(network, mode), mode, torch.no_grad():
-            heads = network.train().supervised(torch.empty(2, n_channels, *patch))
+        heads = heads_without_content(network, n_channels, patch)
     except DataDependentOutputException as error:
         raise NetworkError(
             f"network {spec.architecture}: its forward pass depends on the values of an image ({error}), and its memory is measured "
@@ -125,6 +122,14 @@ def _problem(network_json: str, patch: Patch, n_channels: int, n_outputs: int) -
     if tuple(heads[0].shape) != expected:
         return f"gives {tuple(heads[0].shape)} for a patch of {patch}, expected {expected}"
     return None
+
+
+def heads_without_content(network: Segmenter, n_channels: int, patch: Patch) -> list[Tensor]:
+    """Return what a training pass over two images gives, as tensors that have a shape and no content."""
+    mode = _mode()
+    # It logs what a network raises, which is the answer here.
+    with _unlogged("torch._subclasses.fake_tensor"), _without_content(network, mode), mode, torch.no_grad():
+        return network.train().supervised(torch.empty(2, n_channels, *patch))
 
 
 def step_seconds(

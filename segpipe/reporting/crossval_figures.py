@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from segpipe.crossvalidation.schema import Calibration
-from segpipe.crossvalidation.statistics import case_value
 from segpipe.evaluation.comparison import ALL_LABELS
 from segpipe.evaluation.schema import CaseScores
+from segpipe.evaluation.score import case_value
 
 _WIDEST_INCHES = 14.0
 

@@ -2,8 +2,10 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from segpipe.core.geometry import canonical_orientation
 from segpipe.core.labels import Labels
 from segpipe.dataset.load import along_axes_of, read_labels
 from segpipe.io.formats import is_picture, read_volume
+from segpipe.losses.spec import LossTerm
 
 _COLOURS = (
     "#e6194b",
@@ -31,17 +34,32 @@ _COLOURS = (
 
 # Of more labels, only the mean is drawn.
 _MOST_CURVES = 8
+_AXIS_CHARACTERS = 36
+"""Longest line of text beside an axis of the training curve."""
 
 
-def training_curve(log: Path, names: tuple[str, ...], path: Path) -> Path:
-    """Draw loss, and patch Dice of each label and on average, over the epochs of a training log."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+def training_curve(log: Path, names: tuple[str, ...], loss: Sequence[LossTerm], path: Path) -> Path:
+    """Draw loss, and patch Dice of each label and on average, over the epochs of a training log.
+
+    Parameters
+    ----------
+    log : Path
+        JSON lines, one per epoch.
+    names : tuple of str
+        Labels, in the order of the log's Dice.
+    loss : sequence of LossTerm
+        Terms of the loss, as the plan holds them.
+    path : Path
+        Picture to write.
+    """
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    guided = any("guide" in line for line in lines)
     minutes = [line["elapsed_s"] / 60 for line in lines]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     loss_axis = figure.add_subplot()
     loss_axis.plot(minutes, [line["train_loss"] for line in lines], color="#4363d8", label="training loss")
     loss_axis.set_xlabel("training time (minutes)")
-    loss_axis.set_ylabel("loss (Dice + cross-entropy)")
+    loss_axis.set_ylabel(fill(f"loss ({loss_words(loss, guided=guided)})", _AXIS_CHARACTERS))
     dice_axis = loss_axis.twinx()
     if len(names) <= _MOST_CURVES:
         for number, name in enumerate(names):
@@ -54,6 +72,12 @@ def training_curve(log: Path, names: tuple[str, ...], path: Path) -> Path:
     dice_axis.set_ylabel("Dice")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return _save(figure, path)
+
+
+def loss_words(terms: Sequence[LossTerm], *, guided: bool = False) -> str:
+    """Name the terms of a loss as recipes do, with weights other than 1; ``guided`` adds the terms of a distillation."""
+    named = [term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in terms]
+    return " + ".join([*named, "distillation"] if guided else named)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The stage: artefacts in, one self-contained page out."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.labels import Labels
@@ -8,7 +10,9 @@ from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.schema import Dataset
 from segpipe.errors import ArtefactError
+from segpipe.evaluation.comparison import ALL_LABELS
 from segpipe.evaluation.schema import CaseScores, Evaluation
+from segpipe.evaluation.score import case_value
 from segpipe.io.formats import output_ending
 from segpipe.planning.schema import Plan
 from segpipe.reporting.figures import as_data_url, overlay, training_curve
@@ -16,40 +20,92 @@ from segpipe.reporting.page import fill_page
 from segpipe.training.schema import TrainingRecord
 
 _N_EXAMPLES = 3
+_FOLD_FILE = re.compile(r"fold_(\d+)\.json")
 
 
-def report(workspace: Workspace) -> Path:
-    """Write report/index.html from the latest evaluation, with its figures beside it.
+@dataclass(frozen=True)
+class FoldPage:
+    """What the page shows of one fold."""
+
+    record: TrainingRecord
+    evaluation: Evaluation
+    plan: Plan | None
+    """The plan that it was trained by; None where the workspace has another one by now."""
+    problems: list[tuple[str, str]]
+    overlays: list[str]
+    curve: str | None
+
+
+def scored_places(workspace: Workspace, fold: int | None = None) -> list[Path]:
+    """Return the places of the scored folds, sorted by configuration, variant and fold; of one fold where it is asked for.
 
     Raises
     ------
     ArtefactError
-        If nothing has been evaluated.
+        If nothing has been evaluated, or not this fold.
     """
-    evaluations = sorted(workspace.evaluation.rglob("fold_*.json"), key=lambda p: p.stat().st_mtime_ns)
-    if not evaluations:
+    found = {file: _FOLD_FILE.fullmatch(file.name) for file in workspace.evaluation.glob("*/*/fold_*.json")}
+    scored = {file: int(match[1]) for file, match in found.items() if match}
+    if not scored:
         raise ArtefactError(f"{workspace.evaluation}: nothing has been evaluated; run `segpipe run` first")
-    place = evaluations[-1].relative_to(workspace.evaluation).with_suffix("")
-    evaluation = Evaluation.read(evaluations[-1])
-    fold = FoldFolder(workspace.root / "models" / place)
-    plan = Plan.read(workspace.plan_of(place.parts[1]))
-    examples = fold.examples or draw_examples(workspace, place, Dataset.read(workspace.dataset))
-    fill_page(
-        workspace.report,
-        "report.html",
-        plan=plan,
-        record=TrainingRecord.read(fold.record),
-        evaluation=evaluation,
-        problems=_problems(Fingerprint.read(workspace.fingerprint), evaluation),
-        overlays=[as_data_url(p) for p in examples],
-        curve=as_data_url(draw_curves(fold, plan.labels.names)),
-    )
+    chosen = [file for file, number in scored.items() if fold in (None, number)]
+    if not chosen:
+        numbers = ", ".join(str(number) for number in sorted(set(scored.values())))
+        raise ArtefactError(
+            f"{workspace.evaluation}: fold {fold} has not been evaluated, only {numbers}; run `segpipe run` with --fold {fold} first"
+        )
+    chosen.sort(key=lambda file: (file.parent, scored[file]))
+    return [file.relative_to(workspace.evaluation).with_suffix("") for file in chosen]
+
+
+def report(workspace: Workspace, places: Sequence[Path], fingerprint: Fingerprint | None = None) -> Path:
+    """Write report/index.html about the folds at some places, with their figures beside their records.
+
+    Parameters
+    ----------
+    workspace : Workspace
+    places : sequence of Path
+        ``<configuration>/<variant>/fold_<k>`` of each fold, as :func:`scored_places` finds them.
+    fingerprint : Fingerprint, optional
+        Measurements of the dataset; read unless given.
+    """
+    fingerprint = fingerprint or Fingerprint.read(workspace.fingerprint)
+    folds = [_fold_page(workspace, place, fingerprint) for place in places]
+    plans = {page.record.plan_digest: page.plan for page in folds}
+    fill_page(workspace.report, "report.html", dataset_name=fingerprint.dataset_name, folds=folds, plans=plans)
     return workspace.report
 
 
-def draw_curves(fold: FoldFolder, names: tuple[str, ...]) -> Path:
+def _fold_page(workspace: Workspace, place: Path, fingerprint: Fingerprint) -> FoldPage:
+    fold = FoldFolder(workspace.root / "models" / place)
+    record = TrainingRecord.read(fold.record)
+    evaluation = Evaluation.read(workspace.evaluation / place.with_suffix(".json"))
+    plan = _plan_of(workspace, record)
+    if plan is not None:
+        draw_curves(fold, plan)
+    examples = fold.examples or (
+        [] if plan is None else draw_examples(workspace, place, Dataset.read(workspace.dataset))
+    )
+    return FoldPage(
+        record=record,
+        evaluation=evaluation,
+        plan=plan,
+        problems=_problems(fingerprint, evaluation),
+        overlays=[as_data_url(picture) for picture in examples],
+        curve=as_data_url(fold.curves) if fold.curves.is_file() else None,
+    )
+
+
+def _plan_of(workspace: Workspace, record: TrainingRecord) -> Plan | None:
+    """Return the plan that a fold was trained by, where the workspace still has it."""
+    path = workspace.plan_of(record.variant)
+    plan = Plan.read(path) if path.is_file() else None
+    return plan if plan is not None and plan.digest() == record.plan_digest else None
+
+
+def draw_curves(fold: FoldFolder, plan: Plan) -> Path:
     """Draw the curves of a training, finished or not, beside its log."""
-    return training_curve(fold.log, names, fold.curves)
+    return training_curve(fold.log, plan.labels.names, plan.training.loss, fold.curves)
 
 
 def draw_examples(workspace: Workspace, place: Path, dataset: Dataset) -> list[Path]:
@@ -71,8 +127,13 @@ def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[st
 def draw_extremes(
     scored: Sequence[CaseScores], dataset: Dataset, labels: Labels, predictions: Mapping[str, Path], folder: Path
 ) -> list[Path]:
-    """Draw the worst, the median and the best of some cases by mean Dice into a folder; ``predictions`` says in which folder each lies."""
-    ranked = sorted(scored, key=_mean_dice)
+    """Draw the worst, the median and the best of some cases by mean Dice into a folder; ``predictions`` says in which folder each lies.
+
+    A case to which no label applies has no mean and is not drawn.
+    """
+    dice = {scores.case: case_value(scores, ALL_LABELS, "dice") for scores in scored}
+    means = {case: mean for case, mean in dice.items() if mean is not None}
+    ranked = sorted(means, key=means.__getitem__)
     if not ranked:
         return []
     picks = sorted({0, len(ranked) // 2, len(ranked) - 1})[:_N_EXAMPLES]
@@ -80,18 +141,12 @@ def draw_extremes(
     cases = {c.id: c for c in dataset.cases}
     drawn = []
     for number, pick in enumerate(picks, start=1):
-        scores, name = ranked[pick], names.get(pick, "median")
-        case = cases[scores.case]
+        case, name = cases[ranked[pick]], names.get(pick, "median")
         if case.label is None:
             continue
         image = case.images[0].path
-        title = f"{scores.case}: {name} case, mean Dice {_mean_dice(scores):.3f}"
+        title = f"{case.id}: {name} case, mean Dice {means[case.id]:.3f}"
         prediction = predictions[case.id] / f"{case.id}{output_ending(image)}"
         file = folder / f"example_{number}_{name}_{case.id}.png"
         drawn.append(overlay(image, prediction, case.label.path, labels, title, file))
     return drawn
-
-
-def _mean_dice(scores: CaseScores) -> float:
-    values = [s.dice for s in scores.labels.values() if s.dice is not None]
-    return sum(values) / len(values) if values else 1.0

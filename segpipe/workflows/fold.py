@@ -109,7 +109,7 @@ def train_fold(
         if board:
             board.show()
         if time.monotonic() - drawn_at > CURVE_SECONDS:
-            draw_curves(job.folder, work.plan.labels.names)
+            draw_curves(job.folder, work.plan)
             drawn_at = time.monotonic()
 
     with watch.training(f"training fold {work.fold}") as show:
@@ -122,7 +122,7 @@ def train_fold(
         finally:
             if board:
                 board.close()
-    draw_curves(job.folder, work.plan.labels.names)
+    draw_curves(job.folder, work.plan)
     return record
 
 

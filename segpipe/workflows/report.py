@@ -7,13 +7,15 @@ from pathlib import Path
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import Workspace
 from segpipe.reporting.run import report as stage
+from segpipe.reporting.run import scored_places
 from segpipe.workflows.options import ReportOptions
 from segpipe.workflows.page import Page
 
 
 def report(options: ReportOptions, watch: Watch = SILENT) -> Path:
-    """Write the report of a workspace again; returns the page."""
-    return stage(Workspace(options.work))
+    """Write the report of a workspace about all folds that were scored, or about one fold; returns the page."""
+    workspace = Workspace(options.work)
+    return stage(workspace, scored_places(workspace, options.fold))
 
 
 def page(written: Path, _: ReportOptions) -> Page:

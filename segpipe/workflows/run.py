@@ -51,7 +51,7 @@ def run(options: RunOptions, watch: Watch = SILENT) -> RunResult:
         model=trained.model,
         predictions=held_out.predictions,
         evaluation_file=held_out.evaluation_file,
-        report=report(project.workspace),
+        report=report(project.workspace, [work.place], project.measured),
         failed=held_out.failed,
     )
 

@@ -1,8 +1,10 @@
 """What an older version wrote is opened by this one: a workspace, a model, half-trained checkpoints."""
 
 import json
+import os
 import shutil
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 from zipfile import ZipFile
@@ -56,6 +58,22 @@ def old(request, tmp_path) -> Path:
 def test_archives_are_small_and_there():
     assert KEPT
     assert all(p.stat().st_size <= 1_000_000 for p in KEPT)
+
+
+def test_a_run_reports_its_own_fold_whatever_was_scored_last(old):
+    scored = old / "work/evaluation/3d_fullres"
+    other = next(scored.glob("tiny+*/fold_0.json"))
+    tomorrow = time.time() + 86400
+    os.utime(other, (tomorrow, tomorrow))
+    done = segpipe.run(
+        old / "dataset", work=old / "work", recipe=old / "tiny.toml", epochs=12, resume=True, jobs=1, device="cpu"
+    )
+    page = done.report.read_text(encoding="utf-8")
+    assert "recipe tiny, fold 0" in page
+    assert other.parent.name not in page
+    both = segpipe.report(old / "work").read_text(encoding="utf-8")
+    assert "recipe tiny, fold 0" in both
+    assert f"recipe {other.parent.name}, fold 0" in both
 
 
 def test_a_half_trained_fold_is_trained_to_its_end(old):

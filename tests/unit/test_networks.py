@@ -420,6 +420,69 @@ def test_unknown_networks_and_options_are_named_with_those_that_are_known():
     assert {"SegResNet", "SwinUNETR", "MedNeXt", "UNETR", "DynUNet", "BasicUNet"} <= set(monai_names())
 
 
+# MONAI's
+
+SEGMENTERS = {
+    "AttentionUnet": {"channels": [4, 8, 16], "strides": [2, 2]},
+    "BasicUNet": {"features": [4, 4, 8, 8, 8, 4]},
+    "BasicUNetPlusPlus": {"features": [4, 4, 8, 8, 8, 4]},
+    "DynUNet": {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 8, 16]},
+    "FlexibleUNet": {"backbone": "resnet10"},
+    "SegResNet": {},
+    "SegResNetDS": {"init_filters": 8},
+    "SwinUNETR": {"feature_size": 12},
+    "UNETR": {"hidden_size": 24, "mlp_dim": 48, "num_heads": 2},
+    "UNet": {"channels": [4, 8, 16], "strides": [2, 2]},
+    "VNet": {},
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_of_monai_are_offered_and_give_logits_of_the_images_grid(name):
+    assert name in monai_names()
+    network = build_network(spec_of(f"monai:{name}", (64, 64), **SEGMENTERS[name]), 2, 3)
+    with torch.no_grad():
+        assert network.eval()(torch.zeros(1, 2, 64, 64)).shape == (1, 3, 64, 64)
+
+
+NO_SEGMENTERS = {
+    "DiffusionModelUNet": ({}, "its forward pass needs x, timesteps; expected images alone"),
+    "DenseNet121": ({}, r"images of 64x64 and 11 outputs it gave a tensor of \(2, 11\); expected logits"),
+    "PatchDiscriminator": ({"channels": 4}, r"it gave a tensor of \(2, 4, 32, 32\); expected logits"),
+    # As many channels as outputs would hide what these are.
+    "PatchDiscriminator-3": ({"channels": 3}, r"it gave a tensor of \(2, 3, 32, 32\); expected logits"),
+    "AutoencoderKL": ({}, r"it gave a tensor of \(2, 3, 8, 8\); expected logits"),
+    "VQVAE": ({}, r"it gave a tensor of \(\); expected logits"),
+    "MultiScalePatchDiscriminator": ({"num_d": 2, "num_layers_d": 3, "channels": 4}, "it gave tuple; expected logits"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SEGMENTERS)
+def test_what_is_no_segmenter_is_neither_offered_nor_built(name):
+    options, problem = NO_SEGMENTERS[name]
+    network = name.partition("-")[0]
+    assert network not in monai_names()
+    with pytest.raises(
+        NetworkError, match=f"monai:{network}: is not for segmentation: .*{problem}.*; use one of AHNet"
+    ) as told:
+        build_network(spec_of(f"monai:{network}", (64, 64), **options), 1, 3)
+    assert "\n" not in str(told.value)
+    # Another size would not help, so planning does not look for one.
+    with pytest.raises(NetworkError, match="is not for segmentation"):
+        MemoryProbe().problem(spec_of(f"monai:{network}", (64, 64), **options), (64, 64), Channels(1, 3, 4))
+
+
+def test_a_network_that_is_not_known_is_tried_and_its_weights_do_not_depend_on_that():
+    assert "HighResBlock" not in monai_names()
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = build_network(spec_of("monai:HighResBlock", (64, 64), kernels=[3, 3], dilation=1), 1, 3)
+        weights.append([p.detach().clone() for p in network.parameters()])
+    assert network(torch.zeros(1, 1, 20, 30)).shape == (1, 3, 20, 30)
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 # Networks of other packages
 
 PLUGIN = """
