@@ -138,7 +138,7 @@ def _say_choices(
 ) -> None:
     if design.space is not None:
         text.say(
-            f"In each study {n_candidates(design)} candidates were proposed one after the other by a tree-structured Parzen estimator "
+            f"In each outer fold {n_candidates(design)} candidates were proposed one after the other by a tree-structured Parzen estimator "
             f"(Optuna {text.cite('optuna')}) from the inner folds' scores."
         )
     elif len(design.candidates) == 1:
@@ -151,7 +151,7 @@ def _say_choices(
         "of small components and filling of holes were chosen too; thresholds of probabilities were not tuned."
     )
     text.say(
-        "The chosen candidate was then trained on all cases of its study."
+        "The chosen candidate was then trained on all training cases of its outer fold."
         if design.refit
         else "The chosen candidate's inner-fold networks were averaged."
     )

@@ -395,11 +395,13 @@ class CrossvalOptions(OnDataset, OnCluster, OnDevice, Scoring, Repeatable, Lengt
         (), metavar="LIST|FILE", unless_given="2d,3d_fullres",
     )  # fmt: skip
     trials: int | None = option(
-        "Search the file's alternatives by Optuna, with so many trials per study.", None, least=2
+        "Search the file's alternatives by Optuna, with so many trials per outer fold.", None, least=2
     )
     ensembles: bool = option("Also compare averages of two candidates.", True)
     refit: bool = option(
-        "Train the winner again on all cases of its study; else its folds are averaged.", False, flag="refit/--no-refit"
+        "Train the winner again on all training cases of its outer fold; else its folds are averaged.",
+        False,
+        flag="refit/--no-refit",
     )
     final: bool = option("Make a model of all cases, by the same rules.", True)
     recipe: str | None = recipe()

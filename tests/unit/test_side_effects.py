@@ -24,7 +24,7 @@ from segpipe.execution import processes
 from segpipe.execution.device import choose_runtime
 from segpipe.execution.quiet import ignored_warnings
 from segpipe.inference.engines.base import prediction_network
-from segpipe.inference.predictor import Options, Predictor
+from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.models.file import ModelFile
 from segpipe.networks.build import build_network
 from segpipe.planning.schema import Plan
@@ -254,7 +254,7 @@ def test_two_predictors_in_two_threads_leave_no_trace_of_each_other(place, engin
     if engine == "openvino":
         pytest.importorskip("openvino")
     image = np.random.default_rng(0).normal(size=(16, 20, 24)).astype(np.float32)
-    options = Options(engine=engine, tta=False)
+    options = PredictorOptions(engine=engine, tta=False)
     runtime = choose_runtime("cpu")
     expected = Predictor.load(model(place), runtime, options).predict(image, (1.0, 1.0, 1.0))
     found, failures = [], []

@@ -227,8 +227,9 @@ class _Crossval:
         else:
             where, environments, graph = options.cluster, (), self.graph(options.device, options.threads)
         watch = project.watch
+        final = " and the final model" if self.design.final else ""
         watch.note(
-            f"{len(graph)} jobs of {len(self.splits.studies)} studies, on {where}; everything is in {self.folder.root}"
+            f"{len(graph)} jobs of {len(self.splits.outer)} outer fold(s){final}, on {where}; everything is in {self.folder.root}"
         )
         n_workers = len(environments) or options.jobs or 1
         with (
@@ -329,7 +330,7 @@ def _measured(result: CrossvalResult) -> list[Table]:
     columns = ["label", "Dice", "95 % CI", "median", nsd, "HD95 mm", "SD between folds", "patients"]
     title = f"{kind}: {result.n_cases} case(s), each by a model that was made without it"
     chosen = [[study, " + ".join(winner)] for study, winner in result.chosen.items()]
-    return [Table(title, columns, rows, range(1, 8)), Table("Chosen", ["study", "candidate"], chosen)]
+    return [Table(title, columns, rows, range(1, 8)), Table("Chosen", ["outer fold", "candidate"], chosen)]
 
 
 def _status_page(standing: Crossvalidated) -> Page:
@@ -338,7 +339,7 @@ def _status_page(standing: Crossvalidated) -> Page:
     running = [job for job, s in standing.standings.items() if s.state == "running"]
     rows = [[name, *(str(found[state]) for state in STATES)] for name, found in (*counted.items(), ("all", total))]
     parts: list[str | Table] = [
-        Table(f"Jobs of {standing.folder.root}", ["study", *STATES], rows, range(1, 6)),
+        Table(f"Jobs of {standing.folder.root}", ["outer fold", *STATES], rows, range(1, 6)),
         *([f"running: {', '.join(running)}"] if running else []),
         *([Table("Lost", ["job", "reason"], [[job, reason] for job, reason in lost.items()])] if lost else []),
     ]
