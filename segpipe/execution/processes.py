@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from loky import cpu_count, get_reusable_executor
+from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 
 from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
-from segpipe.execution.memory import free_bytes
+from segpipe.execution.capacity import shared_processors, worker_count
 from segpipe.execution.quiet import ignored_warnings
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ Workers = int | Executor | None
 _LOOK_S = 1.0
 _REPLACED = "A worker (was restarted|stopped) while some jobs"
 """Warning of a thread of loky's: a worker that grew, or was idle for long, is replaced by a new one. That is meant to be."""
-_FREE_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class LocalWorkers(Executor):
     """
 
     def __init__(self, n_workers: int, environments: Sequence[Mapping[str, str]] = ()) -> None:
-        shared = _shared_processors(n_workers)
+        shared = shared_processors(n_workers)
         self._workers = [
             _Worker(shared | dict(environments[n] if environments else {})) for n in range(max(n_workers, 1))
         ]
@@ -263,20 +262,8 @@ def _map_elsewhere(
 def _workers(n: int) -> Any:
     """Worker processes, kept for the next stage, which share the processors."""
     return get_reusable_executor(
-        max_workers=n, timeout=60, env=_shared_processors(n), initializer=_end_with, initargs=(os.getpid(),)
+        max_workers=n, timeout=60, env=shared_processors(n), initializer=_end_with, initargs=(os.getpid(),)
     )
-
-
-def _shared_processors(n_workers: int) -> dict[str, str]:
-    """Threads of each of some workers: left alone, each would start as many as there are processors."""
-    threads = str(max(cpu_count() // max(n_workers, 1), 1))
-    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-
-
-def worker_count(workers: int | None, n_items: int, bytes_each: int) -> int:
-    """Number of workers that the processors, the items, the free memory and the caller's workers allow."""
-    fitting = int(free_bytes() * _FREE_SHARE) // max(bytes_each, 1)
-    return int(max(1, min(workers or cpu_count(), n_items, fitting)))
 
 
 def reason_of(error: Exception, subject: str) -> str:

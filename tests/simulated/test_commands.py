@@ -11,10 +11,10 @@ from segpipe.cli.app import main
 from segpipe.core.workspace import Workspace
 from segpipe.evaluation.schema import Evaluation
 from segpipe.execution import device
-from segpipe.execution.capacity import plan_workers
 from segpipe.execution.device import choose_runtime
 from segpipe.io.formats import read_volume
 from segpipe.training.schema import TrainingRecord
+from segpipe.workflows.crossval.workers import plan_workers
 from tests.simulated.conftest import HAS_GPU
 from tests.simulated.stand_ins import simulated_device
 from tests.simulated.work import RECIPE

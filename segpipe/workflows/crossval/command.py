@@ -213,10 +213,10 @@ class _Crossval:
             When a signal asked to stop.
         """
         from segpipe.crossvalidation.design import n_candidates
-        from segpipe.execution.capacity import plan_workers
         from segpipe.execution.graph import Journal, run_graph
         from segpipe.execution.processes import open_executor
         from segpipe.execution.signals import stop_requests
+        from segpipe.workflows.crossval.workers import plan_workers
 
         bytes_each = _job_bytes(self.design, project.measured)
         if options.cluster is None:
