@@ -92,7 +92,7 @@ def test_a_worker_is_told_a_device_that_it_can_choose(simulated, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with simulated():
         for asked in ("auto", "cuda", "cuda:0"):
-            planned = plan_workers(asked, 5, 2**20, limit=None, threads=None)
+            planned = plan_workers(asked, 5, 2**20, workers=None, threads=None)
             assert [e["CUDA_VISIBLE_DEVICES"] for e in planned.environments] == ["0"]
             assert choose_runtime(planned.device).device.type == "cuda"
 
@@ -111,7 +111,7 @@ def test_each_worker_sees_one_gpu(simulated, monkeypatch, asked, visible, limit,
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with simulated(n_devices=3):
-        planned = plan_workers(asked, 5, 2**20, limit=limit, threads=2)
+        planned = plan_workers(asked, 5, 2**20, workers=limit, threads=2)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in planned.environments] == expected
     with simulated():
         assert choose_runtime(planned.device).device == torch.device("cuda")
