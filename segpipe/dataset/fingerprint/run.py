@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from segpipe.core.artefact import Artefact, json_digest
 from segpipe.core.labels import Labels
@@ -16,7 +15,7 @@ from segpipe.dataset.fingerprint.measure import (
     median_relative_size,
 )
 from segpipe.dataset.fingerprint.schema import CaseFingerprint, Fingerprint
-from segpipe.dataset.match import match_again, reading_bytes
+from segpipe.dataset.match import reading_bytes
 from segpipe.dataset.schema import Case, Dataset, Finding
 from segpipe.dataset.store import StoredCase, read_case
 from segpipe.errors import ArtefactError, DatasetError
@@ -34,11 +33,10 @@ class _Measured(Artefact):
     fingerprint: CaseFingerprint
 
 
-def fingerprint(
-    dataset: Path | str,
+def measure(
+    matched: Dataset,
     workspace: Workspace,
     *,
-    resample_channels: bool | None = None,
     workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Fingerprint:
@@ -46,12 +44,10 @@ def fingerprint(
 
     Parameters
     ----------
-    dataset : Path or str
-        Folder or manifest.
+    matched : Dataset
+        Cases with their files.
     workspace : Workspace
         Where to write.
-    resample_channels : bool, optional
-        Bring channels on other grids onto the first one's; as the last time unless given.
     workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
@@ -60,21 +56,8 @@ def fingerprint(
     Raises
     ------
     DatasetError
-        If the folder is not a dataset, or no case is usable.
+        If no case is usable.
     """
-    return measure(
-        match_again(Path(dataset), workspace, resample_channels), workspace, workers=workers, on_case=on_case
-    )
-
-
-def measure(
-    matched: Dataset,
-    workspace: Workspace,
-    *,
-    workers: Workers = None,
-    on_case: Callable[[str], None] | None = None,
-) -> Fingerprint:
-    """Measure the cases of a dataset that was matched already, as :func:`fingerprint` does."""
     if workspace.fingerprint.is_file() and workspace.dataset.is_file():
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.

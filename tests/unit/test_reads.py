@@ -1,0 +1,67 @@
+"""What one `segpipe run` reads, and what it writes beside its results."""
+
+import json
+import sys
+from collections import Counter
+
+import pytest
+
+import segpipe
+from tests.phantoms import write_small_dataset
+
+RECIPE = """
+name = "tiny"
+description = "Small."
+[planner]
+base_features = 4
+budget_gb = 0.25
+max_batch = 2
+[training]
+patches_per_case = 1
+validation_batches = 1
+"""
+READS: Counter[str] = Counter()
+LISTENING: list[bool] = []
+
+
+def _count(event, arguments):
+    if LISTENING and event == "open" and isinstance(arguments[1], str) and arguments[1].startswith("r"):
+        READS[str(arguments[0])] += 1
+
+
+@pytest.fixture
+def reads():
+    """Files that are opened for reading in this process, by path."""
+    if "tests counts reads" not in sys.__dict__:
+        sys.__dict__["tests counts reads"] = True
+        sys.addaudithook(_count)
+    READS.clear()
+    LISTENING.append(True)
+    yield READS
+    LISTENING.clear()
+
+
+def test_a_run_reads_each_artefact_once(tmp_path, reads):
+    """Of the second run, which finds everything there; the first one reads what it wrote not even once."""
+    folder = write_small_dataset(tmp_path / "d", n_cases=3, shape=(16, 16, 16))
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    asked = {
+        "work": tmp_path / "w",
+        "epochs": 1,
+        "jobs": 1,
+        "device": "cpu",
+        "tta": False,
+        "recipe": tmp_path / "tiny.toml",
+    }
+    fingerprint, dataset = (str(tmp_path / "w" / name) for name in ("fingerprint.json", "dataset.json"))
+    segpipe.run(folder, **asked)
+    assert (reads[fingerprint], reads[dataset]) == (0, 0)
+    reads.clear()
+    done = segpipe.run(folder, resume=True, **asked)
+    assert reads[fingerprint] == 1
+    assert reads[dataset] <= 2, "whether the files are as before, and what they were"
+    told = json.loads((done.model.parent / "fold_0" / "asked.json").read_text(encoding="utf-8"))
+    assert told["command"] == "run"
+    assert told["options"]["epochs"] == 1
+    assert told["options"]["resume"] is True
+    assert told["options"]["dataset"] == str(folder)
