@@ -12,9 +12,9 @@ import pytest
 
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
+from tests.helpers.inference import small_plan
+from tests.helpers.nnunet_models import model_of
 from tests.phantoms import axis_grid
-from tests.unit.test_inference import small_plan
-from tests.unit.test_nnunet_models import model_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e

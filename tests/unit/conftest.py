@@ -1,0 +1,82 @@
+"""What a unit test may not do: start a process, train, write outside the temporary folder, connect to anything."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.font_manager  # noqa: F401 - it writes its cache when it is first imported
+import pytest
+
+from segpipe.training.loop import Trainer
+
+STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.spawn", "os.system", "pty.spawn")
+CHANGES = {
+    "os.mkdir": (0,), "os.rename": (0, 1), "os.link": (1,), "os.symlink": (1,), "os.remove": (0,), "os.rmdir": (0,),
+    "os.truncate": (0,), "shutil.rmtree": (0,), "shutil.copyfile": (1,), "shutil.move": (0, 1),
+}  # fmt: skip
+"""Events of Python's audit hooks that change files, and which of their arguments are the paths."""
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Guard:
+    """Refuses what breaks the promise, and remembers it, for code that swallows exceptions."""
+
+    def __init__(self) -> None:
+        self.found: list[str] | None = None
+        """None while no test runs."""
+        self.free = tuple(f"{Path(p).resolve()}{os.sep}" for p in (tempfile.gettempdir(), "/dev", "/proc"))
+
+    def __call__(self, event: str, args: tuple) -> None:
+        if self.found is None:
+            return
+        if event in STARTS:
+            self.refuse(f"it starts a process ({event}: {args[0]})")
+        elif event == "socket.connect":
+            self.refuse(f"it opens a connection ({args[1]})")
+        elif event == "open":
+            path, mode, flags = args
+            if (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & WRITING:
+                self.written(path, event)
+        elif event in CHANGES:
+            for number in CHANGES[event]:
+                self.written(args[number], event)
+
+    def written(self, path, event: str) -> None:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return
+        # A path relative to an open folder belongs to a removal that began with the folder's own path.
+        text = os.fsdecode(path)
+        where = f"{Path(text).absolute()}{os.sep}"
+        resolved = f"{Path(os.path.realpath(text))}{os.sep}"
+        mine = (where.startswith(self.free), resolved.startswith(self.free), "__pycache__" in where)
+        relative = event in ("os.remove", "os.rmdir") and os.sep not in text
+        if not any(mine) and not relative:
+            self.refuse(f"it writes outside the temporary folder ({event}: {text})")
+
+    def refuse(self, what: str) -> None:
+        assert self.found is not None
+        self.found.append(what)
+        raise AssertionError(f"a unit test may not do this: {what}; see docs/tests.md")
+
+
+GUARD = Guard()
+sys.addaudithook(GUARD)
+
+
+@pytest.fixture(autouse=True)
+def _pure(monkeypatch):
+    """Watch the test; fail it for what it did, even where nobody noticed the exception."""
+
+    def starts(*_args, **_options):
+        GUARD.refuse("it starts a process (fork_exec)")
+
+    def trains(*_args, **_options):
+        GUARD.refuse("it trains")
+
+    monkeypatch.setattr("_posixsubprocess.fork_exec", starts)
+    monkeypatch.setattr(Trainer, "run", trains)
+    GUARD.found = []
+    yield
+    found, GUARD.found = GUARD.found, None
+    assert not found, found
