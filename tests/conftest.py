@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.helpers.batch import six_scans, two_fold_model  # noqa: F401 - these are fixtures
 from tests.helpers.distillation import place  # noqa: F401
@@ -21,6 +22,9 @@ from tests.helpers.training import planned, trained  # noqa: F401
 from tests.phantoms import write_small_dataset
 
 ROOT = Path(__file__).parents[1]
+# Workers share the processors: how long an example takes says nothing.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 # Longest first, so that no worker is left alone with a long file at the end.
 TIERS = ("e2e", "golden", "integration", "unit")
 

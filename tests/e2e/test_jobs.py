@@ -3,7 +3,12 @@ from functools import partial
 import pytest
 
 from segpipe.execution.processes import map_cases
-from tests.helpers.jobs import work
+from tests.helpers.jobs import check_outcomes_of_work, work
+
+
+@pytest.mark.parametrize("limit", [2, None])
+def test_a_failure_is_the_outcome_of_its_item_alone(limit):
+    check_outcomes_of_work(limit)
 
 
 @pytest.mark.parametrize("bytes_each", [1, 2**60])

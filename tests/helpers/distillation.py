@@ -24,7 +24,6 @@ from segpipe.training.settings import FoldSettings
 from segpipe.training.storage import SoftArrays
 from segpipe.workflows import fold
 from segpipe.workflows.distill import command
-from tests.helpers.engine import RECIPE, Notes
 from tests.helpers.nnunet_models import model_of
 
 FLOAT32 = Runtime(torch.device("cpu"), None)

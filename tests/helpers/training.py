@@ -2,7 +2,6 @@
 
 import pytest
 
-
 RECIPE = """
 name = "tiny"
 description = "for tests"

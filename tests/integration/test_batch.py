@@ -8,9 +8,10 @@ import pytest
 
 import segpipe
 from segpipe.dataset.load import load_image
-from segpipe.errors import CaseError
+from segpipe.errors import CaseError, SegpipeError
 from segpipe.execution.device import choose_runtime
 from segpipe.inference.engines.choose import has_openvino
+from segpipe.inference.manifest import Manifest
 from segpipe.inference.predictor import Options, Predictor
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
@@ -101,11 +102,43 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, tw
     np.testing.assert_array_equal(again.segment(image).labels, first)
     assert again.describe == "OpenVino in float32"
     blobs[0].write_bytes(b"damaged")
-    np.testing.assert_array_equal(Predictor.load(two_fold_model, choose_runtime("cpu"), options).segment(image).labels, first)
+    np.testing.assert_array_equal(
+        Predictor.load(two_fold_model, choose_runtime("cpu"), options).segment(image).labels, first
+    )
     assert len(blobs[0].read_bytes()) > 1000
-    plain = Predictor.load(two_fold_model, choose_runtime("cpu"), Options(engine="torch", precision="float32", tta=False))
+    plain = Predictor.load(
+        two_fold_model, choose_runtime("cpu"), Options(engine="torch", precision="float32", tta=False)
+    )
     assert (plain.segment(image).labels != first).mean() < 1e-3
     (tmp_path / "file").write_text("")
     unwritable = Options(engine="openvino", precision="float32", cache=tmp_path / "file" / "below", tta=False)
-    np.testing.assert_array_equal(Predictor.load(two_fold_model, choose_runtime("cpu"), unwritable).segment(image).labels, first)
+    np.testing.assert_array_equal(
+        Predictor.load(two_fold_model, choose_runtime("cpu"), unwritable).segment(image).labels, first
+    )
     shutil.rmtree(cache)
+
+
+def test_a_mask_that_was_written_before_its_row_is_no_strangers(six_scans, tmp_path, two_fold_model):
+    """Killed between the two: the claim that is left says whose it is."""
+    out = tmp_path / "out"
+    Manifest(out / "predictions.jsonl").claim(out / "a.nii.gz", wait=False).release()
+    (out / "a.nii.gz").write_bytes(b"whole, but without a row")
+    (out / ".7.partial.b.npy").write_bytes(b"half")
+    rows = segpipe.predict(six_scans, out, model=two_fold_model, tta=False, device="cpu", resume=True)
+    assert [r.status for r in rows] == ["done"] * 6
+    assert not list(out.glob(".*"))
+    (out / "a.npz").write_bytes(b"another program's")
+    with pytest.raises(SegpipeError, match=r"a\.npz: is there already"):
+        segpipe.predict(six_scans, out, model=two_fold_model, tta=False, device="cpu", save_probabilities=True)
+
+
+def test_single_files_of_one_name_are_told_apart_by_their_outputs(six_scans, tmp_path, two_fold_model):
+    for patient in ("p", "q"):
+        (tmp_path / patient).mkdir()
+        shutil.copy(six_scans / "a.nii.gz", tmp_path / patient / "image.nii.gz")
+    for _ in range(2):
+        for patient in ("p", "q"):
+            source, output = tmp_path / patient / "image.nii.gz", tmp_path / "out" / f"{patient}.nii.gz"
+            segpipe.predict(source, output, model=two_fold_model, tta=False, device="cpu", resume=True)
+    assert len(rows_of(tmp_path / "out")) == 2
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3

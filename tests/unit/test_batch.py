@@ -1,7 +1,6 @@
 """A folder of images: what is done, by whom, what is left behind, and what is said of each."""
 
 import csv
-import shutil
 import threading
 import time
 
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import segpipe
 from segpipe.core.geometry import same_grid
 from segpipe.core.labels import Labels, Target
 from segpipe.dataset.load import load_image
-from segpipe.errors import DeviceError, ModelError, SegpipeError
+from segpipe.errors import DeviceError, ModelError
 from segpipe.execution.device import choose_runtime
 from segpipe.inference.inputs import find_inputs
 from segpipe.inference.manifest import Manifest
@@ -66,32 +64,6 @@ def test_two_processes_on_one_folder_share_the_cases(six_scans, tmp_path):
     assert len(rows_of(out)) == 7
     assert len(set(computed)) == 2
     assert not (out / ".segpipe").exists()
-
-
-def test_a_mask_that_was_written_before_its_row_is_no_strangers(six_scans, tmp_path, two_fold_model):
-    """Killed between the two: the claim that is left says whose it is."""
-    out = tmp_path / "out"
-    Manifest(out / "predictions.jsonl").claim(out / "a.nii.gz", wait=False).release()
-    (out / "a.nii.gz").write_bytes(b"whole, but without a row")
-    (out / ".7.partial.b.npy").write_bytes(b"half")
-    rows = segpipe.predict(six_scans, out, model=two_fold_model, tta=False, device="cpu", resume=True)
-    assert [r.status for r in rows] == ["done"] * 6
-    assert not list(out.glob(".*"))
-    (out / "a.npz").write_bytes(b"another program's")
-    with pytest.raises(SegpipeError, match=r"a\.npz: is there already"):
-        segpipe.predict(six_scans, out, model=two_fold_model, tta=False, device="cpu", save_probabilities=True)
-
-
-def test_single_files_of_one_name_are_told_apart_by_their_outputs(six_scans, tmp_path, two_fold_model):
-    for patient in ("p", "q"):
-        (tmp_path / patient).mkdir()
-        shutil.copy(six_scans / "a.nii.gz", tmp_path / patient / "image.nii.gz")
-    for _ in range(2):
-        for patient in ("p", "q"):
-            source, output = tmp_path / patient / "image.nii.gz", tmp_path / "out" / f"{patient}.nii.gz"
-            segpipe.predict(source, output, model=two_fold_model, tta=False, device="cpu", resume=True)
-    assert len(rows_of(tmp_path / "out")) == 2
-    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
 
 
 def test_logits_that_are_no_numbers_are_an_error_and_no_empty_mask(six_scans, tmp_path):
@@ -252,7 +224,9 @@ def test_engines_that_are_not_to_be_had_say_so(two_fold_model, monkeypatch):
 def test_a_gpus_masks_are_the_cpus(two_fold_model, six_scans):
     image = load_image("a", [six_scans / "a.nii.gz"], ("MR",)).volume
     options = Options(engine="torch", precision="float32")
-    on_gpu, on_cpu = (Predictor.load(two_fold_model, choose_runtime(d), options).segment(image).labels for d in ("cuda", "cpu"))
+    on_gpu, on_cpu = (
+        Predictor.load(two_fold_model, choose_runtime(d), options).segment(image).labels for d in ("cuda", "cpu")
+    )
     assert (on_gpu != on_cpu).mean() < 1e-3
     halved = Predictor.load(two_fold_model, choose_runtime("cuda"), Options()).segment(image).labels
     assert (halved != on_cpu).mean() < 0.05

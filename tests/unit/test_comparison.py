@@ -14,7 +14,6 @@ from segpipe.evaluation.statistics import (
     retention,
     signed_rank_p,
 )
-from tests.helpers.engine import Notes
 
 
 def case(name, **dice):

@@ -30,7 +30,6 @@ from segpipe.planning.variant import with_network
 from segpipe.training.sampling import Patch
 from segpipe.training.storage import SoftArrays, TrainingCase
 from tests.helpers.distillation import FLOAT32, TERMS, dense, distil, guided_trainer, lesson_of, sources_of
-from tests.helpers.engine import RECIPE, Notes
 from tests.helpers.nnunet_models import REGIONS, model_of
 from tests.phantoms import axis_grid
 

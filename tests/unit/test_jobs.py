@@ -5,16 +5,11 @@ import pytest
 from segpipe.errors import ClusterError, WorkerKilledError
 from segpipe.execution.memory import free_bytes
 from segpipe.execution.processes import map_cases, worker_count
-from tests.helpers.jobs import work
+from tests.helpers.jobs import check_outcomes_of_work, work
 
 
-@pytest.mark.parametrize("limit", [1, 2, None])
-def test_a_failure_is_the_outcome_of_its_item_alone(limit):
-    outcomes = {o.item: o for o in map_cases(work, range(8), limit=limit, bytes_each=1)}
-    assert {i: o.value for i, o in outcomes.items()} == {0: 0, 1: 10, 2: 20, 3: None, 4: None, 5: None, 6: 60, 7: 70}
-    assert outcomes[3].failure == "three is no case"
-    assert "out of memory" in outcomes[4].failure
-    assert "unexpected KeyError" in outcomes[5].failure
+def test_a_failure_is_the_outcome_of_its_item_alone():
+    check_outcomes_of_work(limit=1)
 
 
 class Gone(Executor):
