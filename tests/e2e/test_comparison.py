@@ -60,7 +60,7 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):
         command.compare([teacher, teacher], dataset=folder, work=workspace.root)
 
 
-def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_path):  # noqa: F811
+def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_path):
     folder, workspace = workplace(batch=2)
     plan = Plan.read(workspace.plan)
     good, bad = tmp_path / "good.segpipe", tmp_path / "bad.segpipe"
@@ -83,7 +83,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_compared(workplace, tmp_pa
     assert "| bad |" in markdown(turned)
 
 
-def test_labels_of_a_model_are_the_datasets_by_name_and_folds_are_doubted(workplace, tmp_path):  # noqa: F811
+def test_labels_of_a_model_are_the_datasets_by_name_and_folds_are_doubted(workplace, tmp_path):
     folder, workspace = workplace(batch=2)
     plan = Plan.read(workspace.plan)
     values = {"cube_1": 7, "cube_2": 1}
@@ -105,7 +105,7 @@ def test_labels_of_a_model_are_the_datasets_by_name_and_folds_are_doubted(workpl
     assert any(note.startswith("renamed: its fold 0 is taken for") for note in notes.notes)
 
 
-def test_a_teacher_of_nnunet_can_be_compared(workplace, tmp_path):  # noqa: F811
+def test_a_teacher_of_nnunet_can_be_compared(workplace, tmp_path):
     folder, workspace = workplace(batch=2)
     plan = Plan.read(workspace.plan)
     own = tmp_path / "own.segpipe"

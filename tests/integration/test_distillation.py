@@ -302,7 +302,7 @@ def test_images_without_labels_teach_and_never_count_as_labelled(place, tmp_path
 
 
 @pytest.mark.parametrize("soft", [True, False])
-def test_regions_in_parts_with_averaged_weights_are_taught(workplace, tmp_path, soft):  # noqa: F811
+def test_regions_in_parts_with_averaged_weights_are_taught(workplace, tmp_path, soft):
     folder = write_small_dataset(tmp_path / "dataset")
     declared = json.loads((folder / "dataset.json").read_text())
     declared["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
