@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.command_line import segpipe as here
 from tests.phantoms import write_small_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,21 @@ def test_a_run_that_is_terminated_is_finished_with_resume(tmp_path):
     tiny_recipe = tmp_path / "tiny.toml"
     tiny_recipe.write_text(RECIPE, encoding="utf-8")
     folder, work = write_small_dataset(tmp_path / "dataset"), tmp_path / "work"
-    command = [*SEGPIPE, "run", folder, "--recipe", tiny_recipe, "--epochs", 9, "--work", work, "--device", "cpu"]
+    command = [
+        *SEGPIPE,
+        "run",
+        folder,
+        "--recipe",
+        tiny_recipe,
+        "--epochs",
+        9,
+        "--work",
+        work,
+        "--device",
+        "cpu",
+        "--jobs",
+        1,
+    ]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     log = work / "models/3d_fullres/tiny/fold_0/log.jsonl"
     deadline = time.monotonic() + 120
@@ -54,9 +69,9 @@ def test_a_run_that_is_terminated_is_finished_with_resume(tmp_path):
 
 def test_environment_variables_change_nothing(tmp_path):
     folder = write_small_dataset(tmp_path / "dataset", n_cases=3)
-    plain = segpipe("plan", folder, "--json", "--work", tmp_path / "a").stdout
+    plain = here("plan", folder, "--json", "--work", tmp_path / "a", "--jobs", 1).stdout
     noisy = subprocess.run(
-        [*SEGPIPE, "plan", str(folder), "--json", "--work", str(tmp_path / "b")], capture_output=True, text=True,
+        [*SEGPIPE, "plan", str(folder), "--json", "--work", str(tmp_path / "b"), "--jobs", "1"], capture_output=True, text=True,
         env=os.environ | {"nnUNet_raw": "/x", "SEGPIPE_WORK": "/y"},
     )  # fmt: skip
     assert noisy.stdout == plain
