@@ -46,6 +46,8 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
+        if "tests/e2e/" in item.nodeid:
+            item.add_marker(pytest.mark.e2e)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
     items.sort(key=lambda item: next((n for n, tier in enumerate(TIERS) if f"tests/{tier}/" in item.nodeid), 0))
