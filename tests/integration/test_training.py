@@ -76,9 +76,9 @@ def test_the_log_and_the_record_say_what_happened(planned):
     assert Workspace(work).model("3d_fullres", "tiny").is_file()
 
 
-def test_a_finished_fold_is_kept_on_resume_and_never_overwritten(planned):
-    folder, work = planned
-    record = segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu").record
+def test_a_finished_fold_is_kept_on_resume_and_never_overwritten(trained):
+    folder, work = trained
+    record = TrainingRecord.read(Workspace(work).fold("3d_fullres", "tiny", 0).record)
     assert segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu", resume=True).record == record
     with pytest.raises(TrainingError, match="trained before"):
         segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu")
@@ -113,9 +113,8 @@ def test_resuming_with_an_end_that_is_past_finishes(planned):
     assert record.iterations == 8
 
 
-def test_a_model_that_was_not_packed_is_packed_on_resume(planned):
-    folder, work = planned
-    segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu")
+def test_a_model_that_was_not_packed_is_packed_on_resume(trained):
+    folder, work = trained
     model = Workspace(work).model("3d_fullres", "tiny")
     model.unlink()
     segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu", resume=True)
