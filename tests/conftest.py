@@ -32,7 +32,7 @@ TIERS = ("e2e", "golden", "integration", "unit")
 def pytest_xdist_auto_num_workers(config):
     """Give a worker to each processor for whole tiers, and none for single files or tests: they are sooner done without."""
     single = all("::" in word or word.endswith(".py") for word in config.args)
-    return 0 if single or "PYTEST_XDIST_WORKER" in os.environ else None
+    return 0 if single else None
 
 
 def pytest_ignore_collect(collection_path, config):

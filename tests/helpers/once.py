@@ -1,7 +1,6 @@
 """What is made once per run of the suite, by whichever worker needs it first, and handed out as copies."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,10 @@ from tests.phantoms import write_small_dataset
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+def once(request, tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     """A function that gives the folder of a key; a function fills it the first time that it is asked for."""
     base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    root = (base.parent if hasattr(request.config, "workerinput") else base) / "once"
     root.mkdir(exist_ok=True)
 
     def folder_of(key: str, fill: Callable[[Path], object]) -> Path:

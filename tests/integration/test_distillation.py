@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import segpipe
+from segpipe.core.labels import Labels
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.load import load_image
-from segpipe.distillation.soft_labels import write_soft_labels
-from segpipe.distillation.teacher import Teacher
+from segpipe.distillation.soft_labels import soft_label_key, write_soft_labels
+from segpipe.distillation.teacher import BesideTeacher, Teacher
 from segpipe.errors import DistillationError, TrainingError
 from segpipe.inference.predictor import Options, Predictor
+from segpipe.io.arrays import read_array
 from segpipe.io.formats import write_volume
 from segpipe.models.file import ModelFile
 from segpipe.networks.build import build_network
@@ -338,3 +340,55 @@ def test_slices_are_taught_and_a_fold_of_all_cases(place):
         assert done.students[0].held_out is None
         assert "/2d/" in str(done.students[0].model)
         assert done.students[0].record.iterations == 4
+
+
+def test_soft_labels_are_keyed_by_all_that_they_follow_from(place, tmp_path):
+    plan, teacher = place[2], Teacher.load(place[3], fold=0)
+    configuration = plan.configuration("3d_fullres")
+
+    def key(t=teacher, p=plan, c=configuration, tta=False):
+        return soft_label_key((t,), p, c, tta=tta)
+
+    keys = {
+        key(),
+        key(t=Teacher.load(place[3], fold=1)),
+        key(tta=True),
+        key(c=configuration.model_copy(update={"spacing_mm": (1.0, 1.0, 1.0)})),
+        key(c=configuration.model_copy(update={"normalisation": ("none",)})),
+        key(p=plan.model_copy(update={"transpose_forward": (1, 0, 2)})),
+        key(p=plan.model_copy(update={"labels": Labels.plain({"cube_2": 2, "cube_1": 7})})),
+    }
+    assert len(keys) == 7
+    # The student's patch, width and batch change nothing of them.
+    assert key(c=configuration.model_copy(update={"patch_size": (8, 8, 8), "batch_size": 9})) == key()
+    sources = sources_of(place, plan)
+    folder = tmp_path / "soft"
+    write_soft_labels(sources, (teacher,), plan, configuration, FLOAT32, folder, tta=False)
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*.b2nd")}
+    # A case whose arrays were made again is labelled again; the others are kept.
+    first = sources[0].prepared.record
+    first.write_text(first.read_text().replace('"source_digest": "', '"source_digest": "0'))
+    write_soft_labels(sources, (teacher,), plan, configuration, FLOAT32, folder, tta=False)
+    changed = {f.parent.name for f, at in before.items() if f.stat().st_mtime_ns != at}
+    assert changed == {sources[0].id}
+
+
+def test_soft_labels_and_a_teacher_beside_teach_alike(place):
+    """Without augmentation and on whole cases, both ways show the student the same probabilities."""
+    _, workspace, plan, path = place
+    teacher = Teacher.load(path, fold=0)
+    configuration = plan.configuration("3d_fullres")
+    sources = sources_of(place, plan)
+    soft_folder = workspace.root / "soft"
+    write_soft_labels(sources, (teacher,), plan, configuration, FLOAT32, soft_folder, tta=False)
+    source = sources[0]
+    image = torch.from_numpy(read_array(source.prepared.image))[None]
+    beside = BesideTeacher((teacher,), plan.labels, FLOAT32, ())
+    sizes = list(zip(image.shape[2:], configuration.patch_size, strict=True))
+    assert all(n <= p for n, p in sizes), "the small cases are meant to fit a patch"
+    before = [(p - n) // 2 for n, p in sizes]
+    margins = [(b, p - n - b) for b, (n, p) in zip(before, sizes, strict=True)]
+    seen = beside(torch.nn.functional.pad(image, [side for both in reversed(margins) for side in both]))
+    for axis, (start, (n, _)) in enumerate(zip(before, sizes, strict=True)):
+        seen = seen.narrow(2 + axis, start, n)
+    assert float((seen.softmax(1)[0] - dense(soft_folder, source.id, 3)).abs().max()) < 2e-3
