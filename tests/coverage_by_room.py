@@ -1,6 +1,6 @@
 """Branch coverage of each room of the package, from a data file of coverage.py.
 
-    COVERAGE_FILE=/tmp/cover pytest tests/unit tests/integration --cov=segpipe --cov-branch --cov-report=
+    COVERAGE_FILE=/tmp/cover pytest tests/unit tests/integration --cov --cov-report=
     python tests/coverage_by_room.py /tmp/cover [--rooms OLD_TO_NEW.tsv]
 
 A room is a folder of the package; modules at the root are a room of their own. The table of old to new paths puts the

@@ -1,6 +1,6 @@
 """Seeded mutants of the package, each run against the tests that reach its line.
 
-    pytest tests/unit -n 0 --cov=segpipe --cov-context=test --cov-report=     # which test reaches which line: .coverage
+    pytest tests/unit -n 0 --dist no --cov --cov-context=test --cov-report=     # which test reaches which line: .coverage
     python tests/mutants.py --data .coverage --seed 0 --count 40 --output mutants.jsonl
 
 Rooms are drawn in turn, so that each is tried; in a room a line, and on it a change: a comparison, an operator, ``and``
