@@ -16,7 +16,7 @@ from segpipe.errors import ClusterError, CrossvalError, WorkerKilledError
 from segpipe.execution.graph import Job, Journal, run_graph
 from segpipe.execution.processes import LocalWorkers, map_cases, open_executor
 from tests.dask_cluster import dask_cluster
-from tests.helpers.graph import fail, lines, run, write
+from tests.helpers.graph import double, fail, lines, run, write
 
 pytest.importorskip("distributed")
 
@@ -47,10 +47,6 @@ def slow(folder: Path, name: str, inputs) -> str:
 def slow_getenv(name: str) -> str | None:
     time.sleep(0.5)
     return os.getenv(name)
-
-
-def double(number: int) -> int:
-    return 2 * number
 
 
 def test_a_killed_process_takes_no_other_job_with_it(tmp_path):
@@ -246,7 +242,7 @@ def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
 import os, signal, segpipe.execution.cluster
 from segpipe.errors import ClusterError
 from segpipe.execution.processes import open_executor
-from tests.unit.test_graph import double, slow_pids
+from tests.helpers.graph import double, slow_pids
 
 segpipe.execution.cluster._REPLACE_S = 0.5
 try:

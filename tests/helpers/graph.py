@@ -1,5 +1,7 @@
 """Jobs that workers can be given."""
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,3 +32,13 @@ def run(jobs, folder, executor=None, **options):
             return run_graph(jobs, pool, journal, capacity=lambda: 2, **options)
     finally:
         journal.close()
+
+
+def slow_pids() -> tuple[int, int]:
+    """A worker's process, and the one that looks after it."""
+    time.sleep(0.5)
+    return os.getpid(), os.getppid()
+
+
+def double(number: int) -> int:
+    return 2 * number

@@ -1,7 +1,5 @@
 """Work as a graph: what is kept, what is done again, what a failure stops; on local processes and on a Dask cluster."""
 
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,6 @@ def fail_once(folder: Path, inputs) -> str:
         (folder / "tried").touch()
         raise RuntimeError("a passing trouble")
     return "ok"
-
-
-def slow_pids() -> tuple[int, int]:
-    """A worker's process, and the one that looks after it."""
-    time.sleep(0.5)
-    return os.getpid(), os.getppid()
 
 
 def chain(folder: Path) -> list[Job]:
