@@ -89,6 +89,8 @@ def _pure(monkeypatch, tmp_path_factory):
     def trains(*_args, **_options):
         GUARD.refuse("it trains")
 
+    # Compiled networks are kept in the home.
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
     monkeypatch.setattr("_posixsubprocess.fork_exec", starts)
     monkeypatch.setattr(Trainer, "run", trains)
     GUARD.own, GUARD.found = (tmp_path_factory.getbasetemp().resolve(),), []
