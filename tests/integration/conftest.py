@@ -7,7 +7,10 @@ from PIL import Image
 
 @pytest.fixture(autouse=True)
 def _in_place(tmp_path_factory, monkeypatch, request):
-    """Keep compiled networks out of the user's home, and save figures as one pixel unless a test is marked ``figures``."""
+    """Keep compiled networks out of the user's home, and save figures as one pixel unless a test is marked ``figures``.
+
+    Fixtures of a whole module, such as the run of the command line's tests, are made before this one and draw.
+    """
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
     if request.node.get_closest_marker("figures") is None:
         monkeypatch.setattr("segpipe.reporting.figures._save", one_pixel)
