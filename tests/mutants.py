@@ -174,7 +174,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--most-tests", type=int, default=40, help="tests that are run against one mutant")
+    parser.add_argument("--most-tests", type=int, default=200, help="tests that are run against one mutant")
     parser.add_argument("--output", type=Path, default=Path("mutants.jsonl"))
     asked = parser.parse_args()
     package = (asked.root / "segpipe").resolve()
