@@ -1,14 +1,38 @@
-"""Fixtures shared by all tests: where the shared real data are, and small datasets."""
+"""Fixtures shared by all tests, the order of the tests, and how many workers run them."""
 
 import os
 from pathlib import Path
 
+# The workers of pytest-xdist share the processors; the processes that they start inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
+from hypothesis import settings
 
+from tests.helpers.batch import six_scans, two_fold_model  # noqa: F401 - these are fixtures
+from tests.helpers.distillation import place  # noqa: F401
+from tests.helpers.engine import workplace  # noqa: F401
+from tests.helpers.ensembles import pair  # noqa: F401
+from tests.helpers.inference import random_model, sound_and_broken  # noqa: F401
+from tests.helpers.network_plans import planned_networks  # noqa: F401
+from tests.helpers.networks import plugin  # noqa: F401
+from tests.helpers.once import once, planned_once  # noqa: F401
+from tests.helpers.training import planned, trained  # noqa: F401
 from tests.phantoms import write_small_dataset
 
 ROOT = Path(__file__).parents[1]
+# Workers share the processors: how long an example takes says nothing.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+# Longest first, so that no worker is left alone with a long file at the end.
+TIERS = ("e2e", "golden", "integration", "unit")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Give a worker to each processor for whole tiers, and none for single files or tests: they are sooner done without."""
+    single = all("::" in word or word.endswith(".py") for word in config.args)
+    return 0 if single else None
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -22,8 +46,11 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
+        if "tests/e2e/" in item.nodeid:
+            item.add_marker(pytest.mark.e2e)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+    items.sort(key=lambda item: next((n for n, tier in enumerate(TIERS) if f"tests/{tier}/" in item.nodeid), 0))
 
 
 def _shared(name: str, variable: str) -> Path:

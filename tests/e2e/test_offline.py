@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.engine import RECIPE
 from tests.phantoms import write_small_dataset
-from tests.unit.test_engine import RECIPE
 
 ROOT = Path(__file__).parents[2]
 # Python runs this before anything else, in workers too. Connections on this machine are allowed; any other is recorded and refused.

@@ -16,7 +16,7 @@ GROUPS = {
     "distillation, commands and benchmark": [
         f"tests/simulated/test_{name}.py" for name in ("distillation", "commands", "bench")
     ],
-    "tests marked gpu": ["-p", "tests.simulated.plugin", "-m", "gpu", "tests/unit"],
+    "tests marked gpu": ["-p", "tests.simulated.plugin", "-m", "gpu", "tests/unit", "tests/integration"],
 }
 
 
@@ -33,7 +33,7 @@ def processes(tmp_path_factory):
     started = {}
     for name, words in GROUPS.items():
         report = folder / f"{name}.xml"
-        asked = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *words]
+        asked = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}", *words]
         with report.with_suffix(".txt").open("w", encoding="utf-8") as told:
             process = subprocess.Popen(asked, cwd=ROOT, env=os.environ | threads, stdout=told, stderr=told)
         started[name] = process, report

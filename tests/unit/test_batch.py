@@ -1,11 +1,6 @@
 """A folder of images: what is done, by whom, what is left behind, and what is said of each."""
 
 import csv
-import json
-import os
-import shutil
-import subprocess
-import sys
 import threading
 import time
 
@@ -13,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import segpipe
 from segpipe.core.geometry import same_grid
 from segpipe.core.labels import Labels, Target
 from segpipe.dataset.load import load_image
-from segpipe.errors import CaseError, DeviceError, ModelError, SegpipeError
+from segpipe.errors import DeviceError, ModelError
 from segpipe.execution.device import choose_runtime
-from segpipe.inference.engines.choose import has_openvino
 from segpipe.inference.inputs import find_inputs
 from segpipe.inference.manifest import Manifest
 from segpipe.inference.memory import choose_sums
@@ -30,68 +23,22 @@ from segpipe.inference.sliding import windows_of
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
 from segpipe.planning.usual import UsualCases
-from segpipe.postprocessing.schema import PostprocessingRules, Rule
 from tests.engines import predictor_of
+from tests.helpers.batch import SHAPE, drawn, rows_of
+from tests.helpers.inference import small_plan, threshold_predictor
+from tests.helpers.nnunet_models import model_of
 from tests.phantoms import axis_grid
 from tests.strategies import ORIENTATIONS
-from tests.unit.test_inference import small_plan, threshold_predictor
-from tests.unit.test_nnunet_models import model_of
-
-SHAPE = (16, 20, 24)
 
 
-def drawn():
-    image = np.zeros(SHAPE, dtype=np.float32)
-    image[1:6, 2:9, 3:11] = 1
-    image[9:14, 12:18, 15:24] = 2
-    return image
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for case in "abcdef":
-        write_volume(tmp_path / "in" / f"{case}.nii.gz", drawn() + ord(case) % 3 * 0.01, axis_grid(SHAPE))
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def model(tmp_path):
-    path = tmp_path / "model.segpipe"
-    model_of(small_plan(), folds=("0", "1")).write(path)
-    return path
-
-
-def rows_of(out):
-    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-
-
-def test_resume_goes_by_content(folder, tmp_path, model):
-    out, how = tmp_path / "out", {"model": model, "tta": False, "device": "cpu", "resume": True}
-    segpipe.predict(folder, out, **how)
-    assert len(rows_of(out)) == 6
-    for path in folder.iterdir():
-        os.utime(path, (1, 1))  # copied: another time, the same content
-    segpipe.predict(folder, out, **how)
-    assert len(rows_of(out)) == 6
-    stat = (folder / "a.nii.gz").stat()
-    write_volume(folder / "a.nii.gz", drawn() * 3, axis_grid(SHAPE))
-    os.utime(folder / "a.nii.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    (out / "b.nii.gz").write_bytes((out / "b.nii.gz").read_bytes()[:200])  # cut off by another program
-    segpipe.predict(folder, out, **how)
-    assert sorted(r["case"] for r in rows_of(out)[6:]) == ["a", "b"]
-    segpipe.predict(folder, out, **how | {"folds": ("0",)})
-    assert len(rows_of(out)) == 14
-    assert len((out / "predictions.csv").read_text().splitlines()) == 7
-
-
-def test_shards_are_disjoint_and_together_all(folder, tmp_path):
-    cases = find_inputs(folder, tmp_path / "out", 1)
+def test_shards_are_disjoint_and_together_all(six_scans, tmp_path):
+    cases = find_inputs(six_scans, tmp_path / "out", 1)
     parts = [shard_of(list(reversed(cases)), number, 4) for number in (1, 2, 3, 4)]
     assert sorted(c.id for part in parts for c in part) == list("abcdef")
     assert [len(p) for p in parts] == [2, 2, 1, 1]
 
 
-def test_two_processes_on_one_folder_share_the_cases(folder, tmp_path):
+def test_two_processes_on_one_folder_share_the_cases(six_scans, tmp_path):
     """Without shards: a case that another one has is left to it, and is not computed again."""
     computed = []
 
@@ -106,8 +53,8 @@ def test_two_processes_on_one_folder_share_the_cases(folder, tmp_path):
     def work():
         results.append(predict_stage(cases, predictor_of(plan, slow), out / "predictions.jsonl"))
 
-    (folder / "x.nii.gz").write_bytes(b"")
-    cases = find_inputs(folder, out, 1)
+    (six_scans / "x.nii.gz").write_bytes(b"")
+    cases = find_inputs(six_scans, out, 1)
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -119,88 +66,27 @@ def test_two_processes_on_one_folder_share_the_cases(folder, tmp_path):
     assert not (out / ".segpipe").exists()
 
 
-def test_a_claim_of_a_process_that_died_is_free(folder, tmp_path, model):
-    out = tmp_path / "out"
-    code = f"""
-from pathlib import Path
-import os, signal
-from segpipe.inference.manifest import Manifest
-held = Manifest(Path({str(out)!r}) / "predictions.jsonl").claim(Path("a.nii.gz"), wait=False)
-Path({str(out)!r}, ".9.partial.a.nii.gz").write_bytes(b"half")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    rows = segpipe.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
-    assert [r.status for r in rows] == ["done"] * 6
-    assert sorted(p.name for p in out.iterdir()) == [
-        *(f"{c}.nii.gz" for c in "abcdef"),
-        "predictions.csv",
-        "predictions.jsonl",
-    ]
-
-
-def test_a_mask_that_was_written_before_its_row_is_no_strangers(folder, tmp_path, model):
-    """Killed between the two: the claim that is left says whose it is."""
-    out = tmp_path / "out"
-    Manifest(out / "predictions.jsonl").claim(out / "a.nii.gz", wait=False).release()
-    (out / "a.nii.gz").write_bytes(b"whole, but without a row")
-    (out / ".7.partial.b.npy").write_bytes(b"half")
-    rows = segpipe.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
-    assert [r.status for r in rows] == ["done"] * 6
-    assert not list(out.glob(".*"))
-    (out / "a.npz").write_bytes(b"another program's")
-    with pytest.raises(SegpipeError, match=r"a\.npz: is there already"):
-        segpipe.predict(folder, out, model=model, tta=False, device="cpu", save_probabilities=True)
-
-
-def test_a_folder_that_moved_is_continued(folder, tmp_path, model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    how = {"tta": False, "device": "cpu", "resume": True}
-    segpipe.predict("in", "out", model="model.segpipe", **how)
-    (tmp_path / "out").rename(tmp_path / "moved")
-    monkeypatch.chdir("/")
-    rows = segpipe.predict(folder, tmp_path / "moved", model=model, **how)
-    assert len(rows_of(tmp_path / "moved")) == 6
-    assert all(row.output.is_file() for row in rows)
-    # The same content by another name is the same image.
-    shutil.copy(folder / "a.nii.gz", tmp_path / "renamed.nii.gz")
-    (row,) = segpipe.predict(tmp_path / "renamed.nii.gz", tmp_path / "moved" / "a.nii.gz", model=model, **how)
-    assert (row.case, len(rows_of(tmp_path / "moved"))) == ("renamed", 6)
-
-
-def test_single_files_of_one_name_are_told_apart_by_their_outputs(folder, tmp_path, model):
-    for patient in ("p", "q"):
-        (tmp_path / patient).mkdir()
-        shutil.copy(folder / "a.nii.gz", tmp_path / patient / "image.nii.gz")
-    for _ in range(2):
-        for patient in ("p", "q"):
-            source, output = tmp_path / patient / "image.nii.gz", tmp_path / "out" / f"{patient}.nii.gz"
-            segpipe.predict(source, output, model=model, tta=False, device="cpu", resume=True)
-    assert len(rows_of(tmp_path / "out")) == 2
-    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
-
-
-def test_logits_that_are_no_numbers_are_an_error_and_no_empty_mask(folder, tmp_path):
+def test_logits_that_are_no_numbers_are_an_error_and_no_empty_mask(six_scans, tmp_path):
     predictor = predictor_of(small_plan(), lambda x: torch.full((len(x), 3, *x.shape[2:]), float("nan")))
-    rows = predict_stage(find_inputs(folder, tmp_path / "out", 1), predictor, tmp_path / "out" / "predictions.jsonl")
+    rows = predict_stage(find_inputs(six_scans, tmp_path / "out", 1), predictor, tmp_path / "out" / "predictions.jsonl")
     assert {r.status for r in rows} == {"failed"}
     assert "not finite numbers" in rows[0].reason
     assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
-def test_a_line_that_a_crash_cut_off_does_not_swallow_the_next(folder, tmp_path):
+def test_a_line_that_a_crash_cut_off_does_not_swallow_the_next(six_scans, tmp_path):
     log = tmp_path / "out" / "predictions.jsonl"
     log.parent.mkdir()
     log.write_text('{"case": "a", "stat')
-    cases = find_inputs(folder, tmp_path / "out", 1)
+    cases = find_inputs(six_scans, tmp_path / "out", 1)
     predict_stage(cases, threshold_predictor(small_plan()), log)
     assert sorted(Manifest(log).rows()) == [f"{case}.nii.gz" for case in "abcdef"]
 
 
-def test_the_table_says_what_the_log_says(folder, tmp_path):
-    (folder / "broken.nii.gz").write_bytes(b"")
+def test_the_table_says_what_the_log_says(six_scans, tmp_path):
+    (six_scans / "broken.nii.gz").write_bytes(b"")
     out = tmp_path / "out"
-    predict_stage(find_inputs(folder, out, 1), threshold_predictor(small_plan()), out / "predictions.jsonl")
+    predict_stage(find_inputs(six_scans, out, 1), threshold_predictor(small_plan()), out / "predictions.jsonl")
     with (out / "predictions.csv").open() as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert rows["broken"]["status"] == "failed"
@@ -282,7 +168,7 @@ def test_probabilities_and_uncertainty_lie_on_the_image(tmp_path, number, region
     assert (tmp_path / "out" / "case.npz").is_file()
 
 
-def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
+def test_several_models_are_averaged_by_their_probabilities(tmp_path, six_scans):
     plan = small_plan()
     paths = []
     for fold in ("0", "1"):
@@ -290,7 +176,7 @@ def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
         both = model_of(plan, folds=("0", "1"))
         ModelFile(both.plan_json, "3d_fullres", "tiny", (), {"0": both.folds[fold]}).write(paths[-1])
     runtime, options = choose_runtime("cpu"), PredictorOptions(engine="torch")
-    image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
+    image = load_image("a", [six_scans / "a.nii.gz"], ("MR",)).volume
     stages = [Predictor.load(path, runtime, options).stages[0] for path in paths]
     from segpipe.inference.stage import CaseTrace
 
@@ -310,39 +196,6 @@ def test_several_models_are_averaged_by_their_probabilities(tmp_path, folder):
         Predictor.load((paths[0], tmp_path / "c.segpipe"), runtime, options)
 
 
-def test_an_array_is_predicted_as_its_file_is(tmp_path, model, folder):
-    predictor = Predictor.load(model, choose_runtime("cpu"))
-    rows = segpipe.predict(folder / "b.nii.gz", tmp_path / "out", model=model, device="cpu")
-    volume = load_image("b", [folder / "b.nii.gz"], ("MR",)).volume
-    found = predictor.predict(volume.array[0], volume.grid.spacing_mm)
-    np.testing.assert_array_equal(found, read_volume(rows[0].output).array[0])
-    with pytest.raises(CaseError, match=r"shape \(2, 3, 4, 5\); expected \(1, Z, Y, X\)"):
-        predictor.predict(np.ones((2, 3, 4, 5)), (1, 1, 1))
-    with pytest.raises(CaseError, match="NaN"):
-        predictor.predict(np.full((3, 4, 5), np.nan), (1, 1, 1))
-
-
-def test_the_models_rules_are_applied_unless_told_otherwise(tmp_path):
-    image = drawn()
-    image[15, 0, 0] = 1
-    write_volume(tmp_path / "a.nii.gz", image, axis_grid(SHAPE))
-    predictor = threshold_predictor(small_plan())
-    clean = predictor_of(
-        predictor.plan, predictor.stages[0].ensemble.engines[0].forward, rules=[Rule(label="low", keep="largest")]
-    )
-    volume = load_image("a", [tmp_path / "a.nii.gz"], ("MR",)).volume
-    assert (predictor.segment(volume).labels == 130).sum() - (clean.segment(volume).labels == 130).sum() == 1
-    held = model_of(small_plan())
-    rules = PostprocessingRules(rules=(Rule(label="low", keep="largest"),)).to_json()
-    ModelFile(held.plan_json, "3d_fullres", "tiny", (), held.folds, None, rules).write(tmp_path / "m.segpipe")
-    with_rules, without = (
-        Predictor.load(tmp_path / "m.segpipe", choose_runtime("cpu"), PredictorOptions(postprocess=p))
-        for p in (True, False)
-    )
-    assert (len(with_rules.rules), len(without.rules)) == (1, 0)
-    assert with_rules.digest != without.digest
-
-
 def test_where_logits_are_added_up_follows_from_the_memory():
     windows = windows_of((200, 300, 300), (128, 128, 128), 0.5)
     cpu = torch.device("cpu")
@@ -355,69 +208,25 @@ def test_where_logits_are_added_up_follows_from_the_memory():
     assert held.sum() == 120
 
 
-def test_engines_that_are_not_to_be_had_say_so(model, monkeypatch):
+def test_engines_that_are_not_to_be_had_say_so(two_fold_model, monkeypatch):
     cpu = choose_runtime("cpu")
     monkeypatch.setattr("segpipe.inference.engines.choose.cpu_flags", frozenset)
     with pytest.raises(DeviceError, match="no instructions for it"):
-        Predictor.load(model, cpu, PredictorOptions(precision="bfloat16"))
+        Predictor.load(two_fold_model, cpu, PredictorOptions(precision="bfloat16"))
     monkeypatch.setattr("segpipe.inference.engines.choose.has_openvino", lambda: False)
     with pytest.raises(DeviceError, match=r"pip install 'segpipe\[cpu\]'"):
-        Predictor.load(model, cpu, PredictorOptions(engine="openvino"))
-    assert Predictor.load(model, cpu).describe == "Torch in float32"
-
-
-@pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")
-def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, model, folder):
-    cache = tmp_path / "cache"
-    options = PredictorOptions(engine="openvino", precision="float32", cache=cache, tta=False)
-    image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
-    first = Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels
-    blobs = sorted(cache.glob("*.blob"))
-    assert len(blobs) == 2
-    # From the cache, in the same precision.
-    again = Predictor.load(model, choose_runtime("cpu"), options)
-    np.testing.assert_array_equal(again.segment(image).labels, first)
-    assert again.describe == "OpenVino in float32"
-    blobs[0].write_bytes(b"damaged")
-    np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), options).segment(image).labels, first)
-    assert len(blobs[0].read_bytes()) > 1000
-    plain = Predictor.load(
-        model, choose_runtime("cpu"), PredictorOptions(engine="torch", precision="float32", tta=False)
-    )
-    assert (plain.segment(image).labels != first).mean() < 1e-3
-    (tmp_path / "file").write_text("")
-    unwritable = PredictorOptions(engine="openvino", precision="float32", cache=tmp_path / "file" / "below", tta=False)
-    np.testing.assert_array_equal(Predictor.load(model, choose_runtime("cpu"), unwritable).segment(image).labels, first)
-    shutil.rmtree(cache)
-
-
-@pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")
-def test_a_signal_after_models_came_and_went_is_handled(model):
-    """OpenVINO lends the thread a stack for signals; it must not be taken back while it is in use."""
-    code = f"""
-import os, signal
-from segpipe.inference.predictor import Predictor, PredictorOptions
-from segpipe.execution.device import choose_runtime
-
-def load():
-    return Predictor.load({str(model)!r}, choose_runtime("cpu"), PredictorOptions(engine="openvino", tta=False))
-
-first, second = load(), load()
-del first
-del second
-signal.signal(signal.SIGTERM, lambda *_: print("handled"))
-os.kill(os.getpid(), signal.SIGTERM)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+        Predictor.load(two_fold_model, cpu, PredictorOptions(engine="openvino"))
+    assert Predictor.load(two_fold_model, cpu).describe == "Torch in float32"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpus_masks_are_the_cpus(model, folder):
-    image = load_image("a", [folder / "a.nii.gz"], ("MR",)).volume
+def test_a_gpus_masks_are_the_cpus(two_fold_model, six_scans):
+    image = load_image("a", [six_scans / "a.nii.gz"], ("MR",)).volume
     options = PredictorOptions(engine="torch", precision="float32")
-    on_gpu, on_cpu = (Predictor.load(model, choose_runtime(d), options).segment(image).labels for d in ("cuda", "cpu"))
+    on_gpu, on_cpu = (
+        Predictor.load(two_fold_model, choose_runtime(d), options).segment(image).labels for d in ("cuda", "cpu")
+    )
     assert (on_gpu != on_cpu).mean() < 1e-3
-    halved = Predictor.load(model, choose_runtime("cuda"), PredictorOptions()).segment(image).labels
+    halved = Predictor.load(two_fold_model, choose_runtime("cuda"), PredictorOptions()).segment(image).labels
     assert (halved != on_cpu).mean() < 0.05

@@ -247,26 +247,6 @@ def test_broken_series_of_real_scanners(data, name, message):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(
-    "name",
-    [
-        "hippocampus_crop_study1", "hippocampus_crop_study2", "hippocampus_crop_study3", "ct_torso_20_slices",
-        "ct_3_slices_with_seg/segmentations/ct-3slice", "ct_with_rtstruct/oriented_data",
-    ],
-)  # fmt: skip
-def test_real_series_have_simpleitks_voxels(data, tmp_path, name):
-    (done,) = segpipe.convert(data / "dicom" / name, tmp_path)
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(data / "dicom" / name))
-    theirs = sitk.ReadImage(files)
-    ours = sitk.ReadImage(str(done.output))
-    np.testing.assert_allclose(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs), rtol=1e-6)
-    for index in ((0, 0, 0), tuple(n - 1 for n in theirs.GetSize())):
-        np.testing.assert_allclose(
-            ours.TransformIndexToPhysicalPoint(index), theirs.TransformIndexToPhysicalPoint(index), atol=1e-3
-        )
-
-
-@pytest.mark.data
 @pytest.mark.parametrize("size", ["23x38x3", "24x38x3"])
 def test_an_enhanced_image_is_its_classic_series(data, size):
     folder = data / "dicom/ct_3_slices_with_seg/segmentations" / size

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segpipe.distillation.critic import Critic, SelfAttention, critic_loss, holistic_loss
+from segpipe.distillation.critic import Critic, SelfAttention, holistic_loss
 from segpipe.distillation.features import attention_loss, flow_loss, hide, hint_loss
 from segpipe.distillation.relations import (
     _nearest,
@@ -389,30 +389,3 @@ def test_large_patches_are_judged_smaller():
     images, said = torch.randn(1, 1, 96, 80, 64), torch.rand(1, 2, 96, 80, 64)
     assert Critic.shown(images, said).shape == (1, 3, 64, 64, 64)
     assert critic(Critic.shown(images, said)).shape == (1,)
-
-
-def test_the_critic_looks_at_the_image_and_learns_who_is_who_with_slopes_of_one():
-    torch.manual_seed(0)
-    shape, critic = (16, 16), Critic(3, (16, 16), width=8)
-    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
-
-    def batch(seed):
-        generator = torch.Generator().manual_seed(seed)
-        images = torch.randn(4, 1, *shape, generator=generator)
-        right = torch.cat((images > 0, images <= 0), dim=1).float()
-        return images, right
-
-    for step in range(90):
-        images, right = batch(step)
-        # The student's maps are as good as the teacher's, of another image: only one who sees the image can tell.
-        loss = critic_loss(
-            critic, images, right.roll(1, 0), right, penalty=10.0, generator=torch.Generator().manual_seed(step)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    images, right = batch(10_000)
-    assert float(holistic_loss(critic, images, right.roll(1, 0), right).detach()) > 0.5
-    between = (0.5 * right + 0.5 * right.roll(1, 0)).requires_grad_()
-    (slopes,) = torch.autograd.grad(critic(Critic.shown(images, between)).sum(), between)
-    assert float(slopes.flatten(1).norm(dim=1).mean()) == pytest.approx(1, abs=0.35)

@@ -13,38 +13,15 @@ from segpipe.distillation.teacher import Teacher
 from segpipe.errors import CaseError, ModelError
 from segpipe.evaluation.reliability import MARGIN_MM, CaseReliability, Reliability
 from segpipe.inference.inputs import find_inputs
-from segpipe.inference.predictor import Predictor
 from segpipe.inference.run import predict
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
-from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule
 from segpipe.training.initial import InitialWeights
+from tests.helpers.ensembles import SHAPE
+from tests.helpers.inference import small_plan, threshold_predictor
+from tests.helpers.nnunet_models import model_of
 from tests.phantoms import axis_grid
 from tests.strategies import ORIENTATIONS
-from tests.unit.test_inference import small_plan, threshold_predictor
-from tests.unit.test_nnunet_models import model_of
-
-SHAPE = (16, 20, 24)
-
-
-@pytest.fixture
-def pair(tmp_path):
-    """Two models apart, and as one file."""
-    plan = small_plan()
-    one, two = model_of(plan), model_of(plan, "2d", folds=("1", "2"), axes=(0, 1))
-    one.write(tmp_path / "one.segpipe")
-    two.write(tmp_path / "two.segpipe")
-    replace(one, others=(two,)).write(tmp_path / "both.segpipe")
-    return tmp_path
-
-
-def test_a_file_of_two_members_predicts_as_the_two_files_do(pair):
-    image = np.random.default_rng(0).normal(1, 1, SHAPE).astype(np.float32)
-    apart = Predictor.load((pair / "one.segpipe", pair / "two.segpipe"))
-    together = Predictor.load(pair / "both.segpipe")
-    np.testing.assert_array_equal(together.predict(image, (2.0, 1.5, 1.0)), apart.predict(image, (2.0, 1.5, 1.0)))
-    alone = Predictor.load(pair / "one.segpipe")
-    assert together.digest not in (alone.digest, apart.digest)
 
 
 def test_members_come_back_and_count_in_the_digest(pair):
@@ -56,13 +33,6 @@ def test_members_come_back_and_count_in_the_digest(pair):
     assert (pair / "again.segpipe").read_bytes() == (pair / "both.segpipe").read_bytes()
     other = replace(both, others=(model_of(small_plan(), "2d", folds=("1",)),))
     assert other.digest(()) != both.digest(())
-
-
-def test_an_ensemble_keeps_its_post_processing(pair):
-    rules = PostprocessingRules(rules=(Rule(label=EVERYTHING, keep="largest"),), chosen_on="x", n_cases=1, trials=())
-    both = ModelFile.read(pair / "both.segpipe")
-    replace(both, postprocessing_json=rules.to_json()).write(pair / "cleaned.segpipe")
-    assert Predictor.load(pair / "cleaned.segpipe").rules == rules.rules
 
 
 def test_what_takes_a_single_model_says_so(pair):

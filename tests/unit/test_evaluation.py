@@ -63,7 +63,7 @@ def test_folders(tmp_path):
     for case in ("a", "b"):
         write_volume(tmp_path / "pred" / f"{case}.nii.gz", mask((130, BOX)), GRID)
     write_volume(tmp_path / "pred" / "c.nii.gz", mask((130, BOX)), axis_grid(GRID.shape, spacing=(2.0, 1.0, 1.1)))
-    result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", output=tmp_path / "scores.json", jobs=2)
+    result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", output=tmp_path / "scores.json", jobs=1)
     assert result.labels == {"label_130": (130,), "label_300": (300,)}
     assert [c.case for c in result.cases] == ["a", "b"]
     assert result.by_label["label_300"].n_missed == 2

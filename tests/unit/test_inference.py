@@ -1,14 +1,9 @@
-import json
-
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 import segpipe
-from segpipe.core.labels import Labels
-from segpipe.dataset.load import load_image
 from segpipe.errors import DatasetError, ModelError, SegpipeError
 from segpipe.execution.device import choose_runtime
 from segpipe.inference.inputs import find_inputs
@@ -16,46 +11,10 @@ from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.inference.run import predict as predict_stage
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
-from segpipe.models.nnunet.fingerprint import read_fingerprint
-from segpipe.networks.build import build_network
-from segpipe.planning import make_plan
-from segpipe.planning.recipe import PlannerSettings, Recipe
 from tests.dicoms import write_series
-from tests.engines import predictor_of
+from tests.helpers.inference import LABELS, small_plan, threshold_predictor
 from tests.phantoms import axis_grid
 from tests.strategies import ORIENTATIONS
-
-LABELS = Labels.plain({"low": 130, "high": 300})
-
-
-def small_plan(n_channels=1, spacing=(2.0, 1.5, 1.0)):
-    fingerprint = read_fingerprint(
-        {
-            "num_training": 4, "channel_names": ["noNorm"] * n_channels, "num_labels_with_background": 3, "spacings": [list(spacing)] * 4,
-            "shapes_after_crop": [[16, 20, 24]] * 4, "median_relative_size_after_cropping": 1.0,
-        }
-    )  # fmt: skip
-    recipe = Recipe(name="tiny", description="", planner=PlannerSettings(base_features=2, max_batch=2))
-    return make_plan(fingerprint.model_copy(update={"labels": LABELS}), recipe)
-
-
-def threshold_predictor(plan) -> Predictor:
-    """A network that knows the answer: class 1 between 0.5 and 1.5, class 2 above."""
-
-    def forward(x):
-        return torch.cat([-((x[:, :1] - k) ** 2) for k in range(3)], dim=1)
-
-    return predictor_of(plan, forward)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    plan = small_plan()
-    torch.manual_seed(0)
-    network = build_network(plan.configuration("3d_fullres").network, 1, 3)
-    path = tmp_path_factory.mktemp("model") / "model.segpipe"
-    ModelFile(plan.to_json(), "3d_fullres", "tiny", (0, 1, 2), {"0": network.state_dict()}).write(path)
-    return path
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
@@ -95,58 +54,23 @@ def test_volumes_are_measured(tmp_path):
     assert row.volumes_ml == {"low": pytest.approx(1000 * 3.0 / 1000), "high": 0.0}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Three sound images and four broken ones."""
-    grid = axis_grid((16, 20, 24))
-    rng = np.random.default_rng(0)
-    for case in ("a", "b", "c"):
-        write_volume(tmp_path / "in" / f"{case}.nii.gz", rng.normal(size=grid.shape).astype(np.float32), grid)
-    (tmp_path / "in" / "empty.nii.gz").write_bytes(b"")
-    (tmp_path / "in" / "text.nrrd").write_text("no image")
-    write_volume(tmp_path / "in" / "nan.nii.gz", np.full(grid.shape, np.nan, dtype=np.float32), grid)
-    nib.save(nib.Nifti1Image(np.ones((5, 5, 5, 2), dtype=np.float32), np.eye(4)), tmp_path / "in" / "channels.nii.gz")
-    return tmp_path / "in"
-
-
-def test_bad_files_are_reported_and_the_rest_done(folder, tmp_path, model):
-    rows = segpipe.predict(folder, tmp_path / "out", model=model, tta=False, device="cpu")
-    assert {r.case: r.status for r in rows} == {
-        "a": "done", "b": "done", "c": "done", "empty": "failed", "text": "failed", "nan": "failed", "channels": "failed",
-    }  # fmt: skip
-    reasons = {r.case: r.reason for r in rows if r.reason}
-    assert "0 bytes" in reasons["empty"]
-    assert "not a readable image" in reasons["text"]
-    assert "NaN" in reasons["nan"]
-    assert "2 channel(s)" in reasons["channels"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "a.nii.gz",
-        "b.nii.gz",
-        "c.nii.gz",
-        "predictions.csv",
-        "predictions.jsonl",
-    ]
-    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 7
-
-
-def test_resume_does_only_what_is_missing_or_changed(folder, tmp_path, model):
+def test_resume_does_only_what_is_missing_or_changed(sound_and_broken, tmp_path, random_model):
     out = tmp_path / "out"
-    segpipe.predict(folder, out, model=model, tta=False, device="cpu")
+    segpipe.predict(sound_and_broken, out, model=random_model, tta=False, device="cpu")
     before = {c: (out / f"{c}.nii.gz").stat().st_mtime_ns for c in "abc"}
     (out / "b.nii.gz").unlink()
     grid = axis_grid((16, 20, 24))
-    write_volume(folder / "c.nii.gz", np.ones(grid.shape, dtype=np.float32), grid)
+    write_volume(sound_and_broken / "c.nii.gz", np.ones(grid.shape, dtype=np.float32), grid)
     with (out / "predictions.jsonl").open("a") as file:
         file.write('{"case": "a", "stat')
-    segpipe.predict(folder, out, model=model, tta=False, device="cpu", resume=True)
+    segpipe.predict(sound_and_broken, out, model=random_model, tta=False, device="cpu", resume=True)
     after = {c: (out / f"{c}.nii.gz").stat().st_mtime_ns for c in "abc"}
     assert after["a"] == before["a"]
     assert after["b"] != before["b"]
     assert after["c"] != before["c"]
 
 
-def test_a_bug_in_one_case_does_not_cost_the_others(folder, tmp_path, model, monkeypatch):
+def test_a_bug_in_one_case_does_not_cost_the_others(sound_and_broken, tmp_path, random_model, monkeypatch):
     genuine = Predictor.segment
 
     def fails_once(self, *given):
@@ -154,7 +78,7 @@ def test_a_bug_in_one_case_does_not_cost_the_others(folder, tmp_path, model, mon
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Predictor, "segment", fails_once)
-    rows = segpipe.predict(folder, tmp_path / "out", model=model, tta=False, device="cpu")
+    rows = segpipe.predict(sound_and_broken, tmp_path / "out", model=random_model, tta=False, device="cpu")
     done = {r.case: r for r in rows}
     assert done["a"].reason == "unexpected RuntimeError: a bug"
     assert (done["b"].status, done["c"].status) == ("done", "done")
@@ -187,40 +111,21 @@ def test_a_folder_of_one_series_is_one_image_whatever_lies_beside_it(tmp_path):
     assert case.id == "ct"
 
 
-def test_a_model_round_trips_and_is_the_same_bytes(tmp_path, model):
-    loaded = ModelFile.read(model)
+def test_a_model_round_trips_and_is_the_same_bytes(tmp_path, random_model):
+    loaded = ModelFile.read(random_model)
     loaded.write(tmp_path / "again.segpipe")
-    assert (tmp_path / "again.segpipe").read_bytes() == model.read_bytes()
-    assert Predictor.load(model.parent, choose_runtime("cpu")).plan.labels == LABELS
+    assert (tmp_path / "again.segpipe").read_bytes() == random_model.read_bytes()
+    assert Predictor.load(random_model.parent, choose_runtime("cpu")).plan.labels == LABELS
 
 
-def test_what_is_no_model_says_so(tmp_path, model):
+def test_what_is_no_model_says_so(tmp_path, random_model):
     (tmp_path / "text.segpipe").write_text("no model")
     with pytest.raises(ModelError, match="not a segpipe model"):
         ModelFile.read(tmp_path / "text.segpipe")
     with pytest.raises(ModelError, match="no such model"):
         ModelFile.read(tmp_path / "gone.segpipe")
     with pytest.raises(ModelError, match="has no fold 3; it has 0"):
-        Predictor.load(model, choose_runtime("cpu"), PredictorOptions(folds=("3",)))
-
-
-def test_mirroring_and_folds_are_averaged(tmp_path, model):
-    one = ModelFile.read(model)
-    ModelFile(one.plan_json, "3d_fullres", "tiny", (0, 1, 2), {"0": one.folds["0"], "1": one.folds["0"]}).write(
-        tmp_path / "two.segpipe"
-    )
-    grid = axis_grid((16, 20, 24))
-    write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=grid.shape).astype(np.float32), grid)
-    image = load_image("a", [tmp_path / "a.nii.gz"], ("MR",)).volume
-    runtime, plain = choose_runtime("cpu"), PredictorOptions(tta=False)
-    single = Predictor.load(model, runtime, plain).segment(image)
-    double = Predictor.load(tmp_path / "two.segpipe", runtime, plain).segment(image)
-    np.testing.assert_array_equal(single.labels, double.labels)
-    assert single.measured.agreement.disagreement is None
-    assert double.measured.agreement.disagreement == 0
-    mirrored = Predictor.load(model, runtime).segment(image)
-    assert (mirrored.labels != single.labels).any()
-    assert 0 < mirrored.measured.agreement.disagreement < 1
+        Predictor.load(random_model, choose_runtime("cpu"), PredictorOptions(folds=("3",)))
 
 
 def test_digits_belong_to_the_case_when_the_model_has_one_channel(tmp_path):
@@ -230,25 +135,25 @@ def test_digits_belong_to_the_case_when_the_model_has_one_channel(tmp_path):
     assert [c.id for c in find_inputs(tmp_path / "in", tmp_path / "out", 1)] == ["patient_0001", "patient_0002"]
 
 
-def test_one_name_with_two_endings_is_a_failed_case(tmp_path, model):
+def test_one_name_with_two_endings_is_a_failed_case(tmp_path, random_model):
     grid = axis_grid((16, 20, 24))
     for name in ("a.nii.gz", "a.nrrd", "b.nrrd"):
         write_volume(tmp_path / "in" / name, np.ones(grid.shape, dtype=np.int16), grid)
-    rows = segpipe.predict(tmp_path / "in", tmp_path / "out", model=model, tta=False, device="cpu")
+    rows = segpipe.predict(tmp_path / "in", tmp_path / "out", model=random_model, tta=False, device="cpu")
     assert [(r.case, r.status) for r in rows] == [("a", "failed"), ("b", "done")]
     assert "a.nii.gz, a.nrrd" in rows[0].reason
 
 
-def test_a_reference_is_never_overwritten(tmp_path, model):
+def test_a_reference_is_never_overwritten(tmp_path, random_model):
     grid = axis_grid((16, 20, 24))
     for kind in ("images", "labels"):
         write_volume(tmp_path / kind / "a.nii.gz", np.ones(grid.shape, dtype=np.int16), grid)
     before = (tmp_path / "labels" / "a.nii.gz").read_bytes()
     with pytest.raises(SegpipeError, match="was not written by segpipe predict"):
-        segpipe.predict(tmp_path / "images", tmp_path / "labels", model=model, tta=False, device="cpu")
+        segpipe.predict(tmp_path / "images", tmp_path / "labels", model=random_model, tta=False, device="cpu")
     assert (tmp_path / "labels" / "a.nii.gz").read_bytes() == before
     for _ in range(2):
-        segpipe.predict(tmp_path / "images", tmp_path / "out", model=model, tta=False, device="cpu")
+        segpipe.predict(tmp_path / "images", tmp_path / "out", model=random_model, tta=False, device="cpu")
 
 
 def test_a_detached_header_gives_one_whole_file(tmp_path):
@@ -259,17 +164,3 @@ def test_a_detached_header_gives_one_whole_file(tmp_path):
     assert row.status == "done", row.reason
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mha", "predictions.csv", "predictions.jsonl"]
     assert set(np.unique(read_volume(tmp_path / "out" / "a.mha").array)) == {130}
-
-
-def test_the_fold_that_saw_every_case_is_no_member_of_the_ensemble(tmp_path, model):
-    one = ModelFile.read(model)
-    path = tmp_path / "both.segpipe"
-    ModelFile(one.plan_json, "3d_fullres", "tiny", (), {"0": one.folds["0"], "all": one.folds["0"]}).write(path)
-
-    def engines(*folds):
-        return Predictor.load(path, choose_runtime("cpu"), PredictorOptions(folds=folds)).stages[0].ensemble.engines
-
-    assert len(engines()) == 1
-    assert len(engines("0", "all")) == 2
-    ModelFile(one.plan_json, "3d_fullres", "tiny", (), {"all": one.folds["0"]}).write(path)
-    assert len(engines()) == 1

@@ -2,44 +2,18 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 import segpipe
-from segpipe.core.labels import Labels, Target
 from segpipe.errors import ModelError, PlanError, SegpipeError
-from segpipe.execution.device import choose_runtime
-from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.models.file import ModelFile
 from segpipe.models.nnunet.folder import read_model_folder
 from segpipe.models.nnunet.vocabulary import trains_as_planned
 from segpipe.models.read import read_any_model
-from segpipe.networks.build import build_network
 from segpipe.planning.schema import Plan
-from tests.unit.test_inference import small_plan
-
-REGIONS = Labels(
-    targets=(Target(name="whole", values=(1, 2), paint=1), Target(name="core", values=(2,), paint=2)),
-    regions=True,
-    n_entries=3,
-)
-
-
-def model_of(plan, configuration="3d_fullres", folds=("0",), axes=(0, 1, 2), previous=None):
-    chosen = plan.configuration(configuration)
-    n_inputs = len(plan.channel_names) + (0 if chosen.previous_stage is None else len(plan.labels.values) - 1)
-    weights = {}
-    for number, fold in enumerate(folds):
-        torch.manual_seed(number)
-        weights[fold] = build_network(chosen.network, n_inputs, plan.labels.n_outputs).state_dict()
-    return ModelFile(plan.to_json(), configuration, "tiny", axes, weights, previous)
-
-
-def exported(model, folder):
-    model.write(folder / "model.segpipe")
-    segpipe.export_model(folder / "model.segpipe", folder / "nnunet")
-    return next((folder / "nnunet").iterdir())
+from tests.helpers.inference import small_plan
+from tests.helpers.nnunet_models import exported, model_of
 
 
 def edit(folder, **changes):
@@ -59,48 +33,6 @@ def edit_checkpoint(folder, **changes):
         torch.save(torch.load(file, weights_only=True) | changes, file)
 
 
-def labels_of(path, image, folds=(), **options):
-    predictor = Predictor.load(path, choose_runtime("cpu"), PredictorOptions(folds=folds, engine="torch", **options))
-    return predictor.predict(image, (2.0, 1.5, 1.0))
-
-
-@pytest.fixture
-def image():
-    return np.random.default_rng(3).normal(100, 20, (18, 22, 30)).astype(np.float32)
-
-
-@pytest.mark.parametrize("labels", [None, REGIONS])
-def test_a_model_that_went_to_nnunet_and_back_predicts_the_same(tmp_path, image, labels):
-    plan = small_plan()
-    plan = plan if labels is None else plan.model_copy(update={"labels": labels})
-    folder = exported(model_of(plan, folds=("0", "1")), tmp_path)
-    before, after = labels_of(tmp_path / "model.segpipe", image), labels_of(folder, image)
-    if labels is None:
-        # nnU-Net's labels are numbered; 130 and 300 became 1 and 2.
-        before = np.searchsorted([0, 130, 300], before)
-    np.testing.assert_array_equal(before, after)
-    assert len(np.unique(after)) > 1
-    one = labels_of(folder, image, ("1",))
-    assert (one != after).any()
-
-
-def test_plans_of_before_2_3_1(tmp_path, image):
-    folder = exported(model_of(small_plan()), tmp_path)
-    now = labels_of(folder, image)
-    plans = json.loads((folder / "plans.json").read_text())
-    configuration = plans["configurations"]["3d_fullres"]
-    given = configuration.pop("architecture")["arch_kwargs"]
-    configuration |= {
-        "UNet_class_name": "PlainConvUNet", "UNet_base_num_features": given["features_per_stage"][0],
-        "unet_max_num_features": max(given["features_per_stage"]), "n_conv_per_stage_encoder": given["n_conv_per_stage"],
-        "n_conv_per_stage_decoder": given["n_conv_per_stage_decoder"], "conv_kernel_sizes": given["kernel_sizes"],
-        "pool_op_kernel_sizes": given["strides"], "num_pool_per_axis": [2, 2, 2],
-    }  # fmt: skip
-    plans["foreground_intensity_properties_by_modality"] = plans.pop("foreground_intensity_properties_per_channel")
-    (folder / "plans.json").write_text(json.dumps(plans))
-    np.testing.assert_array_equal(labels_of(folder, image), now)
-
-
 def test_what_a_configuration_inherits(tmp_path):
     folder = exported(model_of(small_plan()), tmp_path)
     plans = json.loads((folder / "plans.json").read_text())
@@ -112,36 +44,6 @@ def test_what_a_configuration_inherits(tmp_path):
     edit(folder, configurations__base__inherits_from="3d_fullres")
     with pytest.raises(ModelError, match="inherits from"):
         read_model_folder(folder)
-
-
-def test_a_cascades_first_stage_is_found_beside_it(tmp_path, image):
-    plan = small_plan().model_copy(update={"labels": REGIONS})
-    low = plan.configuration("3d_fullres").model_copy(update={"name": "3d_lowres", "spacing_mm": (4.0, 3.0, 2.0)})
-    full = plan.configuration("3d_fullres").model_copy(
-        update={"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"}
-    )
-    plan = plan.model_copy(update={"configurations": {"3d_lowres": low, "3d_cascade_fullres": full}})
-    model = model_of(plan, "3d_cascade_fullres", previous=model_of(plan, "3d_lowres"))
-    model.write(tmp_path / "model.segpipe")
-    segpipe.export_model(tmp_path / "model.segpipe", tmp_path / "nnunet")
-    second = next((tmp_path / "nnunet").glob("*__3d_cascade_fullres"))
-    np.testing.assert_array_equal(labels_of(second, image), labels_of(tmp_path / "model.segpipe", image))
-    with pytest.raises(ModelError, match="holds 2 trained models"):
-        read_model_folder(tmp_path / "nnunet")
-    next((tmp_path / "nnunet").glob("*__3d_lowres")).rename(tmp_path / "elsewhere")
-    with pytest.raises(ModelError, match=r"first stage was looked for as nnUNetTrainer__.*__3d_lowres"):
-        read_model_folder(second)
-
-
-def test_convolutions_without_bias_and_weights_of_several_devices(tmp_path, image):
-    """Names that DistributedDataParallel and torch.compile put before the weights'; biases that are not there are 0."""
-    folder = exported(model_of(small_plan()), tmp_path)
-    now = labels_of(folder, image)
-    held = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
-    assert all((v == 0).all() for n, v in held["network_weights"].items() if n.endswith("conv.bias"))
-    renamed = {f"module._orig_mod.{n}": v for n, v in held["network_weights"].items() if not n.endswith("conv.bias")}
-    torch.save(held | {"network_weights": renamed}, folder / "fold_0" / "checkpoint_final.pth")
-    np.testing.assert_array_equal(labels_of(folder, image), now)
 
 
 def test_mirroring_is_the_checkpoints(tmp_path):

@@ -8,8 +8,8 @@ from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
 from segpipe.postprocessing.apply import apply_rules
 from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule
+from tests.helpers.inference import small_plan
 from tests.phantoms import axis_grid
-from tests.unit.test_inference import small_plan
 
 LABELS = Labels.plain({"liver": 3, "spleen": 7})
 SHAPE = (12, 20, 24)

@@ -163,7 +163,7 @@ def prepared(tmp_path_factory):
     (folder / "images" / "case_0.nii.gz").write_bytes(b"broken")
     (folder / "labels" / "case_1.nrrd").unlink()
     work = folder.parent / "work"
-    index = segpipe.preprocess(folder, work=work, jobs=2)
+    index = segpipe.preprocess(folder, work=work, jobs=1)
     return folder, Workspace(work), index
 
 

@@ -53,7 +53,6 @@ def nested(folder, n_cases=6, sparse=False):
             write_volume(folder / kind / f"case_{number}.nii.gz", array, axis_grid(shape, spacing=(1.0, 1.0, 1.0)))
 
 
-@pytest.mark.e2e
 @pytest.mark.slow
 def test_regions_are_trained_with_sigmoids_painted_in_order_and_scored(tmp_path, recipe):
     nested(tmp_path / "d")
@@ -70,7 +69,6 @@ def test_regions_are_trained_with_sigmoids_painted_in_order_and_scored(tmp_path,
     assert all(row["volumes_ml"]["whole"] > row["volumes_ml"]["core"] > 0 for row in rows)
 
 
-@pytest.mark.e2e
 @pytest.mark.slow
 def test_a_few_labelled_slices_teach_the_whole_volume(tmp_path, recipe):
     nested(tmp_path / "d", sparse=True)
@@ -92,7 +90,6 @@ def test_a_few_labelled_slices_teach_the_whole_volume(tmp_path, recipe):
     assert 9 not in {int(v) for p in result.predictions.glob("*.nii.gz") for v in np.unique(read_volume(p).array)}
 
 
-@pytest.mark.e2e
 @pytest.mark.slow
 def test_png_images_and_masks(tmp_path, recipe):
     rng = np.random.default_rng(0)
@@ -115,7 +112,6 @@ def test_png_images_and_masks(tmp_path, recipe):
     assert result.report.is_file()
 
 
-@pytest.mark.e2e
 @pytest.mark.slow
 def test_dicom_series_are_a_datasets_images_and_what_is_predicted(tmp_path, recipe):
     rng = np.random.default_rng(0)
@@ -158,8 +154,8 @@ def test_dicom_series_are_a_datasets_images_and_what_is_predicted(tmp_path, reci
     ("name", "configuration", "n_cases"), [("em_membrane", "2d", 30), ("fetal_brain", "3d_fullres", 16)]
 )
 def test_real_folders_go_through_plan_and_preprocess(data, tmp_path, name, configuration, n_cases):
-    segpipe.plan(data / name, work=tmp_path / "w")
-    index = segpipe.preprocess(data / name, work=tmp_path / "w")
+    segpipe.plan(data / name, work=tmp_path / "w", jobs=1)
+    index = segpipe.preprocess(data / name, work=tmp_path / "w", jobs=1)
     assert (index.configuration, len(index.cases), index.failed) == (configuration, n_cases, {})
 
 
@@ -192,8 +188,8 @@ def test_real_loose_files_go_through_plan_and_preprocess(data, tmp_path):
     for name, rows in datasets.items():
         work = Workspace(tmp_path / name / "w")
         (tmp_path / name).mkdir()
-        plan = segpipe.plan(manifest(tmp_path / name / "d", rows), work=work.root)
-        index = segpipe.preprocess(tmp_path / name / "d", work=work.root)
+        plan = segpipe.plan(manifest(tmp_path / name / "d", rows), work=work.root, jobs=1)
+        index = segpipe.preprocess(tmp_path / name / "d", work=work.root, jobs=1)
         expected = [case for case, *_ in rows if case != "lung1"]
         assert sorted(index.cases) == sorted(expected)
         assert set(values[name]) <= set(plan.labels.values)
@@ -211,9 +207,9 @@ def test_real_loose_files_go_through_plan_and_preprocess(data, tmp_path):
 def test_a_real_dicom_series_with_a_nifti_label_of_another_order_of_axes(data, tmp_path):
     series, label = data / "dicom/ct_torso_20_slices", data / "dicom/ct_torso_20_slices_segmentation.nii.gz"
     dataset = manifest(tmp_path / "d", [("a", [series], label)])
-    assert [f for f in segpipe.check(dataset, work=tmp_path / "w").findings if f.severity == "error"] == []
-    segpipe.plan(dataset, work=tmp_path / "w")
-    assert segpipe.preprocess(dataset, work=tmp_path / "w").cases == ("a",)
+    assert [f for f in segpipe.check(dataset, work=tmp_path / "w", jobs=1).findings if f.severity == "error"] == []
+    segpipe.plan(dataset, work=tmp_path / "w", jobs=1)
+    assert segpipe.preprocess(dataset, work=tmp_path / "w", jobs=1).cases == ("a",)
 
 
 @pytest.mark.data
@@ -222,8 +218,8 @@ def test_real_channels_on_different_grids(data, tmp_path):
     raw = case / "rawdata/sub-strokecase0009/ses-0001/sub-strokecase0009_ses-0001"
     mask = case / "derivatives/sub-strokecase0009/ses-0001/sub-strokecase0009_ses-0001_msk.nii.gz"
     dataset = manifest(tmp_path / "d", [("s9", [f"{raw}_{c}.nii.gz" for c in ("dwi", "adc", "flair")], mask)])
-    (finding,) = [f for f in segpipe.check(dataset, work=tmp_path / "w").findings if f.severity == "error"]
+    (finding,) = [f for f in segpipe.check(dataset, work=tmp_path / "w", jobs=1).findings if f.severity == "error"]
     assert finding.rule == "different grids"
     assert "shape 29x512x512" in finding.message
-    segpipe.plan(dataset, work=tmp_path / "w", resample_channels=True)
-    assert segpipe.preprocess(dataset, work=tmp_path / "w").cases == ("s9",)
+    segpipe.plan(dataset, work=tmp_path / "w", resample_channels=True, jobs=1)
+    assert segpipe.preprocess(dataset, work=tmp_path / "w", jobs=1).cases == ("s9",)

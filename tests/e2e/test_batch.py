@@ -1,0 +1,50 @@
+"""A folder of images: what is done, by whom, what is left behind, and what is said of each."""
+
+import subprocess
+import sys
+
+import pytest
+
+import segpipe
+from segpipe.inference.engines.choose import has_openvino
+
+
+def test_a_claim_of_a_process_that_died_is_free(six_scans, tmp_path, two_fold_model):
+    out = tmp_path / "out"
+    code = f"""
+from pathlib import Path
+import os, signal
+from segpipe.inference.manifest import Manifest
+held = Manifest(Path({str(out)!r}) / "predictions.jsonl").claim(Path("a.nii.gz"), wait=False)
+Path({str(out)!r}, ".9.partial.a.nii.gz").write_bytes(b"half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    rows = segpipe.predict(six_scans, out, model=two_fold_model, tta=False, device="cpu", resume=True)
+    assert [r.status for r in rows] == ["done"] * 6
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(f"{c}.nii.gz" for c in "abcdef"),
+        "predictions.csv",
+        "predictions.jsonl",
+    ]
+
+
+@pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")
+def test_a_signal_after_models_came_and_went_is_handled(two_fold_model):
+    """OpenVINO lends the thread a stack for signals; it must not be taken back while it is in use."""
+    code = f"""
+import os, signal
+from segpipe.inference.predictor import Predictor, PredictorOptions
+from segpipe.execution.device import choose_runtime
+
+def load():
+    return Predictor.load({str(two_fold_model)!r}, choose_runtime("cpu"), PredictorOptions(engine="openvino", tta=False))
+
+first, second = load(), load()
+del first
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
