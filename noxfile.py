@@ -30,7 +30,7 @@ def check(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Check commands, links, paths and Python imports in the documentation."""
-    session.run("pytest", "tests/e2e/test_readme.py", *session.posargs)
+    session.run("pytest", "tests/unit/test_readme.py", *session.posargs)
 
 
 @nox.session

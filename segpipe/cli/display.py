@@ -15,7 +15,7 @@ from segpipe.core.text import Table
 from segpipe.workflows.page import Page, failures
 
 MANY = 20
-"""Items from which on it is told how far they are, where no bar can show it."""
+"""Items from which on progress is reported in lines, where no bar can show it."""
 
 if TYPE_CHECKING:
     from rich.progress import Progress

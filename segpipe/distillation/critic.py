@@ -1,4 +1,4 @@
-"""The critic of holistic distillation: how well probabilities fit their image, told apart for teacher and student.
+"""The critic of holistic distillation: how well probabilities fit their image, of teacher or of student.
 
 Source: structured knowledge distillation, Liu et al. 2019 (arXiv 1903.04197): a conditional Wasserstein critic with self-attention.
 What the paper leaves open is decided as in Gulrajani et al. 2017 (arXiv 1704.00028): the gradient penalty alone holds the critic's slope,
@@ -52,9 +52,9 @@ class Critic(nn.Module):
         Parameters
         ----------
         n_channels : int
-            Of the image, and of the probabilities.
+            Channels of the image and of the probabilities together.
         shape : tuple of int
-            Of a patch.
+            Size of a patch, in voxels.
         width : int
             Feature maps of the first layer; each further one has twice as many.
         """
@@ -125,7 +125,7 @@ def critic_loss(
     penalty : float
         Weight of the squared distance of the slopes from 1.
     generator : torch.Generator
-        Of where between the two slopes are looked at; on the CPU.
+        Draws the points between the two at which slopes are taken; on the CPU.
     """
     real, made = Critic.shown(images, teacher), Critic.shown(images, student)
     n_channels = images.shape[1]

@@ -56,7 +56,7 @@ from segpipe.training.optimise import make_optimizer
 logger = logging.getLogger(__name__)
 
 _LEAST_TASK = 1e-3
-"""A loss against the labels that is nearer to its floor counts as so much, when terms are held against it."""
+"""A loss against the labels that is nearer to its floor counts as so much, when terms are compared with it."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ class TermLog:
     """What the terms came to since the last line of the log."""
 
     rows: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    """Of each term, its value and its ratio to the loss against the labels, (2,) a step: asked for once an epoch, so that a GPU need
+    """For each term, its value and its ratio to the loss against the labels, (2,) a step: asked for once an epoch, so that a GPU need
     not be waited for."""
 
     def taken(self) -> dict[str, list[tuple[float, float]]]:
@@ -120,9 +120,9 @@ class DistillationGuide:
         cap : float
             Largest ratio of a term to the loss against the labels.
         seed : int
-            Of what terms draw.
+            Seed of what terms draw.
         patch : tuple of int
-            Of the student.
+            Patch size of the student, in voxels.
         beside : BesideTeacher, optional
             The teacher, where it looks at the patches itself.
         make_peer : callable
@@ -148,9 +148,9 @@ class DistillationGuide:
             for key, term in judging.items()
         }
         self.above: Tensor | None = None
-        """What terms were last held against: a part of a batch without labels has no loss against any."""
+        """What terms were last compared with: a part of a batch without labels has no loss against any."""
         self.iteration = 0
-        """Of the step whose parts are looked at."""
+        """Number of the step whose parts are looked at."""
         self.shown: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         mutual = any(isinstance(term, MutualTerm) for term in self.terms.values())
         self.peer = to_device(make_peer(), training.runtime.device).train() if mutual else None

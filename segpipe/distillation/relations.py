@@ -32,7 +32,7 @@ def pair_loss(student: Tensor, teacher: Tensor, *, node: int | None = None, near
     node : int, optional
         Edge of a node; the smallest that gives :data:`MOST_NODES` or fewer, unless given.
     nearest : int, optional
-        Each node is held against so many nearest nodes (alpha of the paper), itself among them; against all unless given.
+        Each node is compared with so many nearest nodes (alpha of the paper), itself among them; with all unless given.
     """
     shape = tuple(teacher.shape[2:])
     grid = tuple(ceil(n / (node or node_edge(shape))) for n in shape)

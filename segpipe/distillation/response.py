@@ -45,7 +45,7 @@ def voxel_loss(
 ) -> Tensor:
     """Kullback-Leibler divergence of teacher and student, times the squared temperature; mean over voxels that count.
 
-    Of regions it is that of each region's yes or no, averaged over the regions. Source: Hinton et al. 2015 (arXiv 1503.02531).
+    For regions it is that of each region's yes or no, averaged over the regions. Source: Hinton et al. 2015 (arXiv 1503.02531).
 
     Parameters
     ----------

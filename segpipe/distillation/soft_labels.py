@@ -43,7 +43,7 @@ class SoftLabelRecord(Artefact):
 
     case: str
     source_digest: str
-    """Of the prepared arrays that they lie on."""
+    """Shape of the prepared arrays that they lie on."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ def write_soft_labels(
     sources : list of Source
     teachers : tuple of Teacher
     plan, configuration
-        Of the student.
+        Plan and configuration of the student.
     runtime : Runtime
-        Of prediction.
+        Device and precision of prediction.
     folder : Path
     tta : bool
         Average each teacher over mirrored images.
     on_case : callable
-        Told each case when it is done.
+        Called with each case when it is done.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def n_kept(labels: Labels) -> int:
 def called_labels(outputs: NDArray[Any], shares: NDArray[Any], labels: Labels) -> NDArray[np.int16]:
     """Label indices (Z, Y, X) that probabilities (k, Z, Y, X) of some outputs call.
 
-    Of regions it is an index of the last one that is more likely than not, if it can be one that no later region covers.
+    For regions it is an index of the last one that is more likely than not, if it can be one that no later region covers.
     """
     if labels.regions:
         called = np.zeros(outputs.shape[1:], dtype=np.int16)

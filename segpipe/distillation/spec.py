@@ -76,7 +76,7 @@ class PairTerm(Term):
     node: int | None = Field(None, ge=1)
     """Edge of a node in voxels of the teacher's map: beta is its power of the axes. None for the smallest that gives 512 nodes or fewer."""
     range: int | None = Field(None, ge=2)
-    """Alpha: each node is held against so many nearest ones, itself among them. None for all."""
+    """Alpha: each node is compared with so many nearest ones, itself among them. None for all."""
 
 
 class HolisticTerm(Term):
@@ -87,7 +87,7 @@ class HolisticTerm(Term):
     penalty: float = Field(10.0, ge=0)
     """Weight of the gradient penalty."""
     learning_rate: float = Field(4e-4, gt=0)
-    """Of the critic."""
+    """Learning rate of the critic."""
     width: int = Field(32, ge=8)
     """Feature maps of the critic's first layer."""
 
@@ -153,7 +153,7 @@ class MaskedTerm(Term):
     name: Literal["masked"] = "masked"
     at: str
     share: float = Field(0.65, ge=0, lt=1)
-    """Of the positions that are hidden."""
+    """Share of the positions that are hidden."""
 
 
 class SelfTerm(Term):

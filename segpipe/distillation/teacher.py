@@ -42,7 +42,7 @@ class Teacher:
         fold : int or str
             That is held out from the student.
         folds : tuple of str
-            Of the model; empty for the one that held out the same cases, where the model has it, else all.
+            Folds of the model; empty for the one that held out the same cases, where the model has it, else all.
 
         Raises
         ------

@@ -42,14 +42,14 @@ def prepare_unlabelled(
     images : dict
         Files of each case.
     plan, configuration
-        Of the student.
+        Plan and configuration of the student.
     folder : Path
     workers : int or executor, optional
         Most worker processes, or whose.
     bytes_each : int
         Forecast of a case's memory.
     on_case : callable
-        Told each case when it is done.
+        Called with each case when it is done.
     """
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(_prepare, plan=plan, configuration=configuration, folder=folder)

@@ -17,9 +17,9 @@ class Latency(Record):
     seconds_per_case: float
     """Whole cases, files read and written."""
     peak_memory_gb: float | None
-    """Of the whole process, on the host; None where the system does not tell."""
+    """Peak memory of the whole process, on the host; None where the system does not say."""
     peak_device_gb: float | None = None
-    """Of tensors on a GPU."""
+    """Peak memory of tensors on a GPU."""
 
 
 class ModelCosts(Record):
@@ -31,7 +31,7 @@ class ModelCosts(Record):
     """sha256 of plan and weights."""
     folds: tuple[str, ...]
     parameters: int
-    """Of one fold."""
+    """Weights of one fold."""
     macs_per_case: int
     """Multiply-adds of all windows, folds and mirror images of a case, on average."""
     file_mb: float
@@ -81,7 +81,7 @@ class Retention(Record):
 
 
 class Comparison(Artefact):
-    """Models on the same cases; the first is what the others are held against."""
+    """Models on the same cases; the others are compared with the first."""
 
     dataset: str
     cases: tuple[str, ...]

@@ -41,11 +41,11 @@ def evaluate(
     missing : dict of str to str, optional
         Cases that are known to have no prediction, with the reasons; they are reported as failed.
     tolerance_mm : float
-        Of the normalised surface Dice.
+        Tolerance of the normalised surface Dice, in mm.
     workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
-        Told each case id when it is done.
+        Called with each case id when the case is done.
     """
     declared = labels
     failed = dict(missing or {})

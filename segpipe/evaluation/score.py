@@ -28,11 +28,11 @@ def score_case(
     case : str
     prediction, reference : ndarray of int, shape (Z, Y, X)
     grid : Grid
-        Of both.
+        Grid of both.
     labels : Labels
         What is scored; voxels whose reference is to be ignored belong to nothing in either mask.
     tolerance_mm : float
-        Of the normalised surface Dice.
+        Tolerance of the normalised surface Dice, in mm.
     """
     kept = None if labels.ignore is None else reference != labels.ignore
 

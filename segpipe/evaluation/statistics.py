@@ -66,7 +66,7 @@ def difference(
     ----------
     names : tuple of str
     scores : tuple of mapping
-        Of :func:`paired_scores`.
+        Scores as :func:`paired_scores` returns them.
     label, metric
         What they are scores of.
     """

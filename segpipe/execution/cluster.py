@@ -39,7 +39,7 @@ _SUBMITTED_S = 300
 _COUNT_AGAIN_S = 2.0
 _REPLACE_S = 30.0
 _USABLE_SHARE = 0.8
-"""Of its memory limit, from which on Dask gives a worker nothing more to do (``distributed.worker.memory.pause``)."""
+"""Share of its memory limit from which on Dask gives a worker nothing more to do (``distributed.worker.memory.pause``)."""
 
 
 @contextmanager
@@ -185,7 +185,7 @@ class ClusterWorkers(Executor):
         return frozenset(answers)
 
     def _versions(self, workers: list[str]) -> dict[str, str]:
-        """Of segpipe on workers, and under no name on the scheduler, which unpacks jobs too; what is wrong where there is none."""
+        """Versions of segpipe on workers, and under no name on the scheduler, which unpacks jobs too; what is wrong where there is none."""
 
         async def asked() -> dict[str, Any]:
             # Asynchronously both are awaitable, whatever their types say.

@@ -56,7 +56,7 @@ class Inputs:
 
     digest: str
     outputs: Mapping[str, str]
-    """Of each job that it waited for; those that failed are missing."""
+    """Digest of each job that it waited for; those that failed are missing."""
 
 
 @dataclass
@@ -128,7 +128,7 @@ def counts(found: Iterable[Standing]) -> dict[State, int]:
 
 @dataclass(frozen=True)
 class JobEvent:
-    """What a watcher of a running graph is told of a job."""
+    """What a watcher of a running graph learns of a job."""
 
     job: Job
     standing: Standing

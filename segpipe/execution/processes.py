@@ -195,7 +195,7 @@ def map_cases(
     Parameters
     ----------
     function : callable
-        Of one item; must be picklable.
+        Function of one item; must be picklable.
     items : sequence
     workers : int, executor or None
         Most worker processes; 1 works in this process, where a case that exhausts the memory takes everything down with it. An executor (a

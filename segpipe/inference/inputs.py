@@ -30,7 +30,7 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     output : Path
         A folder; or a file, when ``source`` is one image.
     n_channels : int
-        Of the model; with one, digits at the end of a name belong to the case unless they all are _0000.
+        Channels of the model; with one, digits at the end of a name belong to the case unless they all are _0000.
 
     Raises
     ------

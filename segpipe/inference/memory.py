@@ -1,4 +1,4 @@
-"""What a case will hold in memory, told before its first window, and where its logits are added up so that it fits."""
+"""What a case will hold in memory, computed before its first window, and where its logits are added up so that it fits."""
 
 import logging
 import tempfile

@@ -1,4 +1,4 @@
-"""What can be told of a segmentation without a reference."""
+"""What can be said of a segmentation without a reference."""
 
 import numpy as np
 from numpy.typing import NDArray

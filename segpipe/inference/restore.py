@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 _VOXELS_AT_ONCE = 2**22
 """Native voxels that are restored together."""
 _ROWS_AT_ONCE = 2**19
-"""Of these, voxels that are interpolated together."""
+"""Voxels of these that are interpolated together."""
 
 
 @dataclass(frozen=True)

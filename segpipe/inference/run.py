@@ -104,7 +104,7 @@ def predict(
     save : Save, optional
         What else is written.
     on_case : callable
-        Told the row of each case.
+        Called with the row of each case.
     onlooker : callable, optional
         Given each case's id and image, returns what is to be shown its probabilities, or None.
 

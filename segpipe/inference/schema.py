@@ -11,9 +11,9 @@ class Quality(Record):
     """What was measured on a segmentation that nobody has looked at yet."""
 
     spacing_mm: tuple[float, ...] = ()
-    """Of the image, (z, y, x) in the plan's orientation."""
+    """Shape of the image, (z, y, x) in the plan's orientation."""
     mean_entropy: float | None = None
-    """Of the foreground's voxels, between 0 (certain) and 1."""
+    """Mean entropy of the foreground's voxels, between 0 (certain) and 1."""
     disagreement: float | None = None
     """Share of the foreground that a fold or a mirror image, on average, labels in another way than their mean."""
     components: dict[str, int] = {}

@@ -60,14 +60,14 @@ class Windows:
     """Where windows lie on an image, padded where it is smaller than the patch."""
 
     shape: tuple[int, int, int]
-    """Of the image."""
+    """Shape of the image."""
     patch: tuple[int, int, int]
     step: float
     flat: bool
     """The network knows two axes only; the first one's patch is a slice."""
     padding: tuple[tuple[int, int], ...] = field(init=False)
     starts: tuple[tuple[int, ...], ...] = field(init=False)
-    """Of the windows, along each axis."""
+    """First voxels of the windows, along each axis."""
 
     def __post_init__(self) -> None:
         padding = padding_to(self.shape, self.patch)
@@ -178,7 +178,7 @@ def logit_planes(
     image : Tensor of float32
         (C, Z, Y, X), where windows are computed.
     windows : Windows
-        Of the image's shape.
+        Windows of the image's shape.
     allocate : callable
         Makes the tensor of zeros of a shape that logits are added up in; its device and number type are the caller's choice.
     n_outputs : int
@@ -190,9 +190,9 @@ def logit_planes(
         Value (C,) of each channel that proves a voxel to lie outside the body: windows of nothing else are not computed, and what no
         window was computed for is background.
     agreement : Agreement, optional
-        Told how passes agree.
+        Counts how passes agree.
     on_tile : callable
-        Told the number of windows computed, after each batch.
+        Called with the number of windows computed, after each batch.
 
     Yields
     ------

@@ -89,7 +89,7 @@ class LoadedModel:
         if self.previous is not None:
             found = self.previous.segment(image, self.previous.prepare(image), measured)
             found = found.transpose(self.previous.plan.transpose_backward)
-            # What is told of the quality is of the last stage.
+            # What is reported of the quality is of the last stage.
             measured.entropy, measured.foreground, measured.agreement = Tally(), Tally(), Agreement()
         with measured.timing("prepare"):
             prepared = prepared or prepare(image, found, self.plan, self.configuration)

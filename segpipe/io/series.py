@@ -223,7 +223,7 @@ def _tolerance_mm(distance: float) -> float:
 
 
 def _require_in_line(images: list[Slice], distance: float) -> None:
-    """Raise when a slice lies beside the line from the first to the last."""
+    """Raise when a slice lies beside the straight line from the first to the last."""
     positions = np.array([s.position for s in images])
     expected = np.linspace(positions[0], positions[-1], len(positions))
     beside = np.linalg.norm(positions - expected, axis=1)

@@ -23,7 +23,7 @@ from segpipe.training.schema import TrainingRecord
 def bring_together(
     folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplits, found: Mapping[str, Standing]
 ) -> tuple[CrossvalResult | None, Path | None]:
-    """Write what can be told by now; returns the result, None where no test case was scored, and the model, None where it is not made."""
+    """Write what is known by now; returns the result, None where no test case was scored, and the model, None where it is not made."""
     model = _final_model(folder, found)
     pooled = pool(folder, design, splits, found)
     if not pooled.cases:

@@ -37,7 +37,7 @@ class Batch:
     """(N, L, Z, Y, X): the segmentation, then the previous stage's in a cascade."""
     drawn: Draw | None
     spoilings: tuple[Spoiling, ...]
-    """Of the previous stage's segmentation."""
+    """Channels of the previous stage's segmentation."""
     patches: tuple[str, ...]
     """Case and place of each sample, in words."""
     soft: Tensor | None = None
@@ -83,10 +83,10 @@ class BatchSource:
         how : Sampling
             Its patch has three axes, the first of one voxel where ``flat``.
         augmentation : AugmentationSpec, optional
-            Of the training patches; validation patches have none.
+            Augmentation of the training patches; validation patches have none.
         seed : int
         name : str
-            Of the random stream.
+            Name of the random stream.
         flat : bool
             The network is 2D: the slice axis is dropped.
         n_previous : int

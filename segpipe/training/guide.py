@@ -53,7 +53,7 @@ class StepContext:
     task: Tensor
     """Loss against the labels, detached; of the part's share."""
     share: float
-    """Of the part in the whole batch."""
+    """Share of the part in the whole batch."""
     iteration: int
     progress: float
     """Share of the training that is done."""

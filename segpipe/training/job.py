@@ -1,4 +1,4 @@
-"""What is to be trained, and who is told."""
+"""What is to be trained, and who gets progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class FoldJob:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told what happens."""
+    """Receives what happens."""
 
     on_iteration: Callable[[Status], None] = lambda _: None
     on_epoch: Callable[[], None] = lambda: None

@@ -51,7 +51,7 @@ class Trainer:
     folder: FoldFolder
     identity: dict[str, str]
     spacing: tuple[float, ...] = ()
-    """Of a voxel of a patch, for losses of distances."""
+    """Spacing of a voxel of a patch, for losses of distances."""
     n_readers: int = 1
     end_is_asked_for: bool = True
     """Whether the schedule's end is the user's; a resumed training keeps its own otherwise."""

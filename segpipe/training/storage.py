@@ -63,7 +63,7 @@ class SoftArrays:
     """(k, Z, Y, X) float16."""
     n_outputs: int
     regions: bool = False
-    """Each output is told apart by itself; else they sum to 1, and what is left out is shared in proportion."""
+    """Each output is decided by itself; else they sum to 1, and what is left out is shared in proportion."""
 
     @property
     def n_bytes(self) -> int:

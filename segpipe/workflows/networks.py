@@ -39,9 +39,9 @@ class NetworkCost:
     macs: int | None = None
     """Multiply-adds of a forward pass over one patch."""
     memory_gb: float | None = None
-    """Of a training step, counted on the network itself."""
+    """Memory of a training step, counted on the network itself."""
     step_s: float | None = None
-    """Of a training step on this machine; None where it could not be run."""
+    """Seconds of a training step on this machine; None where it could not be run."""
     problem: str = ""
     """Why there are no numbers."""
 
@@ -119,7 +119,7 @@ def named_network(name: str) -> NetworkCost:
 
 
 def network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration: str, runtime: Runtime) -> NetworkCost:
-    """Plan, build and time a network; one that fails is told in its row, whatever the reason."""
+    """Plan, build and time a network; one that fails has the reason in its row, whatever the reason."""
     try:
         return _network_cost(name, base, fingerprint, configuration, runtime)
     except Exception as error:  # noqa: BLE001 - the reason is the network's row

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segpipe.core.labels import Labels
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table, shown
 from segpipe.errors import ModelError, SegpipeError, UsageError
 from segpipe.evaluation.run import labels_found, match_pairs
-from segpipe.models.file import model_in, read_model
 from segpipe.postprocessing.choose import choose_rules
 from segpipe.postprocessing.run import apply_to_folder
 from segpipe.postprocessing.schema import PostprocessingRules
 from segpipe.workflows.options import PostprocessOptions
 from segpipe.workflows.page import Page, plain
+
+if TYPE_CHECKING:
+    from segpipe.models.file import ModelFile
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def choose_postprocessing(
     if options.rules is not None:
         chosen.write(options.rules)
     if options.model is not None:
-        replace(read_model(options.model), postprocessing_json=chosen.to_json()).write(model_in(options.model))
+        from segpipe.models.file import model_in
+
+        replace(_held(options.model), postprocessing_json=chosen.to_json()).write(model_in(options.model))
     return chosen, failed
 
 
@@ -68,7 +73,7 @@ def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> 
     if options.rules is not None:
         rules = PostprocessingRules.read(options.rules).rules
     elif options.model is not None:
-        held = read_model(options.model)
+        held = _held(options.model)
         if not held.postprocessing_json:
             raise ModelError(
                 f"{options.model}: holds no post-processing; choose some with --references first, or give --rules"
@@ -81,8 +86,15 @@ def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> 
         return apply_to_folder(options.predictions, options.output, rules, labels, workers=options.jobs, on_case=step)
 
 
+def _held(model: Path) -> ModelFile:
+    """Read a model; torch is needed for that, and not for rules of a file."""
+    from segpipe.models.file import read_model
+
+    return read_model(model)
+
+
 def _labels_of(model: Path) -> Labels:
-    return read_model(model).plan.labels
+    return _held(model).plan.labels
 
 
 def page(done: Postprocessed, options: PostprocessOptions) -> Page:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from segpipe.io.formats import read_volume
+from segpipe.version import __version__
 from tests.helpers.command_line import segpipe
 from tests.phantoms import write_small_dataset
 
@@ -111,7 +112,7 @@ def test_predict_evaluate_report(finished, tmp_path):
     assert result.returncode == 3
     scores = json.loads(result.stdout)
     assert set(scores["failed"]) == {"case_5"}
-    assert scores == json.loads((tmp_path / "scores.json").read_text())
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores | {"made_by": __version__}
 
     result = segpipe("report", work)
     assert (result.returncode, Path(result.stdout.strip())) == (0, work / "report" / "index.html")

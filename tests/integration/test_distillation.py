@@ -14,7 +14,7 @@ from segpipe.core.workspace import Workspace
 from segpipe.dataset.load import load_image
 from segpipe.distillation.soft_labels import soft_label_key, write_soft_labels
 from segpipe.distillation.teacher import BesideTeacher, Teacher
-from segpipe.errors import DistillationError, TrainingError
+from segpipe.errors import CaseError, DistillationError, TrainingError
 from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.io.arrays import read_array
 from segpipe.io.formats import write_volume
@@ -269,7 +269,7 @@ def test_a_case_that_a_teacher_cannot_label_is_told_and_the_others_teach(place):
     def load(case, *args, **options):
         if not spoilt or case == spoilt[0]:
             spoilt.append(case)
-            raise module.CaseError(f"{case}: gone")
+            raise CaseError(f"{case}: gone")
         return real(case, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -367,7 +367,7 @@ for name in others.split():
         importlib.import_module(name)
     except ImportError:
         pass
-from tests.unit.test_side_effects import state_of_the_process
+from tests.integration.test_side_effects import state_of_the_process
 import sys
 for name in [name for name in sys.modules if name.split(".")[0] == "segpipe"]:
     del sys.modules[name]

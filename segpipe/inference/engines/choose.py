@@ -120,7 +120,7 @@ def _float16_on_cpu(engine: EngineName) -> bool:
 
 
 def default_engine(runtime: Runtime) -> str:
-    """Engine and precision that prediction takes on a device unless told otherwise, in words."""
+    """Engine and precision that prediction takes on a device unless another is asked for, in words."""
     chosen = inference_runtime(runtime)
     name = "OpenVINO" if chosen.device.type == "cpu" and has_openvino() else "PyTorch"
     hint = "" if chosen.device.type != "cpu" or has_openvino() else "; OpenVINO is faster: pip install 'segpipe[cpu]'"

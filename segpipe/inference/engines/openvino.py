@@ -31,7 +31,7 @@ _HINTS = {None: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _MOST_KEPT = 20
 """Compiled networks in the cache; the ones used longest ago go."""
 _ONE_AT_A_TIME = Lock()
-"""Of threads that load a model: torch's tracer keeps the names of what it traces in one place for all of them."""
+"""Held by a thread that loads a model: torch's tracer keeps the names of what it traces in one place for all of them."""
 
 
 class OpenVinoEngine:

@@ -55,7 +55,7 @@ _NONE_FOUND = "no trained nnU-Net model in it; expected plans.json, dataset.json
 def write_model_folder(model: ModelFile, path: Path, ending: str = ".nii.gz") -> Path:
     """Write a model so that nnU-Net (2.3 or newer) loads it and predicts with it; returns the folder of the model.
 
-    Of a cascade the first stage is written beside it, as nnU-Net has it.
+    For a cascade the first stage is written beside it, as nnU-Net has it.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def write_model_folder(model: ModelFile, path: Path, ending: str = ".nii.gz") ->
     path : Path
         New or empty; gets ``<Trainer>__<Plans>__<configuration>``.
     ending : str
-        Of the images that nnU-Net will be given.
+        Ending of the images that nnU-Net will be given.
 
     Raises
     ------

@@ -59,7 +59,7 @@ def dataset_to_nnunet(plan: Plan, ending: str) -> dict[str, Any]:
     ----------
     plan : Plan
     ending : str
-        Of the images that nnU-Net will be given, such as ``.nii.gz``.
+        Ending of the images that nnU-Net will be given, such as ``.nii.gz``.
     """
     labels = plan.labels
     number = {value: index for index, value in enumerate(labels.values)}
@@ -84,7 +84,7 @@ def plan_from_nnunet(
     plans, dataset : mapping
         As read from JSON.
     name : str
-        Of the configuration.
+        Name of the configuration.
     batch_norm : bool
         The trainer put batch normalisation in the place of the planned one.
 
@@ -336,7 +336,7 @@ def _require_blocks(given: dict[str, Any], dims: int, *, batch_norm: bool) -> st
 
 
 def _statistics(measured: Mapping[str, Any], *, needed: bool) -> IntensityStatistics:
-    """Of one channel; where it is not normalised by them they may be missing, and are 0."""
+    """Statistics of one channel; where it is not normalised by them they may be missing, and are 0."""
     return IntensityStatistics(**{key: float(measured[key] if needed else measured.get(key, 0.0)) for key in _NAMES})
 
 

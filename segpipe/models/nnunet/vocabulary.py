@@ -34,7 +34,7 @@ RESAMPLING = {
     name: {"is_seg": name == "seg", "order": 3 if name == "data" else 1, "order_z": 0, "force_separate_z": None}
     for name in ("data", "seg", "probabilities")
 }
-"""Of images, segmentations and probabilities: what segpipe resamples as."""
+"""How segpipe resamples images, segmentations and probabilities, in nnU-Net's words."""
 
 BATCH_NORM_TRAINER = "nnUNetTrainerBN"
 # Parts of the names of nnU-Net's own trainers that change loss, learning rate, augmentation, sampling or duration: what a trained

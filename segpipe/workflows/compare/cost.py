@@ -25,12 +25,12 @@ from segpipe.workflows.scoring import Models
 
 @dataclass(frozen=True)
 class Counted:
-    """Of one model."""
+    """Counts of one model."""
 
     digest: str
     parameters: int
     macs_per_window: int
-    """Of all folds and mirror images."""
+    """Multiply-adds of all folds and mirror images."""
     file_mb: float
 
 

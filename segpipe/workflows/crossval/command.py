@@ -43,7 +43,7 @@ class Crossvalidated:
     result: CrossvalResult | None = None
     """None where no outer fold is finished."""
     model: Path | None = None
-    """Of all cases, made by the rules that were measured."""
+    """Model of all cases, made by the rules that were measured."""
     failed: dict[str, str] = field(default_factory=dict)
     """Jobs and cases that were lost, with the reasons."""
 
@@ -62,6 +62,8 @@ def crossval(options: CrossvalOptions, watch: Watch = SILENT) -> Crossvalidated:
     from segpipe.execution.locks import locked
     from segpipe.workflows.crossval.asked import request_of, require_sound, settle, splits_asked
 
+    if options.status:
+        return crossval_status(workspace_of(options.dataset, options.work).root)
     if options.cluster is not None and options.recipe is None:
         raise CrossvalError(
             f"--cluster {options.cluster}: which recipe suits is the workers' matter, not this machine's; "
@@ -267,11 +269,11 @@ class _Crossval:
 
 
 def _teller(watch: Watch, done: Callable[[str], None]) -> Callable[[JobEvent], None]:
-    def tell(told: JobEvent) -> None:
-        if told.standing.state in ("done", "failed", "blocked"):
-            done(told.job.id)
-        if told.standing.state == "failed":
-            watch.note(f"{told.job.id}: {told.standing.reason}")
+    def tell(event: JobEvent) -> None:
+        if event.standing.state in ("done", "failed", "blocked"):
+            done(event.job.id)
+        if event.standing.state == "failed":
+            watch.note(f"{event.job.id}: {event.standing.reason}")
 
     return tell
 

@@ -23,7 +23,7 @@ from segpipe.workflows.planning import keep_plan_as, make_plan, plan_for_network
 
 _TIMED_STEPS = 5
 _VALIDATION_SHARE = 1 / 3
-"""Of a training step's time, what a batch of validation takes: there is no backward pass."""
+"""Share of a training step's time that a batch of validation takes: there is no backward pass."""
 
 
 def measure(work: Work) -> str:
@@ -123,6 +123,6 @@ def prepare(work: Work) -> str:
     """Prepare the arrays of one configuration, with this study's intensities and spacings."""
     assert work.task.configuration is not None
     index = prepare_arrays(work.project, read_plan(work.workspace, work.project.measured), work.task.configuration)
-    # Arrays may be deleted later; which cases were lost is still to be told.
+    # Arrays may be deleted later; which cases were lost is still reported.
     index.write(work.folder.job(work.task.name) / "index.json")
     return index.digest()

@@ -26,7 +26,7 @@ class SoftLabels:
 
     folder: Path
     index: PreprocessedIndex
-    """Of the cases that have some."""
+    """Cases that have some."""
     unlabelled: tuple[Path, tuple[str, ...]] | None
     """Folder of prepared images without labels, and which."""
     unusable: dict[str, str]
