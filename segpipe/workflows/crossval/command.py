@@ -63,7 +63,7 @@ def crossval(options: CrossvalOptions, watch: Watch = SILENT) -> Crossvalidated:
     from segpipe.workflows.crossval.asked import request_of, require_sound, settle, splits_asked
 
     if options.status:
-        return crossval_status(workspace_of(options.dataset, options.work).root)
+        return crossval_status(Project.open(options, watch).workspace.root)
     if options.cluster is not None and options.recipe is None:
         raise CrossvalError(
             f"--cluster {options.cluster}: which recipe suits is the workers' matter, not this machine's; "
