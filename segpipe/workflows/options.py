@@ -104,6 +104,11 @@ def _settled(kind: Any, one: "Field[Any]", value: Any) -> Any:
     name = f"--{one.name.replace('_', '-')}"
     if value is None:
         return None
+    if note.parse is not None and isinstance(value, str):
+        try:
+            return note.parse(value)
+        except ValueError as error:
+            raise SegpipeError(f"{name} {error}") from error
     if kind in (tuple[Path, ...], tuple[str, ...]):
         each = get_args(kind)[0]
         return (each(value),) if isinstance(value, (str, Path)) else tuple(each(part) for part in value)

@@ -146,6 +146,16 @@ def test_python_functions_check_what_they_are_given_as_the_command_line_does():
         segpipe.predict("i", "o")
 
 
+def test_a_text_is_read_as_on_the_command_line():
+    assert records.TrainOptions(dataset="d", fold="2").fold == 2
+    assert records.TrainOptions(dataset="d", fold="all").fold == "all"
+    assert records.PredictOptions(source="i", output="o", model="m", shard="2/8").shard == (2, 8)
+    with pytest.raises(SegpipeError, match=r"--fold 'first': expected a number or 'all'"):
+        segpipe.train("d", fold="first")
+    with pytest.raises(SegpipeError, match=r"--budget-gb 'much': expected a number of GB"):
+        segpipe.plan("d", budget_gb="much")
+
+
 def test_values_are_brought_to_their_types():
     asked = records.PredictOptions(source="in", output="out", model="m", folds="0")
     assert (asked.source, asked.model, asked.folds) == (Path("in"), (Path("m"),), ("0",))
