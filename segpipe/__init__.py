@@ -63,15 +63,18 @@ def __getattr__(name: str) -> Any:
     options = import_module("segpipe.workflows.options")
     keywords = import_module("segpipe.workflows.keywords")
     made = keywords.with_keywords(
-        getattr(import_module(f"segpipe.{module}"), workflow), getattr(options, record), _PLACED.get(name, ())
+        getattr(import_module(f"segpipe.{module}"), workflow), getattr(options, record), *_PLACED.get(name, ())
     )
     made.__name__ = made.__qualname__ = name
     globals()[name] = made
     return made
 
 
-_PLACED = {"choose_postprocessing": ("predictions", "references")}
-"""Fields that may be given by their place, where they are not the record's arguments."""
+_PLACED = {
+    "choose_postprocessing": (("predictions", "references"), ("output",)),
+    "apply_postprocessing": (("predictions", "output"), ("references",)),
+}
+"""Fields that are given by their place, where they are not the record's arguments, and fields that a function does not have."""
 
 
 def __dir__() -> list[str]:

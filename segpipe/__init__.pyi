@@ -68,10 +68,9 @@ __all__ = [
 
 def apply_postprocessing(
     predictions: Path | str,
-    output: Path | str | None = ...,
+    output: Path | str | None,
     *,
     jobs: int | None = ...,
-    references: Path | str | None = ...,
     rules: Path | str | None = ...,
     model: Path | str | None = ...,
     watch: Watch = ...,
@@ -86,10 +85,9 @@ def check(
 ) -> CheckResult: ...
 def choose_postprocessing(
     predictions: Path | str,
-    references: Path | str | None = ...,
+    references: Path | str | None,
     *,
     jobs: int | None = ...,
-    output: Path | str | None = ...,
     rules: Path | str | None = ...,
     model: Path | str | None = ...,
     watch: Watch = ...,

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from segpipe.core.progress import Watch
 from segpipe.core.text import Table
+from segpipe.errors import SegpipeError
 from segpipe.workflows.page import Page, failures
 
 MANY = 20
@@ -147,6 +148,8 @@ def show(page: Page, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(page.json, indent=1, default=str))  # noqa: T201 - the result itself
         return
+    if page.refused:
+        raise SegpipeError(page.refused)
     for part in (*page.parts, *failures(page.lost, page.failed)):
         if isinstance(part, str):
             out().print(part, markup=False, soft_wrap=True)

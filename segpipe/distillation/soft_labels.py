@@ -43,7 +43,7 @@ class SoftLabelRecord(Artefact):
 
     case: str
     source_digest: str
-    """Shape of the prepared arrays that they lie on."""
+    """Digest of the prepared arrays that they lie on."""
 
 
 @dataclass(frozen=True)

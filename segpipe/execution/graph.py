@@ -161,7 +161,7 @@ def run_graph(
     stop : callable
         Asked now and then; once it says so nothing new is begun, and what runs is left to the executor's owner to stop.
     on_event : callable
-        JobEvent of each job that begins, ends or is found done.
+        Called with the event of each job that begins, ends or is found done.
     capacity : callable
         How many jobs the executor's workers do at a time; it may change.
 

@@ -11,7 +11,7 @@ class Quality(Record):
     """What was measured on a segmentation that nobody has looked at yet."""
 
     spacing_mm: tuple[float, ...] = ()
-    """Shape of the image, (z, y, x) in the plan's orientation."""
+    """Spacing of the image, (z, y, x) in the plan's orientation."""
     mean_entropy: float | None = None
     """Mean entropy of the foreground's voxels, between 0 (certain) and 1."""
     disagreement: float | None = None

@@ -171,6 +171,10 @@ class ModelFile:
             with zipfile.ZipFile(file) as archive:
                 about = json.loads(archive.read("model.json"))
                 require_not_newer("model file", about["format"], ENSEMBLE_FORMAT, about.get("made_by"))
+                if about["format"] < 1:
+                    raise ArtefactError(
+                        f"model file has format {about['format']}, expected 1 to {ENSEMBLE_FORMAT}; make it again"
+                    )
                 folds = {str(f): load(archive.read(f"fold_{f}.safetensors")) for f in about["folds"]}
                 plan_json = archive.read("plan.json").decode()
                 rules = archive.read(_POSTPROCESSING).decode() if _POSTPROCESSING in archive.namelist() else ""

@@ -288,16 +288,12 @@ class _Planner:
             for name, c in zip(self.fingerprint.channel_names, self.guard.channels, strict=False)
         )
         order = (
-            "another order of channels is reported"
-            if self.guard.tells_order
-            else "the order of channels cannot be found"
+            "another order of channels is told" if self.guard.tells_order else "the order of channels cannot be told"
         )
         return Decision(
             rule="intensity guard",
             chosen=f"{len(self.guard.channels)} channel(s) judged in prediction",
-            because=f"each training case compared with the others; {order}"
-            if steps
-            else "no percentiles were measured",
+            because=f"each training case held against the others; {order}" if steps else "no percentiles were measured",
             steps=steps,
         )
 

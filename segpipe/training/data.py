@@ -37,7 +37,7 @@ class Batch:
     """(N, L, Z, Y, X): the segmentation, then the previous stage's in a cascade."""
     drawn: Draw | None
     spoilings: tuple[Spoiling, ...]
-    """Channels of the previous stage's segmentation."""
+    """Errors that are drawn into the previous stage's segmentation."""
     patches: tuple[str, ...]
     """Case and place of each sample, in words."""
     soft: Tensor | None = None

@@ -15,7 +15,9 @@ from segpipe.workflows.options import Note, Options, note_of, types_of
 _SECTION = re.compile(r"\n\n(?=(?:Raises|Returns|Notes)\n-)")
 
 
-def with_keywords(workflow: Callable[..., Any], record: type[Options], placed: tuple[str, ...] = ()) -> Any:
+def with_keywords(
+    workflow: Callable[..., Any], record: type[Options], placed: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Any:
     """Return a function that makes the record of its keywords and calls the workflow.
 
     Parameters
@@ -25,7 +27,9 @@ def with_keywords(workflow: Callable[..., Any], record: type[Options], placed: t
     record : type
         What may be asked.
     placed : tuple of str
-        Fields that may be given by their place; the record's arguments unless given.
+        Fields that have to be given and may be by their place; the record's arguments unless given.
+    without : tuple of str
+        Fields that this function does not have.
     """
     names = placed or tuple(one.name for one in fields(record) if note_of(one).argument)
 
@@ -35,21 +39,24 @@ def with_keywords(workflow: Callable[..., Any], record: type[Options], placed: t
 
     public.__name__ = public.__qualname__ = workflow.__name__
     public.__module__ = "segpipe"
-    public.__doc__ = documented(workflow, record)
-    public.__signature__ = signature(record, names)  # type: ignore[attr-defined]
+    public.__doc__ = documented(workflow, record, without)
+    public.__signature__ = signature(record, names, without, required=placed)  # type: ignore[attr-defined]
     return public
 
 
-def signature(record: type[Options], placed: tuple[str, ...]) -> inspect.Signature:
+def signature(
+    record: type[Options], placed: tuple[str, ...], without: tuple[str, ...] = (), required: tuple[str, ...] = ()
+) -> inspect.Signature:
     """Return the signature of a public function: arguments by their place, the rest by name, and ``watch``."""
     kinds = types_of(record)
     first = [one for name in placed for one in fields(record) if one.name == name]
-    rest = [one for one in fields(record) if one.name not in placed and not note_of(one).terminal_only]
+    hidden = {*placed, *without}
+    rest = [one for one in fields(record) if one.name not in hidden and not note_of(one).terminal_only]
     parameters = [
         inspect.Parameter(
             one.name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD if one in first else inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+            default=inspect.Parameter.empty if one.default is MISSING or one.name in required else one.default,
             annotation=kinds[one.name],
         )
         for one in (*first, *sorted(rest, key=lambda one: one.default is not MISSING))
@@ -58,12 +65,12 @@ def signature(record: type[Options], placed: tuple[str, ...]) -> inspect.Signatu
     return inspect.Signature([*parameters, watch])
 
 
-def documented(workflow: Callable[..., Any], record: type[Options]) -> str:
+def documented(workflow: Callable[..., Any], record: type[Options], without: tuple[str, ...] = ()) -> str:
     """Return a workflow's documentation with its options as numpydoc parameters."""
     text = inspect.getdoc(workflow) or ""
     lines = ["Parameters", "----------"]
     for one in fields(record):
-        if note_of(one).terminal_only:
+        if note_of(one).terminal_only or one.name in without:
             continue
         lines += [f"{one.name} : {_kind(types_of(record)[one.name])}", f"    {described(note_of(one))}"]
     lines += ["watch : Watch", "    Shows progress; nothing unless given."]

@@ -11,7 +11,7 @@ from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import NetworkError, UsageError
-from segpipe.execution.device import Runtime
+from segpipe.execution.device import Runtime, choose_runtime
 from segpipe.execution.processes import reason_of
 from segpipe.networks.build import build_network
 from segpipe.networks.catalogue import architecture_of, complete_options, network_names
@@ -57,6 +57,7 @@ def networks(options: NetworksOptions, watch: Watch = SILENT) -> list[NetworkCos
         if options.configuration is not None or options.work is not None:
             raise UsageError("costs are those of a dataset; give DATASET, or leave out --configuration and --work")
         return [named_network(name) for name in chosen]
+    choose_runtime(options.device)  # a device that is not there is reported before anything is written
     project = Project.open(options, watch)
     with project.alone():
         base = current_plan(project)
@@ -87,7 +88,7 @@ def page(costs: list[NetworkCost], options: NetworksOptions) -> Page:
         )
     wrong = [cost.problem for cost in costs if cost.problem]
     if wrong:
-        raise NetworkError(wrong[0])
+        return Page(values, [], refused=wrong[0])
     about = [architecture_of(parse_choice(cost.network).name) for cost in costs]
     rows = [[a.name, a.about, a.describe_options()] for a in about]
     listed = Table("Networks, and what they may be asked for", ["network", "", "options"], rows)
@@ -121,7 +122,8 @@ def named_network(name: str) -> NetworkCost:
 def network_cost(name: str, base: Plan, fingerprint: Fingerprint, configuration: str, runtime: Runtime) -> NetworkCost:
     """Plan, build and time a network; one that fails has the reason in its row, whatever the reason."""
     try:
-        return _network_cost(name, base, fingerprint, configuration, runtime)
+        with torch.random.fork_rng(devices=[]):
+            return _network_cost(name, base, fingerprint, configuration, runtime)
     except Exception as error:  # noqa: BLE001 - the reason is the network's row
         return NetworkCost(name, problem=reason_of(error, f"network {name}"))
 

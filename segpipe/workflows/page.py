@@ -27,6 +27,8 @@ class Page:
     """Title of the table of what failed."""
     exit_code: int = 0
     """Exit code where nothing failed."""
+    refused: str = ""
+    """Why there is nothing to show but the JSON."""
 
 
 def places(paths: Mapping[str, Any]) -> list[str]:

@@ -25,15 +25,12 @@ def recipe_for(project: Project, asked: str | None = None) -> str:
     return name
 
 
-def compare_with_recipe(project: Project, plan: Plan) -> None:
-    """Report where training finds another kind of device than the one that the recipe was taken for."""
+def compare_with_recipe(project: Project, recipe: str, instead: str) -> None:
+    """Report where torch finds another kind of device than the one that a recipe was taken for; ``instead`` says how to ask for another."""
     on_gpu = project.runtime.device.type == "cuda"
-    if project.device == "auto" and plan.recipe.partition("+")[0] == ("cpu" if on_gpu else "default"):
-        found = "a GPU is there" if on_gpu else "torch finds no GPU"
-        project.watch.note(
-            f"{project.workspace.plan}: was made by the recipe {plan.recipe}, and {found}; "
-            f"`segpipe plan --recipe {'default' if on_gpu else 'cpu'}` plans for it"
-        )
+    if project.device == "auto" and recipe.partition("+")[0] == ("cpu" if on_gpu else "default"):
+        found, other = ("a GPU is there", "default") if on_gpu else ("torch finds no GPU", "cpu")
+        project.watch.note(f"recipe {recipe}, and {found}; {instead.format(other)} suits it")
 
 
 def current_plan(project: Project, *, init_from: Path | None = None) -> Plan:

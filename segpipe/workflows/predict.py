@@ -11,6 +11,7 @@ from segpipe.core.progress import SILENT, Watch
 from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
 from segpipe.execution.device import choose_runtime
 from segpipe.execution.processes import open_executor
+from segpipe.execution.torch_state import fastest_convolutions
 from segpipe.inference.engines.choose import network_cache
 from segpipe.inference.inputs import InputCase, find_inputs
 from segpipe.inference.manifest import Manifest
@@ -49,6 +50,12 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
         return stage(cases, predictor, log, resume=o.resume, save=save, on_case=lambda row: done(row.case))
 
 
+def _predict_part(options: PredictOptions) -> list[PredictionRow]:
+    """Predict a part of the cases on a worker of a cluster, as the command does in its own process."""
+    with fastest_convolutions():
+        return predict(options)
+
+
 def own_process() -> None:
     """Let cuDNN measure its convolutions: the process is the command's own. Called from Python, prediction sets nothing."""
     torch.backends.cudnn.benchmark = True
@@ -79,7 +86,9 @@ def _predict_elsewhere(options: PredictOptions, watch: Watch) -> list[Prediction
         watch.note(f"{len(cases)} case(s) in {n_parts} part(s) on {options.cluster}")
         rows: dict[str, PredictionRow] = {}
         parts = {
-            executor.submit(predict, replace(options.resolved(), shard=(k, n_parts), cluster=None, resume=True)): k
+            executor.submit(
+                _predict_part, replace(options.resolved(), shard=(k, n_parts), cluster=None, resume=True)
+            ): k
             for k in range(1, n_parts + 1)
         }
         for part in as_completed(parts):

@@ -14,7 +14,7 @@ from segpipe.training.schema import TrainingRecord
 from segpipe.workflows.fold import FoldWork
 from segpipe.workflows.options import RunOptions
 from segpipe.workflows.page import Page, places, plain, scores, texts
-from segpipe.workflows.planning import make_plan, plan_for_network, recipe_for
+from segpipe.workflows.planning import compare_with_recipe, make_plan, plan_for_network, recipe_for
 from segpipe.workflows.project import Project
 from segpipe.workflows.train import open_for_training, prepare_fold, train_and_score
 
@@ -68,6 +68,8 @@ def _prepare(project: Project, options: RunOptions) -> FoldWork:
     base = make_plan(project, recipe_for(project, options.recipe))
     if before not in (None, base.digest()):
         note(f"{plan_file}: replaced; to train by a plan of your own use `segpipe train`")
+    if options.recipe is None:
+        compare_with_recipe(project, base.recipe, "--recipe {}")
     current = plan_for_network(project, base, options.network)
     chosen = current.configuration(options.configuration or current.default_configuration())
     shape = "x".join(map(str, chosen.patch_size))

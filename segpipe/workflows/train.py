@@ -44,6 +44,7 @@ def train(options: TrainOptions, watch: Watch = SILENT) -> Trained:
     project = open_for_training(options, watch)
     with project.alone():
         base = current_plan(project, init_from=options.init_from)
+        compare_with_recipe(project, base.recipe, "a plan by `segpipe plan --recipe {}`")
         current = plan_for_network(project, base, options.network)
         work = prepare_fold(
             project, base, current, options.configuration or configuration_of(options.init_from, current), options
@@ -67,7 +68,6 @@ def prepare_fold(project: Project, base: Plan, current: Plan, configuration: str
     """Prepare everything that a fold is trained on."""
     work = FoldWork(project, current, configuration, FoldSettings.of(options))
     require_fold(work)
-    compare_with_recipe(project, current)
     # By the workspace's plan: a network changes patches, not the arrays they are cut from.
     work = work.on(prepare_arrays(project, base, configuration))
     return work.on(prepare_first_stage(work))
@@ -77,8 +77,9 @@ def train_and_score(work: FoldWork, options: FoldOptions, command: str) -> Train
     """Train a prepared fold and score what it held out."""
     watch = work.project.watch
     watch.note(f"training on {work.project.runtime.describe()}")
+    if not work.folder.record.is_file():
+        write_asked(work.folder.root, command, options)
     record = train_fold(work)
-    write_asked(work.folder.root, command, options)
     if work.fold == "all":
         watch.note("fold all holds out no case: there is nothing to validate on")
         return Trained(record, work.model, work.folder)

@@ -252,3 +252,9 @@ def test_a_newer_workspace_is_refused_and_left_as_it_is(old, monkeypatch, capsys
             f"segpipe: {plan}: Plan has schema version 99 and was made by segpipe 9.1.0;"
         )
         assert plan.read_bytes() == before
+
+
+def test_the_same_dataset_and_recipe_give_the_same_plan(old, tmp_path):
+    """Every word of a plan is in its digest, by which trainings are continued."""
+    plan = segpipe.plan(old / "dataset", work=tmp_path / "again", recipe=old / "tiny.toml", jobs=1)
+    assert plan.digest() == ARTEFACTS["work/plan.json"][1]

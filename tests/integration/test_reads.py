@@ -63,5 +63,5 @@ def test_a_run_reads_each_artefact_once(tmp_path, reads):
     told = json.loads((done.model.parent / "fold_0" / "asked.json").read_text(encoding="utf-8"))
     assert told["command"] == "run"
     assert told["options"]["epochs"] == 1
-    assert told["options"]["resume"] is True
+    assert told["options"]["resume"] is False, "as it was asked for at first"
     assert told["options"]["dataset"] == str(folder)

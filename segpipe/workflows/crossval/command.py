@@ -15,7 +15,7 @@ from segpipe.execution.graph import STATES, State
 from segpipe.version import __version__
 from segpipe.workflows.options import CrossvalOptions
 from segpipe.workflows.page import FAILED_CASES, Page, failures, plain, texts
-from segpipe.workflows.planning import recipe_for
+from segpipe.workflows.planning import compare_with_recipe, recipe_for
 from segpipe.workflows.project import Project, write_asked
 
 if TYPE_CHECKING:
@@ -69,12 +69,19 @@ def crossval(options: CrossvalOptions, watch: Watch = SILENT) -> Crossvalidated:
             f"--cluster {options.cluster}: which recipe suits is the workers' matter, not this machine's; "
             "give --recipe default for GPUs, or cpu"
         )
+    if options.cluster is None:
+        from segpipe.execution.device import choose_runtime
+
+        # A device that is not there is reported before anything is written.
+        choose_runtime(options.device)
     project = Project.open(options, watch)
     folder = CrossvalFolder(project.workspace)
     with locked(folder.root, wait=False):
         with project.alone():
             project.measure(resample_channels=options.resample_channels)
         design = _design(project, options)
+        if options.cluster is None and options.recipe is None:
+            compare_with_recipe(project, design.recipe.name, "--recipe {}")
         require_sound(design)
         request = request_of(project.matched, project.measured, options)
         divided = splits_asked(request, project.matched, options)

@@ -29,7 +29,7 @@ from segpipe.workflows.planning import (
     plan_for_network,
     variant_called,
 )
-from segpipe.workflows.project import Project, workspace_of, write_asked
+from segpipe.workflows.project import Project, workspace_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
         run = DistillationRun(project, where, options, terms, recipe.cap)
         for plan in (*plans, *((without,) if without else ())):
             _require_student(run.work(plan))
-        compare_with_recipe(project, base)
+        compare_with_recipe(project, base.recipe, "a plan by `segpipe plan --recipe {}`")
         run = replace(run, index=prepare_arrays(project, base, where))
     students: list[Student] = []
     before = teachers
@@ -77,7 +77,6 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
         before = (Teacher.load(students[-1].model, fold=fold, folds=(str(fold),)),)
     alone = None if without is None else train_alone(run, without, students[-1])
     work = run.work(plans[-1])
-    write_asked(work.folder.root, "distill", options)
     done = Distilled(tuple(students), alone, failed=_failed([*students, *([alone] if alone else [])]))
     return _compared(done, work, options, teachers) if options.compare and fold != "all" else done
 

@@ -24,7 +24,7 @@ from segpipe.workflows.distill.soft_labels import label_softly, why_on_disk
 from segpipe.workflows.fold import FoldWork, doubt_of_folds, train_fold
 from segpipe.workflows.held_out import HeldOut, score_held_out
 from segpipe.workflows.options import DistillOptions
-from segpipe.workflows.project import Project
+from segpipe.workflows.project import Project, write_asked
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def teach(run: DistillationRun, plan: Plan, teachers: tuple[Teacher, ...]) -> St
     fresh = run.fresh or run.options.fresh
     initial = None if fresh else _initial(plan, run.configuration, teachers, watch)
     watch.note(f"training on {run.project.runtime.describe()}")
+    _write_asked(work, run)
     student = _scored(run, work, train_fold(work, guidance, initial), initial)
     return student if soft is None else replace(student, unusable=soft.unusable)
 
@@ -110,7 +111,13 @@ def train_alone(run: DistillationRun, plan: Plan, taught: Student) -> Student:
         epochs = _epochs_of(run.work(plan), taught.record)
         work = replace(work, settings=replace(work.settings, minutes=None, epochs=epochs))
     run.project.watch.note("the same student without a teacher")
+    _write_asked(work, run)
     return _scored(run, work, train_fold(work, initial=taught.initial), taught.initial)
+
+
+def _write_asked(work: FoldWork, run: DistillationRun) -> None:
+    if not work.folder.record.is_file():
+        write_asked(work.folder.root, "distill", run.options)
 
 
 def _epochs_of(work: FoldWork, record: TrainingRecord) -> int:
