@@ -216,6 +216,7 @@ def test_a_model_with_a_key_that_no_plan_has_is_an_error_in_one_line(old, monkey
     ("part", "changes", "what"),
     [
         ("model.json", {"format": 99}, "model file has schema version 99"),
+        ("model.json", {"format": 0}, "model file has format 0, expected 1 to"),
         ("plan.json", {"schema_version": 99}, "its plan: Plan has schema version 99"),
         (
             "postprocessing.json",
