@@ -18,6 +18,7 @@ from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalResult, Cross
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.schema import Dataset
 from segpipe.dataset.splits import Splits
+from segpipe.errors import ModelError
 from segpipe.evaluation.schema import Evaluation
 from segpipe.io.formats import read_volume
 from segpipe.models.file import ModelFile
@@ -216,7 +217,6 @@ def test_a_model_with_a_key_that_no_plan_has_is_an_error_in_one_line(old, monkey
     ("part", "changes", "what"),
     [
         ("model.json", {"format": 99}, "model file has schema version 99"),
-        ("model.json", {"format": 0}, "model file has format 0, expected 1 to"),
         ("plan.json", {"schema_version": 99}, "its plan: Plan has schema version 99"),
         (
             "postprocessing.json",
@@ -259,3 +259,10 @@ def test_the_same_dataset_and_recipe_give_the_same_plan(old, tmp_path):
     """Every word of a plan is in its digest, by which trainings are continued."""
     plan = segpipe.plan(old / "dataset", work=tmp_path / "again", recipe=old / "tiny.toml", jobs=1)
     assert plan.digest() == ARTEFACTS["work/plan.json"][1]
+
+
+def test_a_model_of_no_known_format_is_refused(old):
+    model = old / TINY / "model.segpipe"
+    _rewritten(model, "model.json", format=0)
+    with pytest.raises(ModelError, match=r"model file has format 0, expected 1 to 2"):
+        ModelFile.read(model)
