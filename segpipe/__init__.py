@@ -51,7 +51,7 @@ _HOMES = {
 }
 """What is taken as it is from its module: types to steer with, and results."""
 
-__all__ = sorted((*_FUNCTIONS, *_HOMES))  # pyright: ignore
+__all__ = sorted((*_FUNCTIONS, *_HOMES))
 
 
 def __getattr__(name: str) -> Any:

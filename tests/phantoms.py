@@ -8,6 +8,19 @@ import numpy as np
 from segpipe.core.geometry import Grid
 from segpipe.io.formats import write_volume
 
+TINY_RECIPE = """
+name = "tiny"
+description = "Small."
+[planner]
+base_features = 4
+budget_gb = 0.25
+max_batch = 2
+[training]
+patches_per_case = 1
+validation_batches = 1
+"""
+"""The smallest network and the shortest epochs that the planner gives."""
+
 
 def axis_grid(shape, spacing=(2.0, 1.5, 1.0), origin=(10.0, -20.0, 5.0)) -> Grid:
     """A grid whose axes z, y, x run to superior, anterior, right."""

@@ -11,10 +11,8 @@ from typing import Annotated, Any, Optional, get_args, get_origin
 
 import typer
 
-from segpipe.workflows.options import GROUPS, OUTPUT, Note, Options, note_of, option, types_of
-
-FAILED_CASES = 3
-"""Exit code of a batch that finished with failed cases."""
+from segpipe.workflows.notes import GROUPS, OUTPUT, Note, Options, note_of, option, types_of
+from segpipe.workflows.page import FAILED_CASES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ def _parameter(record: type[Options], one: "Field[Any]") -> inspect.Parameter:
         kind = bool | None
     how: dict[str, Any] = {"help": _help(note, one), "show_default": False, "metavar": note.metavar}
     if note.parse is not None:
-        how["parser"], kind = _parser(note.parse), str
+        how["parser"], kind = partial(_parsed, note.parse), str
     elif kind == tuple[Path, ...]:
         kind = list[Path]
     elif kind == tuple[str, ...]:
@@ -103,10 +101,6 @@ def _help(note: Note, one: "Field[Any]") -> str:
         text = one.name.replace("_", "-") if default is True else str(default)
     shown = note.unless_given or (text if known else "")
     return f"{note.help}  [default: {shown}]" if shown else note.help
-
-
-def _parser(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    return partial(_parsed, parse)
 
 
 def _parsed(parse: Callable[[str], Any], text: str) -> Any:

@@ -175,7 +175,7 @@ def read_space(path: Path) -> SearchSpace:
         If it is missing or holds something else.
     """
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text())
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         settings = content.pop("training", {})
         return SearchSpace.model_validate({**content, "settings": settings})
     except FileNotFoundError as error:

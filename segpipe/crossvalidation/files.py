@@ -22,7 +22,7 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
         If it is neither.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CrossvalError(f"--splits {path}: no such file; {_EXPECTED}") from error
     except ValueError as error:

@@ -192,7 +192,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     if path.suffix.lower() != ".json":
         raise DatasetError(f"{path}: a manifest ends in .csv or .json")
     try:
-        content = json.loads(path.read_text() or "[]")
+        content = json.loads(path.read_text(encoding="utf-8") or "[]")
     except ValueError as error:
         raise DatasetError(f"{path}: is not JSON ({error}); repair it") from error
     rows = content.get("cases", []) if isinstance(content, dict) else content
@@ -344,7 +344,7 @@ def read_labels_file(path: Path) -> Labels:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DatasetError(f"{path}: is not JSON ({error}); repair it or take it away") from error
     if not isinstance(content, dict):

@@ -169,7 +169,7 @@ def free_gb(device: torch.device) -> float:
 def cpu_flags() -> frozenset[str]:
     """Instruction set flags of the processor (empty where the system does not list them)."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return frozenset()
     return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())

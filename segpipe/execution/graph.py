@@ -101,7 +101,7 @@ class Journal:
         found: dict[str, Standing] = {}
         if not self.path.is_file():
             return found
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
                 event = json.loads(line)
                 standing = found.setdefault(event["job"], Standing())

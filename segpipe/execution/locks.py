@@ -78,6 +78,6 @@ def is_locked(folder: Path) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text() or "unknown"
+        return path.read_text(encoding="utf-8") or "unknown"
     except OSError:
         return "unknown"

@@ -14,9 +14,9 @@ def free_bytes() -> int:
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
         # Files that were read lately count as used and are given back when memory is asked for.
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines()).get(
+        cached = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()).get(
             "inactive_file", "0"
         )
         free = min(free, int(limit) - int(used) + int(cached))
@@ -37,6 +37,6 @@ class PeakMemory:
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError, StopIteration, ValueError):
-            lines = Path("/proc/self/status").read_text().splitlines()
+            lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
             peak = next(line for line in lines if line.startswith("VmHWM:"))
             self.gb = round(int(peak.split()[1]) * 1024 / 1e9, 3)

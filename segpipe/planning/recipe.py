@@ -145,7 +145,7 @@ def read_recipe(
             f"recipe {str(name_or_path)!r}: not found; known are {', '.join(known)}, or give the path of a .toml file"
         )
     try:
-        return kind.model_validate(tomllib.loads(path.read_text()))
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except tomllib.TOMLDecodeError as wrong:
         raise error(f"{path}: is not TOML: {wrong}") from wrong
     except ValidationError as wrong:

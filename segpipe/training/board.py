@@ -27,7 +27,7 @@ class Board:
 
     def show(self) -> None:
         """Write what the log has gained."""
-        lines = [json.loads(line) for line in self.folder.log.read_text().splitlines()]
+        lines = [json.loads(line) for line in self.folder.log.read_text(encoding="utf-8").splitlines()]
         for line in lines[self.shown :]:
             for name, value in line.items():
                 if isinstance(value, (int, float)) and name != "epoch":

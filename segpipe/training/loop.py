@@ -393,12 +393,16 @@ class Trainer:
         """Take out lines of epochs that a crash undid: they are later than the checkpoint."""
         if self.folder.log.is_file():
             # A last line that was cut off is no line.
-            whole = [line for line in self.folder.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            whole = [
+                line
+                for line in self.folder.log.read_text(encoding="utf-8").splitlines(keepends=True)
+                if line.endswith("\n")
+            ]
             kept = [line for line in whole if self.progress.holds(json.loads(line))]
             write_atomically(self.folder.log, "".join(kept).encode())
 
     def _log(self, line: dict[str, Any]) -> None:
-        with self.folder.log.open("a") as file:
+        with self.folder.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from segpipe.core.progress import SILENT
-from segpipe.workflows.options import Note, Options, note_of, types_of
+from segpipe.workflows.notes import Note, Options, note_of, types_of
 
 _SECTION = re.compile(r"\n\n(?=(?:Raises|Returns|Notes)\n-)")
 
@@ -33,14 +33,16 @@ def with_keywords(
     """
     names = placed or tuple(one.name for one in fields(record) if note_of(one).argument)
 
+    known = signature(record, names, without, required=placed)
+
     def public(*values: Any, watch: Any = SILENT, **asked: Any) -> Any:
-        bound = inspect.Signature(list(public.__signature__.parameters.values())).bind(*values, **asked)  # type: ignore[attr-defined]
+        bound = known.bind(*values, **asked)
         return workflow(record(**bound.arguments), watch)
 
     public.__name__ = public.__qualname__ = workflow.__name__
     public.__module__ = "segpipe"
     public.__doc__ = documented(workflow, record, without)
-    public.__signature__ = signature(record, names, without, required=placed)  # type: ignore[attr-defined]
+    public.__signature__ = known  # type: ignore[attr-defined]
     return public
 
 

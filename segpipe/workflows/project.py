@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from segpipe.dataset.splits import Splits
     from segpipe.execution.device import Runtime
     from segpipe.execution.processes import Workers
-    from segpipe.workflows.options import CompareOptions, NetworksOptions, OnDataset, Options
+    from segpipe.workflows.notes import Options
+    from segpipe.workflows.options import CompareOptions, NetworksOptions, OnDataset
 
 
 @dataclass

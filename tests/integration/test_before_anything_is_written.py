@@ -8,24 +8,12 @@ from typer.testing import CliRunner
 import segpipe
 from segpipe.cli.app import app
 from segpipe.errors import DeviceError, SegpipeError
-from tests.phantoms import write_small_dataset
-
-RECIPE = """
-name = "tiny"
-description = "Small."
-[planner]
-base_features = 4
-budget_gb = 0.25
-max_batch = 2
-[training]
-patches_per_case = 1
-validation_batches = 1
-"""
+from tests.phantoms import TINY_RECIPE, write_small_dataset
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(TINY_RECIPE, encoding="utf-8")
     return write_small_dataset(tmp_path / "d", n_cases=3, shape=(16, 16, 16))
 
 

@@ -38,7 +38,7 @@ ARTEFACTS = {
     "work/crossval/splits.json": (CrossvalSplits, None),
     "work/crossval/result.json": (CrossvalResult, None),
 }
-"""Of 0.1.0.dev5: their kind, and their digest where later artefacts cite it by one."""
+"""Artefacts of 0.1.0.dev5: their kind, and their digest where later artefacts cite it by one."""
 MODELS = {
     f"{TINY}/model.segpipe": "6e4c6a9d11a32bc65baa5672142c3a483e245d42c8e358a8c320b9503cdd95d4",
     f"{TINY}+planned_width=0.5~distilled/model.segpipe": "58f1c366afd9d1230a2a5c26e1cfb9a4778a3f15f533c59dd6fbb7ef6c39b713",

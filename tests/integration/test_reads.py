@@ -7,19 +7,8 @@ from collections import Counter
 import pytest
 
 import segpipe
-from tests.phantoms import write_small_dataset
+from tests.phantoms import TINY_RECIPE, write_small_dataset
 
-RECIPE = """
-name = "tiny"
-description = "Small."
-[planner]
-base_features = 4
-budget_gb = 0.25
-max_batch = 2
-[training]
-patches_per_case = 1
-validation_batches = 1
-"""
 READS: Counter[str] = Counter()
 LISTENING: list[bool] = []
 
@@ -42,9 +31,9 @@ def reads():
 
 
 def test_a_run_reads_each_artefact_once(tmp_path, reads):
-    """Of the second run, which finds everything there; the first one reads what it wrote not even once."""
+    """The second run finds everything there and reads it once. The first one reads nothing that it wrote."""
     folder = write_small_dataset(tmp_path / "d", n_cases=3, shape=(16, 16, 16))
-    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(TINY_RECIPE, encoding="utf-8")
     asked = {
         "work": tmp_path / "w",
         "epochs": 1,

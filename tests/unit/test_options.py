@@ -16,7 +16,7 @@ from segpipe.core.workspace import Workspace
 from segpipe.errors import SegpipeError
 from segpipe.workflows import options as records
 from segpipe.workflows.keywords import with_keywords
-from segpipe.workflows.options import GROUPS, Options, note_of
+from segpipe.workflows.notes import GROUPS, Options, note_of, option
 from segpipe.workflows.project import workspace_of, write_asked
 from tests import house, stub
 
@@ -40,7 +40,7 @@ def test_every_command_is_a_workflow_of_its_name(name):
 
 
 def test_every_workflow_is_a_command_or_a_shared_part():
-    shared = {"options", "keywords", "page", "project", "planning", "arrays", "fold", "held_out", "scoring"}
+    shared = {"options", "notes", "keywords", "page", "project", "planning", "arrays", "fold", "held_out", "scoring"}
     folder = ROOT / "segpipe" / "workflows"
     found = {
         p.stem if p.is_file() else p.name for p in folder.iterdir() if p.name not in ("__init__.py", "__pycache__")
@@ -214,7 +214,7 @@ def test_a_new_option_is_one_line(tmp_path):
 
     @dataclass(frozen=True, kw_only=True)
     class More(records.DemoOptions):
-        size: int = records.option("Number of cases.", 12, least=1)
+        size: int = option("Number of cases.", 12, least=1)
 
     def demo(options: Options, watch: object) -> int:
         """Draw."""

@@ -89,7 +89,9 @@ def _has_folds(folder: Path) -> bool:
 
 def _read(folder: Path, folds: tuple[str, ...], checkpoint: str) -> ModelFile:
     try:
-        plans, dataset = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
+        plans, dataset = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plans.json", "dataset.json")
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: plans.json or dataset.json cannot be read ({error})") from error
     files = _checkpoint_files(folder, folds, checkpoint)

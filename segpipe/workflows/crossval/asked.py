@@ -179,7 +179,7 @@ def splits_asked(request: Request, matched: Dataset, options: CrossvalOptions) -
 
 def _listed_cases(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise CrossvalError(
             f"--test-set {path}: cannot be read ({error.strerror}); expected a file with a case id a line, or COLUMN=VALUE"

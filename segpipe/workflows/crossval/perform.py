@@ -41,10 +41,10 @@ def perform(task: Task, inputs: Inputs) -> str:
                 "install that one on every worker"
             )
         work = Work(task, inputs, design, splits.study(task.study), main, folder, notes)
-        if not begun.is_file() or begun.read_text() != inputs.digest:
+        if not begun.is_file() or begun.read_text(encoding="utf-8") != inputs.digest:
             # What lies there was made from something else.
             kind.clear(work)
-            begun.write_text(inputs.digest)
+            begun.write_text(inputs.digest, encoding="utf-8")
         start = time.monotonic()
         try:
             with _processors(task.threads):
