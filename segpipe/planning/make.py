@@ -28,6 +28,8 @@ from segpipe.planning.usual import usual_cases
 LOWRES_THRESHOLD = 0.25
 """A patch that sees less than this share of the median image calls for a low-resolution stage."""
 LOWRES_STEP = 1.03
+MOST_COARSENING = 2.0
+"""Largest factor by which an axis is coarsened where a recipe asks for a least view."""
 
 _NNUNET_PRESETS = {
     "default": "ExperimentPlanner",
@@ -70,6 +72,10 @@ def make_plan(
     if not fingerprint.cases:
         raise PlanError("the fingerprint holds no case; nothing can be planned")
     _require_labels(chosen, fingerprint.labels.names)
+    if spacing_mm is not None:
+        # The spacing is asked for: it is not given up for a wider view.
+        planner = chosen.planner.model_copy(update={"least_view": None})
+        chosen = chosen.model_copy(update={"planner": planner})
     return _Planner(fingerprint, chosen, _target(fingerprint, spacing_mm), probe).plan()
 
 
@@ -203,37 +209,55 @@ class _Planner:
 
     def _lowres(self, full: Configuration) -> Configuration | None:
         """Coarsen until the patch sees enough of the median image; None where full resolution already does."""
+        least = self.recipe.planner.least_view or LOWRES_THRESHOLD
         patch_voxels, voxels = float(np.prod(full.patch_size)), float(np.prod(self.median))
         seen = patch_voxels / voxels
-        if seen >= LOWRES_THRESHOLD:
+        if seen >= least:
             self._decide(
                 "low-resolution stage",
                 "none",
-                f"the patch sees {seen:.0%} of the median image, at least {LOWRES_THRESHOLD:.0%}",
+                f"the patch sees {seen:.0%} of the median image, at least {least:.0%}",
             )
             return None
         spacing = self.spacing.copy()
-        while patch_voxels / voxels < LOWRES_THRESHOLD:
-            finer = spacing.max() / spacing > 2
-            spacing[finer if finer.any() else slice(None)] *= LOWRES_STEP
+        while patch_voxels / voxels < least:
+            coarser = self._coarser(spacing)
+            if coarser is None:
+                break
+            spacing = coarser
             median = self.spacing / spacing * self.median
             voxels = float(np.prod(median))
             shape = np.array([round(float(n)) for n in median])
             sized = self._size(spacing, shape, voxels * self.fingerprint.n_training_cases)
             patch_voxels = float(np.prod(sized.topology.patch_size))
-        if np.prod(self.median) / voxels < 2:
+        if self.recipe.planner.least_view is None and np.prod(self.median) / voxels < 2:
             self._decide(
                 "low-resolution stage",
                 "none",
                 f"the patch sees {seen:.0%} of the median image, but half its voxels would be kept: too alike",
             )
             return None
-        self._decide(
-            "low-resolution stage",
-            in_mm(tuple(spacing)),
-            f"the patch sees only {seen:.0%} of the median image, less than {LOWRES_THRESHOLD:.0%}",
-        )
+        self._decide("low-resolution stage", in_mm(tuple(spacing)), self._view_because(seen, patch_voxels / voxels))
         return self._as_configuration("3d_lowres", spacing, shape, sized, batch_dice=False)
+
+    def _coarser(self, spacing: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Coarsen the axes that are over 2 times finer than the coarsest, else all; None where the limit is reached."""
+        finer = spacing.max() / spacing > 2
+        axes = finer if finer.any() else np.ones_like(finer)
+        most = self.spacing * (np.inf if self.recipe.planner.least_view is None else MOST_COARSENING)
+        # Slices that are already thick are not made thicker because the other axes may go no further.
+        if not (axes & (spacing < most)).any():
+            return None
+        return np.minimum(np.where(axes, spacing * LOWRES_STEP, spacing), most)
+
+    def _view_because(self, before: float, after: float) -> str:
+        least = self.recipe.planner.least_view
+        if least is None:
+            return f"the patch sees only {before:.0%} of the median image, less than {LOWRES_THRESHOLD:.0%}"
+        return (
+            f"at full resolution the patch sees {before:.0%} of the median image, less than {least:.0%}; here {min(after, 1):.0%}, "
+            f"with voxels at most {MOST_COARSENING:g} times as large: field of view before resolution"
+        )
 
     def _configuration(
         self, name: str, spacing: NDArray[np.float64], median: NDArray[np.float64], voxels: float, *, batch_dice: bool

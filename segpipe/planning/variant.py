@@ -35,7 +35,8 @@ def with_network(plan: Plan, fingerprint: Fingerprint, choice: NetworkChoice, pr
     if plan.planner is None:
         raise PlanError("--network: the plan does not say for which budget it was made; run `segpipe plan` again")
     channels = Channels.of(fingerprint)
-    voxels = prod(plan.configuration(plan.default_configuration()).median_shape) * fingerprint.n_training_cases
+    finest = plan.configurations.get("3d_fullres", plan.configuration(plan.default_configuration()))
+    voxels = prod(finest.median_shape) * fingerprint.n_training_cases
     configurations: dict[str, Configuration] = {}
     decisions: list[Decision] = [
         Decision(

@@ -148,7 +148,13 @@ def resampled_channels() -> Any:
 
 def configuration(which: str = "2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres.", default: str = "") -> Any:
     """Field: a configuration of the plan."""
-    return option(which, None, short="c", unless_given=default or "3d_fullres, 2d where there is none")
+    return option(
+        which,
+        None,
+        short="c",
+        unless_given=default
+        or "3d_fullres, or 3d_lowres where the recipe prefers a wide view; 2d where there is neither",
+    )
 
 
 def network() -> Any:
@@ -286,7 +292,7 @@ class CrossvalOptions(OnDataset, OnCluster, OnDevice, Scoring, Repeatable, Lengt
     candidates: tuple[str, ...] = option(
         "What is chosen among, each as CONFIGURATION, CONFIGURATION+NETWORK or with @setting=value, and parted by commas; or a "
         "TOML file of alternatives.",
-        (), metavar="LIST|FILE", unless_given="2d,3d_fullres",
+        (), metavar="LIST|FILE", unless_given="2d,3d_fullres, and 3d_lowres where the recipe prefers a wide view",
     )  # fmt: skip
     trials: int | None = option(
         "Search the file's alternatives by Optuna, with so many trials per outer fold.", None, least=2

@@ -25,7 +25,11 @@ from segpipe.dataset.splits import SPLIT_SEED
 from segpipe.errors import CrossvalError
 from segpipe.networks.catalogue import complete_options
 from segpipe.networks.spec import parse_choice
+from segpipe.planning.make import make_plan
+from segpipe.planning.recipe import Recipe
+from segpipe.planning.schema import Plan
 from segpipe.workflows.options import CrossvalOptions
+from segpipe.workflows.planning import probe_for
 
 N_FOLDS, N_INNER = 5, 3
 """Outer and inner folds unless asked for."""
@@ -34,7 +38,7 @@ LABELS = "labels"
 
 
 def candidates_asked(
-    options: CrossvalOptions, measured: Fingerprint
+    options: CrossvalOptions, measured: Fingerprint, recipe: Recipe
 ) -> tuple[tuple[Candidate, ...], SearchSpace | None]:
     """Candidates of a command line or a file; where they are searched for, none and the space.
 
@@ -64,11 +68,22 @@ def candidates_asked(
     if trials is not None:
         raise CrossvalError("--trials: searches among the alternatives of a TOML file; give one with --candidates")
     if not texts:
-        flat = all(min(case.shape) == 1 for case in measured.cases)
-        return tuple(Candidate(configuration=c) for c in ("2d", *(() if flat else ("3d_fullres",)))), None
+        return tuple(Candidate(configuration=c) for c in _usual_configurations(measured, recipe)), None
     listed = parse_candidates(texts)
     _require_first_stages(listed)
     return listed, None
+
+
+def _usual_configurations(measured: Fingerprint, recipe: Recipe) -> tuple[str, ...]:
+    """Return what is compared unless the user lists candidates: 2D, the wide view where the recipe asks for one, and full resolution."""
+    if all(min(case.shape) == 1 for case in measured.cases):
+        return ("2d",)
+    wide = recipe.planner.least_view is not None and "3d_lowres" in _planned(measured, recipe).configurations
+    return ("2d", *(("3d_lowres",) if wide else ()), "3d_fullres")
+
+
+def _planned(measured: Fingerprint, recipe: Recipe) -> Plan:
+    return make_plan(measured, recipe, probe=probe_for(recipe.network))
 
 
 def _require_first_stages(listed: tuple[Candidate, ...]) -> None:

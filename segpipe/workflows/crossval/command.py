@@ -100,11 +100,12 @@ def _design(project: Project, options: CrossvalOptions) -> CrossvalDesign:
     from segpipe.planning.recipe import load_recipe
     from segpipe.workflows.crossval.asked import N_INNER, candidates_asked
 
-    listed, space = candidates_asked(options, project.measured)
+    recipe = load_recipe(recipe_for(project, options.recipe))
+    listed, space = candidates_asked(options, project.measured, recipe)
     return CrossvalDesign(
         software=__version__,
         dataset_name=project.measured.dataset_name,
-        recipe=load_recipe(recipe_for(project, options.recipe)),
+        recipe=recipe,
         candidates=listed,
         space=space,
         n_trials=options.trials,
