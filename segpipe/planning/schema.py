@@ -116,8 +116,7 @@ class Plan(Artefact):
         return tuple(a - missing for a in self.mirror_axes if a >= missing)
 
     def default_configuration(self) -> str:
-        """Return the configuration to train when none is asked for: the one with the view that the recipe asks for, else 3D at full
-        resolution, else 2D."""
+        """Return the configuration to train when none is asked for: the wide view of a recipe that has one, else 3D, else 2D."""
         wide = self.planner is not None and self.planner.least_view is not None
         names = (*(("3d_lowres",) if wide else ()), "3d_fullres")
         return next((name for name in names if name in self.configurations), "2d")
