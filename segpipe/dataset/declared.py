@@ -1,8 +1,10 @@
 """What a dataset.json declares: channel names and labels, in nnU-Net's and the Decathlon's spelling."""
 
+import json
 from typing import Any
 
 from segpipe.core.labels import Labels, Target
+from segpipe.core.painting import painting_problems, working_order
 from segpipe.errors import DatasetError
 
 _EXAMPLE = 'expected {"background": 0, "liver": 1, ...}, a region as a list of values'
@@ -18,12 +20,23 @@ def channel_names(declared: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[k]) for k in sorted(names, key=int))
 
 
-def read_labels_declaration(declared: dict[str, Any]) -> Labels | None:
+def read_labels_declaration(declared: dict[str, Any], *, any_order: bool = False) -> Labels | None:
     """Labels of a dataset; None when none are declared.
 
     A list of values is a region; then every entry is one, and ``regions_class_order`` gives the value that each is painted
     with, in the order of painting. ``ignore`` names the value of voxels that nobody labelled. The background is the entry of that
     name, else the one of value 0, whatever its name.
+
+    A declaration is usable if painting the references' own regions gives these regions back. Where another order, or other values, do
+    that, the declaration is refused with them. Where none do (regions that overlap without one lying in the other), the labels are
+    ``by_set``: each set of regions that a value stands for is written as that value.
+
+    Parameters
+    ----------
+    declared : dict
+        Content of a dataset.json.
+    any_order : bool
+        Accept an order that loses regions: for masks that are scored, not painted.
 
     Raises
     ------
@@ -59,7 +72,15 @@ def read_labels_declaration(declared: dict[str, Any]) -> Labels | None:
     regions = any(isinstance(value, list) for name, value in labels.items() if name in entries)
     n_entries = len(labels) + (not named)
     targets = _regions(entries, declared.get("regions_class_order")) if regions else _plain(entries)
-    return Labels(targets=targets, regions=regions, background=background, ignore=ignore, n_entries=n_entries)
+    by_set = bool(painting_problems(targets)) and not any_order
+    if by_set and (usable := working_order(targets)):
+        raise DatasetError(
+            f"dataset.json: regions are painted in the order of labels, with the values of regions_class_order, later ones over earlier "
+            f"ones, and this order loses some: {'; '.join(painting_problems(targets))}. Use {_written(usable)}"
+        )
+    return Labels(
+        targets=targets, regions=regions, background=background, ignore=ignore, n_entries=n_entries, by_set=by_set
+    )
 
 
 def _plain(entries: dict[str, tuple[int, ...]]) -> tuple[Target, ...]:
@@ -82,8 +103,6 @@ def _regions(entries: dict[str, tuple[int, ...]], order: Any) -> tuple[Target, .
             raise DatasetError(
                 f"dataset.json: regions_class_order paints {name!r} ({list(values)}) as {paint}; expected one of its own values"
             )
-    if len(set(order)) < len(order):
-        raise DatasetError(f"dataset.json: regions_class_order is {order}; expected a value of its own for each region")
     return tuple(
         Target(name=name, values=values, paint=paint)
         for (name, values), paint in zip(entries.items(), order, strict=True)
@@ -91,16 +110,16 @@ def _regions(entries: dict[str, tuple[int, ...]], order: Any) -> tuple[Target, .
 
 
 def _suggestion(entries: dict[str, tuple[int, ...]]) -> str:
-    """An order that works when each declared region leaves a value to itself that later ones do not cover."""
-    order = []
-    names = list(entries)
-    for number, name in enumerate(names):
-        later = {v for other in names[number + 1 :] for v in entries[other]}
-        own = [v for v in entries[name] if v not in later]
-        if not own:
-            return ""
-        order.append(own[0])
-    return f", such as {order}"
+    """An order that works, where there is one."""
+    undecided = [Target(name=name, values=values, paint=values[0]) for name, values in entries.items()]
+    usable = working_order(undecided)
+    return "" if usable is None else f", such as {_written(usable)}"
+
+
+def _written(targets: tuple[Target, ...]) -> str:
+    """Regions in their order, as dataset.json has them."""
+    labels = {t.name: list(t.values) for t in targets}
+    return f'"labels": {json.dumps(labels)}, "regions_class_order": {[t.paint for t in targets]}'
 
 
 def _values(name: str, value: Any) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ def surface_distances(
         raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; expected the same")
     if not prediction.any() or not reference.any():
         raise ValueError("a mask is empty; an empty mask has no surface")
-    axes = axes_of(prediction.shape)
+    axes = _axes_of(prediction.shape)
     spacing = tuple(spacing_mm[axis] for axis in axes)
     single = tuple(axis for axis in range(prediction.ndim) if axis not in axes)
     masks = _crop_to_either(prediction.squeeze(single), reference.squeeze(single))
@@ -83,7 +83,7 @@ def surface_distances(
     return SurfaceDistances(to_theirs[ours], to_ours[theirs], our_sizes, their_sizes)
 
 
-def axes_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _axes_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Axes along which an image extends: those of more than one slice; all of them of a single voxel."""
     return tuple(axis for axis, n in enumerate(shape) if n > 1) or tuple(range(len(shape)))
 

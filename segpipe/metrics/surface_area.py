@@ -51,7 +51,7 @@ def _points(corners: tuple[int, ...], spacing_mm: tuple[float, ...]) -> float:
 
 def _length(corners: tuple[int, ...], spacing_mm: tuple[float, ...]) -> float:
     """Length of the contour in a cell (y, x): it cuts each corner off by itself, or two neighbours together."""
-    first, second, third, fourth = corners
+    first, second, third, _ = corners
     y, x = spacing_mm
     if sum(corners) == 2 and first == second:
         return x
