@@ -88,6 +88,13 @@ class Labels(Record):
         """Sets of regions that are written by themselves, not painted in order: the value of each, and its regions' numbers from 0."""
         return sets_not_given_back(self.targets) if self.by_set else {}
 
+    def value_of(self, name: str) -> int:
+        """Value of a voxel of which nothing is known but that it lies in a target: that of the target alone, else what it is painted with."""
+        number = self.names.index(name)
+        return next(
+            (value for value, numbers in self.own_sets.items() if numbers == (number,)), self.targets[number].paint
+        )
+
     @property
     def n_outputs(self) -> int:
         """Channels of the network's output: one a region, or one a label and one for the background."""

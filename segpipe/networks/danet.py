@@ -112,7 +112,7 @@ class DANet(Segmenter):
         for stage, n in enumerate(_BLOCKS[str(spec.options.get("backbone", "resnet50"))]):
             dilations = [*_DILATIONS[stage], *_DILATIONS[stage][-1:] * n][:n]
             if stage == _THIRD:
-                dilations[0] = int(spec.options.get("third_stage", 2))  # type: ignore[call-overload]
+                dilations[0] = int(spec.options.get("third_stage", 2))  # type: ignore[arg-type]
             blocks: list[nn.Module] = []
             for number, dilation in enumerate(dilations):
                 stride = third if stage == 1 and number == 0 else ones

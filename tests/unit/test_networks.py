@@ -352,7 +352,7 @@ def test_danets_third_stage_begins_with_dilation_1_and_that_of_older_plans_with_
     now = spec_of("danet", (32, 32), width=0.125)
     old = now.model_copy(update={"options": {k: v for k, v in now.options.items() if k != "third_stage"}})
     asked = spec_of("danet", (32, 32), width=0.125, third_stage=2)
-    first, second, third = (build_network(spec, 1, 3).eval() for spec in (now, old, asked))
+    first, second, third = (build_network(spec, 2, 3).eval() for spec in (now, old, asked))
     assert [[b.conv2.dilation for b in n.layer3[:2]] for n in (first, second, third)] == [
         [(1, 1), (2, 2)],
         [(2, 2), (2, 2)],
