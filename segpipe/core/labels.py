@@ -89,7 +89,7 @@ class Labels(Record):
         return sets_not_given_back(self.targets) if self.by_set else {}
 
     def value_of(self, name: str) -> int:
-        """Value of a voxel of which nothing is known but that it lies in a target: that of the target alone, else what it is painted with."""
+        """Value of a voxel that is known to lie in a target: the one that stands for this target alone, else what it is painted with."""
         number = self.names.index(name)
         return next(
             (value for value, numbers in self.own_sets.items() if numbers == (number,)), self.targets[number].paint

@@ -1,6 +1,7 @@
 """What a dataset.json declares: channel names and labels, in nnU-Net's and the Decathlon's spelling."""
 
 import json
+import re
 from typing import Any
 
 from segpipe.core.labels import Labels, Target
@@ -92,16 +93,18 @@ def _plain(entries: dict[str, tuple[int, ...]]) -> tuple[Target, ...]:
     )
 
 
-def _regions(entries: dict[str, tuple[int, ...]], order: Any) -> tuple[Target, ...]:
-    if not isinstance(order, list) or len(order) != len(entries) or not all(isinstance(v, int) for v in order):
+def _regions(entries: dict[str, tuple[int, ...]], declared: Any) -> tuple[Target, ...]:
+    order = [_whole(value) for value in declared] if isinstance(declared, list) else []
+    if len(order) != len(entries) or None in order:
         raise DatasetError(
-            f"dataset.json: regions_class_order is {order!r}; with regions, expected one value for each of "
+            f"dataset.json: regions_class_order is {declared!r}; with regions, expected one value for each of "
             f"{', '.join(entries)} (what it is painted with, later ones over earlier ones){_suggestion(entries)}"
         )
     for (name, values), paint in zip(entries.items(), order, strict=True):
         if paint not in values:
             raise DatasetError(
                 f"dataset.json: regions_class_order paints {name!r} ({list(values)}) as {paint}; expected one of its own values"
+                f"{_suggestion(entries)}"
             )
     return tuple(
         Target(name=name, values=values, paint=paint)
@@ -123,15 +126,24 @@ def _written(targets: tuple[Target, ...]) -> str:
 
 
 def _values(name: str, value: Any) -> tuple[int, ...]:
-    values = value if isinstance(value, list) else [value]
-    for one in values:
-        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
-            raise DatasetError(
-                f"dataset.json: label {name!r} has the value {value!r}; expected a non-negative integer, or a list of them"
-            )
-    if not values or len(set(values)) < len(values):
+    values = [_whole(one) for one in (value if isinstance(value, list) else [value])]
+    whole = tuple(one for one in values if one is not None)
+    if len(whole) < len(values):
+        raise DatasetError(
+            f"dataset.json: label {name!r} has the value {value!r}; expected a non-negative integer, or a list of them"
+        )
+    if not whole or len(set(whole)) < len(whole):
         raise DatasetError(f"dataset.json: label {name!r} has the values {value!r}; expected at least one, none twice")
-    return tuple(values)
+    return whole
+
+
+def _whole(value: Any) -> int | None:
+    """A non-negative integer, also one that a tool wrote as 1.0 or "1"; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.0*)?", value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != value // 1:
+        return None
+    return int(value)
 
 
 def _single(name: str, values: tuple[int, ...] | None) -> int | None:
