@@ -40,7 +40,7 @@ def element_sizes(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
     n_corners = 2 ** len(spacing_mm)
     size = {1: _points, 2: _length, 3: _area}[len(spacing_mm)]
     corners = [tuple(code >> (n_corners - 1 - k) & 1 for k in range(n_corners)) for code in range(2**n_corners)]
-    # What is inside and what is outside have one surface between them: the table is made of those with few corners inside.
+    # What is inside and what is outside have one surface between them: with most corners inside, it is drawn around those outside.
     fewer = [c if sum(c) <= n_corners / 2 else tuple(1 - bit for bit in c) for c in corners]
     return np.array([size(c, spacing_mm) if any(c) else 0.0 for c in fewer])
 
