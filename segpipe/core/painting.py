@@ -44,9 +44,9 @@ def painting_problems(targets: Sequence[Target]) -> list[str]:
         read = stands_for.get(painted, ())
         lost = ", ".join(targets[n].name for n in numbers if n not in read)
         added = ", ".join(targets[n].name for n in read if n not in numbers)
-        what = " and ".join(filter(None, (f"lost to {lost}" if lost else "", f"added to {added}" if added else "")))
+        what = " and ".join(filter(None, (f"lost from {lost}" if lost else "", f"added to {added}" if added else "")))
         inside = ", ".join(targets[n].name for n in numbers)
-        problems.append(f"voxels of value {value} ({inside}) are written as {painted}: they are {what}")
+        problems.append(f"voxels of value {value} ({inside}) are written as {painted}, {what}")
     return problems
 
 

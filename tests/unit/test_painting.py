@@ -101,18 +101,18 @@ def test_each_declaration_is_refused_or_written_so_that_every_set_comes_back(tar
         # Innermost first: the outer regions paint over the inner ones.
         (
             dict(reversed(NESTED.items())), [1, 2, 4],
-            r'value 1 \(et, tc, wt\) are written as 4: they are lost to et, tc; .*value 2 \(tc, wt\) are written as 4: they are lost to tc'
+            r'value 1 \(et, tc, wt\) are written as 4, lost from et, tc; .*value 2 \(tc, wt\) are written as 4, lost from tc'
             r'.*Use "labels": {"wt": \[1, 2, 3, 4\], "tc": \[1, 2, 3\], "et": \[1\]}, "regions_class_order": \[4, 2, 1\]',
         ),
         # Outermost first, with a value that lies in an inner region too.
         (
             NESTED, [2, 3, 1],
-            r'value 4 \(wt\) are written as 2: they are added to tc. Use .*"regions_class_order": \[4, 3, 1\]',
+            r'value 4 \(wt\) are written as 2, added to tc. Use .*"regions_class_order": \[4, 3, 1\]',
         ),
         # Two parts that do not meet, and their whole listed between them.
         (
             {"left": 1, "lung": [1, 2], "right": 2}, [1, 2, 2],
-            r'value 1 \(left, lung\) are written as 2: they are lost to left and added to right. '
+            r'value 1 \(left, lung\) are written as 2, lost from left and added to right. '
             r'Use "labels": {"left": \[1\], "lung": \[1, 2\], "right": \[2\]}, "regions_class_order": \[1, 1, 2\]',
         ),
     ],
@@ -185,7 +185,7 @@ def test_import_and_export_say_what_nnunets_painting_loses():
     )
     assert painting_facts(good) == {"painting": "every region is given back"}
     assert painting_facts(bad)["painting"] == (
-        "as nnU-Net's, which loses regions: voxels of value 4 (wt) are written as 2: they are added to tc"
+        "as nnU-Net's, which loses regions: voxels of value 4 (wt) are written as 2, added to tc"
     )
 
 
