@@ -30,8 +30,10 @@ class Matched:
     """Predictions and references of one name."""
 
     pairs: list[Pair]
+    twice: dict[str, str]
+    """References whose name several files have, with the reasons."""
     missing: dict[str, str]
-    """References without a prediction, and names that several files have, with the reasons."""
+    """References without a prediction, with the reasons."""
     given: Given
     """How many of the predictions have a reference."""
 
@@ -122,7 +124,7 @@ def match_pairs(predictions: Path, references: Path) -> Matched:
             raise DatasetError(f"{path}: no such file or folder")
     if references.is_file():
         case = stem_of(references)
-        return Matched([(case, predictions, references)], {}, Given(kind="predictions", n_given=1))
+        return Matched([(case, predictions, references)], {}, {}, Given(kind="predictions", n_given=1))
     by_case, prediction_twice = _by_stem(predictions)
     # What `predict --save-uncertainty` wrote beside a segmentation is none.
     by_case = {c: f for c, f in by_case.items() if c.removesuffix("_uncertainty") not in by_case.keys() - {c}}
@@ -135,8 +137,10 @@ def match_pairs(predictions: Path, references: Path) -> Matched:
             f"{predictions}: no file has the name of a reference in {references} (such as {next(iter(reference_files))})"
         )
     twice = reference_twice | {case: why for case, why in prediction_twice.items() if case in reference_files}
-    missing = twice | {
-        case: f"no prediction of this name in {predictions}" for case in reference_files if case not in by_case
+    missing = {
+        case: f"no prediction of this name in {predictions}"
+        for case in reference_files
+        if case not in by_case and case not in twice
     }
     alone = tuple(
         PassedOver(what=case, why=f"no reference of this name in {references}", a_case=True)
@@ -144,7 +148,7 @@ def match_pairs(predictions: Path, references: Path) -> Matched:
         if case not in reference_files
     )
     given = Given(kind=f"predictions in {predictions}", n_given=len(by_case), passed_over=alone)
-    return Matched([p for p in pairs if p[0] not in twice], missing, given)
+    return Matched([p for p in pairs if p[0] not in twice], twice, missing, given)
 
 
 def labels_found(pairs: list[Pair], workers: Workers = None) -> Labels:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels
 from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
@@ -59,8 +60,12 @@ def choose_postprocessing(
         chosen, failed = choose_rules(
             pairs, labels, chosen_on=str(options.predictions), workers=options.jobs, on_pass=step
         )
+    # The references of a dataset are more than those of the cases that were predicted.
+    alone = tuple(PassedOver(what=case, why=why) for case, why in matched.missing.items())
+    n_references = len(pairs) + len(matched.twice) + len(alone)
+    _say(watch, Given(kind=f"references in {options.references}", n_given=n_references, passed_over=alone).lines())
     _say(watch, matched.given.lines())
-    failed |= matched.missing | {p.what: p.why for p in matched.given.passed_over}
+    failed |= matched.twice | {p.what: p.why for p in matched.given.passed_over}
     if options.rules is not None:
         chosen.write(options.rules)
     if options.model is not None:

@@ -180,12 +180,21 @@ def test_what_was_given_and_is_not_used_is_listed(folders):
     stray = read_volume(folders / "found" / "c1.nii.gz").array[0].copy()
     stray[0, 0, 0] = 9
     write_volume(folders / "found" / "c1.nii.gz", stray, axis_grid(SHAPE))
-    chosen, failed = segpipe.choose_postprocessing(folders / "found", folders / "truth", model=model, jobs=1)
+    said = Listening()
+    chosen, failed = segpipe.choose_postprocessing(
+        folders / "found", folders / "truth", model=model, jobs=1, watch=said
+    )
     assert chosen.n_cases == 1
+    # A dataset has more references than were predicted; but each prediction is of a case.
+    assert said.notes == [
+        f"references in {folders / 'truth'}: 3 given, 2 used, 1 passed over",
+        f"  no prediction of this name in {folders / 'found'}: other",
+        f"predictions in {folders / 'found'}: 3 given, 2 used, 1 passed over",
+        f"  no reference of this name in {folders / 'truth'}: c2",
+    ]
     assert {case: reason.split(";")[0].split(" in /")[0] for case, reason in failed.items()} == {
         "c1": "case 'c1': the prediction holds the value 9",
         "c2": "no reference of this name",
-        "other": "no prediction of this name",
     }
     said = Listening()
     segpipe.apply_postprocessing(folders / "found", folders / "clean", model=model, jobs=1, watch=said)
