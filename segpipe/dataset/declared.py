@@ -37,7 +37,7 @@ def read_labels_declaration(declared: dict[str, Any], *, any_order: bool = False
     declared : dict
         Content of a dataset.json.
     any_order : bool
-        Accept an order that loses regions: for masks that are scored, not painted.
+        Accept an order that loses regions, or none: for masks that are scored, not painted.
 
     Raises
     ------
@@ -72,15 +72,24 @@ def read_labels_declaration(declared: dict[str, Any], *, any_order: bool = False
         raise DatasetError(f"dataset.json: labels {labels} name no foreground; {_EXAMPLE}")
     regions = any(isinstance(value, list) for name, value in labels.items() if name in entries)
     n_entries = len(labels) + (not named)
-    targets = _regions(entries, declared.get("regions_class_order")) if regions else _plain(entries)
-    by_set = bool(painting_problems(targets)) and not any_order
-    if by_set and (usable := working_order(targets)):
+    order = declared.get("regions_class_order")
+    if regions and order is None and any_order:
+        order = [values[0] for values in entries.values()]
+    targets = _regions(entries, order) if regions else _plain(entries)
+    problems = painting_problems(targets)
+    usable = working_order(targets) if problems else targets
+    if problems and usable is not None and not any_order:
         raise DatasetError(
             f"dataset.json: regions are painted in the order of labels, with the values of regions_class_order, later ones over earlier "
-            f"ones, and this order loses some: {'; '.join(painting_problems(targets))}. Use {_written(usable)}"
+            f"ones, and this order loses some: {'; '.join(problems)}. Use {_written(usable)}"
         )
     return Labels(
-        targets=targets, regions=regions, background=background, ignore=ignore, n_entries=n_entries, by_set=by_set
+        targets=targets,
+        regions=regions,
+        background=background,
+        ignore=ignore,
+        n_entries=n_entries,
+        by_set=usable is None,
     )
 
 

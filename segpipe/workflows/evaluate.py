@@ -15,7 +15,7 @@ from segpipe.workflows.page import FAILED_CASES, Page, plain, scores
 def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
     """Score segmentations against references of the same name."""
     declared = None if options.labels is None else read_labels_file(options.labels)
-    for problem in painting_problems(declared.targets) if declared is not None and declared.regions else []:
+    for problem in [] if declared is None or declared.by_set else painting_problems(declared.targets):
         watch.note(f"{options.labels}: painted in this order, {problem}")
     matched = match_pairs(options.predictions, options.references)
     with watch.counting("scoring", len(matched.pairs)) as done:

@@ -176,6 +176,10 @@ def test_labels_of_models_made_before_paint_in_order_and_keep_their_digest():
 def test_masks_are_scored_by_a_declaration_that_could_not_be_painted():
     content = {"labels": {"background": 0, **NESTED}, "regions_class_order": [2, 3, 1]}
     assert read_labels_declaration(content, any_order=True).targets == targets_of(NESTED, [2, 3, 1])
+    del content["regions_class_order"]
+    assert read_labels_declaration(content, any_order=True).names == ("wt", "tc", "et")
+    crossing = {"labels": CROSSING, "regions_class_order": [1, 3]}
+    assert read_labels_declaration(crossing, any_order=True) == read_labels_declaration(crossing)
 
 
 def test_import_and_export_say_what_nnunets_painting_loses():
