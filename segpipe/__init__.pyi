@@ -181,6 +181,7 @@ def evaluate(
     labels: Path | str | None = ...,
     output: Path | str | None = ...,
     tolerance_mm: float = ...,
+    nsd: Literal["voxels", "area"] = ...,
     watch: Watch = ...,
 ) -> Evaluation: ...
 def export_model(

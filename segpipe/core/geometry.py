@@ -107,8 +107,10 @@ class Grid:
 
     @property
     def diagonal_mm(self) -> float:
-        """Length of the image's diagonal, outer voxel faces included."""
-        return float(np.linalg.norm(np.asarray(self.shape) * np.asarray(self.spacing_mm)))
+        """Length of the image's diagonal, outer voxel faces included; the thickness of a single slice does not count."""
+        edges = [n * mm for n, mm in zip(self.shape, self.spacing_mm, strict=True)]
+        along = [edge for n, edge in zip(self.shape, edges, strict=True) if n > 1]
+        return float(np.linalg.norm(along or edges))
 
     def position_mm(self, index: tuple[float, float, float]) -> Floats:
         """World (x, y, z) of a voxel index (z, y, x)."""

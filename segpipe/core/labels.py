@@ -3,28 +3,21 @@
 Stored values are any non-negative integers. Inside, a voxel holds the *index* of its value: 0 for the background, 1..K for the
 other values in ascending order, and K + 1 where a value says that the voxel is to be ignored. A *target* is what gets
 a score and an output of the network: a value, or, where a dataset declares regions, a union of values. Regions may overlap, so
-each has a probability of its own, and they are painted over each other in a declared order.
+each has a probability of its own, and they are painted over each other in a declared order (:mod:`segpipe.core.painting`).
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from segpipe.core.artefact import Record
+from segpipe.core.painting import Target as Target
+from segpipe.core.painting import sets_not_given_back
 
 OUTSIDE = -1
 """Index of a voxel outside the non-zero region of an image that is normalised inside it."""
-
-
-class Target(Record):
-    """A label, or a region of several labels."""
-
-    name: str
-    values: tuple[int, ...]
-    """Stored values it covers."""
-    paint: int
-    """Stored value it is written as."""
 
 
 class Labels(Record):
@@ -39,6 +32,15 @@ class Labels(Record):
     """Stored value of voxels that nobody labelled: never in loss, sampling or metrics."""
     n_entries: int
     """Names declared, background and ignore included; nnU-Net's memory estimate counts them."""
+    by_set: bool = False
+    """A voxel in a set of regions that a value stands for is written as that value, also where painting in order would lose the set.
+    False of models of nnU-Net and of models made before there was this field: these paint in order alone."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not asked for: digests of plans that do not ask for it stay what they were."""
+        fields: dict[str, Any] = handler(self)
+        return fields if self.by_set else {key: value for key, value in fields.items() if key != "by_set"}
 
     @classmethod
     def plain(cls, values: dict[str, int], *, background: int = 0, ignore: int | None = None) -> "Labels":
@@ -82,6 +84,18 @@ class Labels(Record):
         return tuple(tuple(sorted(index[v] for v in t.values)) for t in self.targets)
 
     @property
+    def own_sets(self) -> dict[int, tuple[int, ...]]:
+        """Sets of regions that are written by themselves, not painted in order: the value of each, and its regions' numbers from 0."""
+        return sets_not_given_back(self.targets) if self.by_set else {}
+
+    def value_of(self, name: str) -> int:
+        """Value of a voxel that is known to lie in a target: the one that stands for this target alone, else what it is painted with."""
+        number = self.names.index(name)
+        return next(
+            (value for value, numbers in self.own_sets.items() if numbers == (number,)), self.targets[number].paint
+        )
+
+    @property
     def n_outputs(self) -> int:
         """Channels of the network's output: one a region, or one a label and one for the background."""
         return len(self.targets) + (not self.regions)
@@ -102,15 +116,21 @@ class Labels(Record):
     def written(self, painted: NDArray[np.integer[Any]]) -> NDArray[np.unsignedinteger]:
         """Map the number of a target (1, 2, ...; 0 for the background) to the stored value it is written as.
 
-        The type is the smallest unsigned one that holds every value of the dataset, the same for every case.
+        The numbers after the last target's are those of ``own_sets``. The type is the smallest unsigned one that holds every value of
+        the dataset, the same for every case.
         """
-        table = np.array([self.background, *(t.paint for t in self.targets)], dtype=smallest_dtype(max(self.accepted)))
+        written = [self.background, *(t.paint for t in self.targets), *self.own_sets]
+        table = np.array(written, dtype=smallest_dtype(max(self.accepted)))
         values: NDArray[np.unsignedinteger] = table[painted]
         return values
 
     def describe(self) -> str:
         """Names and values in one line."""
         shown = ", ".join(f"{t.name} = {' + '.join(map(str, t.values))}" for t in self.targets)
+        names = {
+            value: " with ".join(self.targets[n].name for n in numbers) for value, numbers in self.own_sets.items()
+        }
+        shown += "".join(f", {name} written as {value}" for value, name in names.items())
         return shown + ("" if self.ignore is None else f", ignored = {self.ignore}")
 
 

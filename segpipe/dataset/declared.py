@@ -1,8 +1,11 @@
 """What a dataset.json declares: channel names and labels, in nnU-Net's and the Decathlon's spelling."""
 
+import json
+import re
 from typing import Any
 
 from segpipe.core.labels import Labels, Target
+from segpipe.core.painting import painting_problems, working_order
 from segpipe.errors import DatasetError
 
 _EXAMPLE = 'expected {"background": 0, "liver": 1, ...}, a region as a list of values'
@@ -18,12 +21,23 @@ def channel_names(declared: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[k]) for k in sorted(names, key=int))
 
 
-def read_labels_declaration(declared: dict[str, Any]) -> Labels | None:
+def read_labels_declaration(declared: dict[str, Any], *, any_order: bool = False) -> Labels | None:
     """Labels of a dataset; None when none are declared.
 
     A list of values is a region; then every entry is one, and ``regions_class_order`` gives the value that each is painted
     with, in the order of painting. ``ignore`` names the value of voxels that nobody labelled. The background is the entry of that
     name, else the one of value 0, whatever its name.
+
+    A declaration is usable if painting the references' own regions gives these regions back. Where another order, or other values, do
+    that, the declaration is refused with them. Where none do (regions that overlap without one lying in the other), the labels are
+    ``by_set``: each set of regions that a value stands for is written as that value.
+
+    Parameters
+    ----------
+    declared : dict
+        Content of a dataset.json.
+    any_order : bool
+        Accept an order that loses regions, or none: for masks that are scored, not painted.
 
     Raises
     ------
@@ -58,8 +72,25 @@ def read_labels_declaration(declared: dict[str, Any]) -> Labels | None:
         raise DatasetError(f"dataset.json: labels {labels} name no foreground; {_EXAMPLE}")
     regions = any(isinstance(value, list) for name, value in labels.items() if name in entries)
     n_entries = len(labels) + (not named)
-    targets = _regions(entries, declared.get("regions_class_order")) if regions else _plain(entries)
-    return Labels(targets=targets, regions=regions, background=background, ignore=ignore, n_entries=n_entries)
+    order = declared.get("regions_class_order")
+    if regions and order is None and any_order:
+        order = [values[0] for values in entries.values()]
+    targets = _regions(entries, order) if regions else _plain(entries)
+    problems = painting_problems(targets)
+    usable = working_order(targets) if problems else targets
+    if problems and usable is not None and not any_order:
+        raise DatasetError(
+            f"dataset.json: regions are painted in the order of labels, with the values of regions_class_order, later ones over earlier "
+            f"ones, and this order loses some: {'; '.join(problems)}. Use {_written(usable)}"
+        )
+    return Labels(
+        targets=targets,
+        regions=regions,
+        background=background,
+        ignore=ignore,
+        n_entries=n_entries,
+        by_set=usable is None,
+    )
 
 
 def _plain(entries: dict[str, tuple[int, ...]]) -> tuple[Target, ...]:
@@ -71,19 +102,19 @@ def _plain(entries: dict[str, tuple[int, ...]]) -> tuple[Target, ...]:
     )
 
 
-def _regions(entries: dict[str, tuple[int, ...]], order: Any) -> tuple[Target, ...]:
-    if not isinstance(order, list) or len(order) != len(entries) or not all(isinstance(v, int) for v in order):
+def _regions(entries: dict[str, tuple[int, ...]], declared: Any) -> tuple[Target, ...]:
+    order = [_whole(value) for value in declared] if isinstance(declared, list) else []
+    if len(order) != len(entries) or None in order:
         raise DatasetError(
-            f"dataset.json: regions_class_order is {order!r}; with regions, expected one value for each of "
+            f"dataset.json: regions_class_order is {declared!r}; with regions, expected one value for each of "
             f"{', '.join(entries)} (what it is painted with, later ones over earlier ones){_suggestion(entries)}"
         )
     for (name, values), paint in zip(entries.items(), order, strict=True):
         if paint not in values:
             raise DatasetError(
                 f"dataset.json: regions_class_order paints {name!r} ({list(values)}) as {paint}; expected one of its own values"
+                f"{_suggestion(entries)}"
             )
-    if len(set(order)) < len(order):
-        raise DatasetError(f"dataset.json: regions_class_order is {order}; expected a value of its own for each region")
     return tuple(
         Target(name=name, values=values, paint=paint)
         for (name, values), paint in zip(entries.items(), order, strict=True)
@@ -91,28 +122,37 @@ def _regions(entries: dict[str, tuple[int, ...]], order: Any) -> tuple[Target, .
 
 
 def _suggestion(entries: dict[str, tuple[int, ...]]) -> str:
-    """An order that works when each declared region leaves a value to itself that later ones do not cover."""
-    order = []
-    names = list(entries)
-    for number, name in enumerate(names):
-        later = {v for other in names[number + 1 :] for v in entries[other]}
-        own = [v for v in entries[name] if v not in later]
-        if not own:
-            return ""
-        order.append(own[0])
-    return f", such as {order}"
+    """An order that works, where there is one."""
+    undecided = [Target(name=name, values=values, paint=values[0]) for name, values in entries.items()]
+    usable = working_order(undecided)
+    return "" if usable is None else f", such as {_written(usable)}"
+
+
+def _written(targets: tuple[Target, ...]) -> str:
+    """Regions in their order, as dataset.json has them."""
+    labels = {t.name: list(t.values) for t in targets}
+    return f'"labels": {json.dumps(labels)}, "regions_class_order": {[t.paint for t in targets]}'
 
 
 def _values(name: str, value: Any) -> tuple[int, ...]:
-    values = value if isinstance(value, list) else [value]
-    for one in values:
-        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
-            raise DatasetError(
-                f"dataset.json: label {name!r} has the value {value!r}; expected a non-negative integer, or a list of them"
-            )
-    if not values or len(set(values)) < len(values):
+    values = [_whole(one) for one in (value if isinstance(value, list) else [value])]
+    whole = tuple(one for one in values if one is not None)
+    if len(whole) < len(values):
+        raise DatasetError(
+            f"dataset.json: label {name!r} has the value {value!r}; expected a non-negative integer, or a list of them"
+        )
+    if not whole or len(set(whole)) < len(whole):
         raise DatasetError(f"dataset.json: label {name!r} has the values {value!r}; expected at least one, none twice")
-    return tuple(values)
+    return whole
+
+
+def _whole(value: Any) -> int | None:
+    """A non-negative integer, also one that a tool wrote as 1.0 or "1"; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.0*)?", value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != value // 1:
+        return None
+    return int(value)
 
 
 def _single(name: str, values: tuple[int, ...] | None) -> int | None:

@@ -327,7 +327,7 @@ def _float32_bytes(image: FileStamp) -> int:
 
 
 def read_labels_file(path: Path) -> Labels:
-    """Read the labels that a dataset.json declares.
+    """Read the labels that a dataset.json declares, to score masks by them: the order in which regions are painted does not matter.
 
     Raises
     ------
@@ -336,7 +336,7 @@ def read_labels_file(path: Path) -> Labels:
     """
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; give the dataset.json that declares the labels")
-    labels = read_labels_declaration(_read_json(path))
+    labels = read_labels_declaration(_read_json(path), any_order=True)
     if labels is None:
         raise DatasetError(f'{path}: declares no "labels"')
     return labels

@@ -1,4 +1,8 @@
-"""What is said of voxels around a structure against what is there, counted while a case is predicted."""
+"""What is said of voxels around a structure against what is there, counted while a case is predicted.
+
+Which voxels are counted is known when the last plane was seen, because the prediction has a say in it. Until then the planes lie in a
+file, as half precision: memory holds one of them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ from segpipe.planning.schema import Plan
 from segpipe.preprocessing.prepare import Placement
 
 MARGIN_MM = 10.0
-"""Around the box of the reference's foreground: elsewhere nearly all voxels are surely background, and would hide what is not sure."""
+"""Around the box of all foreground, the reference's and the prediction's: elsewhere nearly all voxels are surely background, and would
+hide what is not sure."""
 
 
 class CaseReliability(Artefact):
@@ -41,8 +46,8 @@ class Reliability:
     references: Mapping[str, Path]
     folder: Path
 
-    def sink_of(self, case: str, image: LoadedImage) -> Callable[[Placement, int, Any], None] | None:
-        """Return what is to be given the planes of a case; None where its reference holds nothing.
+    def sink_of(self, case: str, image: LoadedImage) -> Callable[[Placement, int, Any], None]:
+        """Return what is to be given the planes of a case. No file is written where neither reference nor prediction holds anything.
 
         Raises
         ------
@@ -54,47 +59,75 @@ class Reliability:
         require_same_grid(case, "image", image.stored_grid, "reference", stored.grid)
         canonical = image.orientation.apply(along_axes_of(image.stored_grid, stored).array[0])
         reference = canonical.transpose(self.plan.transpose_forward)
-        foreground = ~np.isin(reference, labels.aside)
-        if not foreground.any():
-            return None
         spacing = [image.volume.grid.spacing_mm[axis] for axis in self.plan.transpose_forward]
-        return _Counter(self, case, reference, _widened(bounding_box(foreground), spacing, reference.shape)).add
+        return _Counter(self, case, reference, spacing).add
 
 
 class _Counter:
-    def __init__(self, of: Reliability, case: str, reference: NDArray[Any], box: Box) -> None:
-        self.of, self.case, self.reference, self.box = of, case, reference, box
-        self.counts = {name: Counts.none() for name in of.plan.labels.names}
+    def __init__(self, of: Reliability, case: str, reference: NDArray[Any], spacing_mm: list[float]) -> None:
+        self.of, self.case, self.reference, self.spacing_mm = of, case, reference, spacing_mm
+        self.boxes: list[Box] = []
+        """Of the reference's foreground, and of that of each predicted plane."""
+        foreground = ~np.isin(reference, of.plan.labels.aside)
+        if foreground.any():
+            self.boxes.append(bounding_box(foreground))
+        self.seen = of.folder / f".{case}.planes"
 
     def add(self, placement: Placement, number: int, probabilities: Any) -> None:
-        """Count a plane (K, Y, X) of the crop."""
-        plane = placement.start[0] + number
-        if self.box[0].start <= plane < self.box[0].stop:
-            self._count(placement, plane, probabilities.cpu().numpy())
+        """Keep a plane (K, Y, X) of the crop, and count when it is the last one."""
+        outputs = probabilities.cpu().numpy()
+        regions = self.of.plan.labels.regions
+        found = (outputs > 0.5).any(0) if regions else outputs[0] < outputs[1:].max(0)
+        if found.any():
+            plane, start_y, start_x = placement.start[0] + number, *placement.start[1:]
+            _, y, x = bounding_box(found[None])
+            self.boxes.append((slice(plane, plane + 1), _moved(y, start_y), _moved(x, start_x)))
+        self.seen.parent.mkdir(parents=True, exist_ok=True)
+        with self.seen.open("ab" if number else "wb") as file:
+            file.write(outputs[0 if regions else 1 :].astype(np.float16).tobytes())
         if number == placement.shape_after_crop[0] - 1:
-            bins = {
-                name: (tuple(c.n.tolist()), tuple(c.probability.tolist()), tuple(c.present.tolist()))
-                for name, c in self.counts.items()
-            }
-            CaseReliability(case=self.case, bins=bins).write(self.of.folder / f"{self.case}.json")
+            if self.boxes:
+                self._count(placement)
+            self.seen.unlink()
 
-    def _count(self, placement: Placement, plane: int, probabilities: NDArray[np.float32]) -> None:
+    def _count(self, placement: Placement) -> None:
         labels = self.of.plan.labels
-        ranges = [
-            (max(inside.start, crop.start), min(inside.stop, crop.stop))
-            for inside, crop in zip(self.box[1:], placement.box[1:], strict=True)
-        ]
-        (y0, y1), (x0, x1) = ranges
-        if y0 >= y1 or x0 >= x1:
-            return
-        start_y, start_x = placement.start[1:]
-        said = probabilities[:, y0 - start_y : y1 - start_y, x0 - start_x : x1 - start_x]
-        there = self.reference[plane, y0:y1, x0:x1]
-        known = np.ones(there.shape, dtype=bool) if labels.ignore is None else there != labels.ignore
-        first = 0 if labels.regions else 1
-        for number, target in enumerate(labels.targets):
-            counted = Counts.of(said[first + number][known], np.isin(there[known], target.values))
-            self.counts[target.name] = self.counts[target.name] + counted
+        counts = {name: Counts.none() for name in labels.names}
+        box = _meeting(_widened(_around(self.boxes), self.spacing_mm, self.reference.shape), placement.box)
+        shape = (len(labels.targets), *placement.shape_after_crop[1:])
+        planes = np.memmap(self.seen, np.float16, "r", shape=(placement.shape_after_crop[0], *shape))
+        z, *within = (_moved(side, -start) for side, start in zip(box, placement.start, strict=True))
+        for number in range(z.start, z.stop):
+            said = np.array(planes[number][:, *within])
+            there = self.reference[placement.start[0] + number, *box[1:]]
+            known = np.ones(there.shape, dtype=bool) if labels.ignore is None else there != labels.ignore
+            for target, probabilities in zip(labels.targets, said, strict=True):
+                counted = Counts.of(probabilities[known], np.isin(there[known], target.values))
+                counts[target.name] = counts[target.name] + counted
+        del planes
+        bins = {
+            name: (tuple(c.n.tolist()), tuple(c.probability.tolist()), tuple(c.present.tolist()))
+            for name, c in counts.items()
+        }
+        CaseReliability(case=self.case, bins=bins).write(self.of.folder / f"{self.case}.json")
+
+
+def _around(boxes: list[Box]) -> Box:
+    z, y, x = (slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*boxes, strict=True))
+    return z, y, x
+
+
+def _meeting(box: Box, other: Box) -> Box:
+    """Where two boxes meet; sides that do not are empty."""
+    z, y, x = (
+        slice(max(a.start, b.start), max(min(a.stop, b.stop), a.start, b.start))
+        for a, b in zip(box, other, strict=True)
+    )
+    return z, y, x
+
+
+def _moved(side: slice, by: int) -> slice:
+    return slice(side.start + by, side.stop + by)
 
 
 def _widened(box: Box, spacing_mm: list[float], shape: tuple[int, ...]) -> Box:

@@ -1,11 +1,13 @@
 """The stage: predictions and references in, scores out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
@@ -13,13 +15,27 @@ from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation
-from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
+from segpipe.evaluation.score import SCORED_AS_OF, mean_over_labels, score_case, summarise_label
 from segpipe.execution import processes
 from segpipe.execution.memory import BYTES_A_LABEL_VOXEL
 from segpipe.execution.processes import Workers
 from segpipe.io.formats import most_voxels, stem_of
+from segpipe.metrics.surface import SurfaceUnit
 
 Pair = tuple[str, Path, Path]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Predictions and references of one name."""
+
+    pairs: list[Pair]
+    twice: dict[str, str]
+    """References whose name several files have, with the reasons."""
+    missing: dict[str, str]
+    """References without a prediction, with the reasons."""
+    given: Given
+    """How many of the predictions have a reference."""
 
 
 def evaluate(
@@ -27,7 +43,9 @@ def evaluate(
     labels: Labels | None,
     *,
     missing: dict[str, str] | None = None,
+    given: tuple[Given, ...] = (),
     tolerance_mm: float = 1.0,
+    nsd_unit: SurfaceUnit = "voxels",
     workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -40,8 +58,12 @@ def evaluate(
         Labels or regions to score, and the reference value of voxels that are not; None takes every value but 0 that is found.
     missing : dict of str to str, optional
         Cases that are known to have no prediction, with the reasons; they are reported as failed.
+    given : tuple of Given
+        What the user gave beside the pairs; it is kept with the scores.
     tolerance_mm : float
         Tolerance of the normalised surface Dice, in mm.
+    nsd_unit : "voxels" or "area"
+        What the normalised surface Dice counts.
     workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
@@ -54,8 +76,10 @@ def evaluate(
         labels = _labels_found(pairs, workers, peak, failed)
         pairs = [p for p in pairs if p[0] not in failed]
     scores: list[CaseScores] = []
+    values: list[_Values] = []
+    score = partial(_score_pair, labels=labels, declared=declared, tolerance_mm=tolerance_mm, nsd_unit=nsd_unit)
     for outcome in processes.map_cases(
-        partial(_score_pair, labels=labels, declared=declared, tolerance_mm=tolerance_mm),
+        score,
         pairs,
         workers=workers,
         bytes_each=peak,
@@ -63,13 +87,16 @@ def evaluate(
         if outcome.value is None:
             failed[outcome.item[0]] = outcome.failure or "no result"
         else:
-            scores.append(outcome.value)
+            scores.append(outcome.value[0])
+            values.append(outcome.value[1])
         if on_case:
             on_case(outcome.item[0])
     scores.sort(key=lambda s: s.case)
     by_label = {name: summarise_label([s.labels[name] for s in scores]) for name in labels.names}
     return Evaluation(
+        scored_as_of=SCORED_AS_OF,
         tolerance_mm=tolerance_mm,
+        nsd_unit=nsd_unit,
         labels={t.name: t.values for t in labels.targets},
         ignore=labels.ignore,
         cases=tuple(scores),
@@ -80,11 +107,12 @@ def evaluate(
         n_missed=sum(s.n_missed for s in by_label.values()),
         without_cases=tuple(name for name, s in by_label.items() if not s.n_applicable),
         failed=dict(sorted(failed.items())),
+        given=(*given, *_values_given(values, declared)),
     )
 
 
-def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[str, str]]:
-    """Match two files, or the files of two folders by name; a reference without a prediction is named with its reason.
+def match_pairs(predictions: Path, references: Path) -> Matched:
+    """Match two files, or the files of two folders by name; what has no partner is named.
 
     Raises
     ------
@@ -95,8 +123,11 @@ def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[s
         if not path.exists():
             raise DatasetError(f"{path}: no such file or folder")
     if references.is_file():
-        return [(stem_of(references), predictions, references)], {}
+        case = stem_of(references)
+        return Matched([(case, predictions, references)], {}, {}, Given(kind="predictions", n_given=1))
     by_case, prediction_twice = _by_stem(predictions)
+    # What `predict --save-uncertainty` wrote beside a segmentation is none.
+    by_case = {c: f for c, f in by_case.items() if c.removesuffix("_uncertainty") not in by_case.keys() - {c}}
     reference_files, reference_twice = _by_stem(references)
     if not reference_files:
         raise DatasetError(f"{references}: no image file found")
@@ -106,9 +137,18 @@ def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[s
             f"{predictions}: no file has the name of a reference in {references} (such as {next(iter(reference_files))})"
         )
     twice = reference_twice | {case: why for case, why in prediction_twice.items() if case in reference_files}
-    return [p for p in pairs if p[0] not in twice], twice | {
-        case: f"no prediction of this name in {predictions}" for case in reference_files if case not in by_case
+    missing = {
+        case: f"no prediction of this name in {predictions}"
+        for case in reference_files
+        if case not in by_case and case not in twice
     }
+    alone = tuple(
+        PassedOver(what=case, why=f"no reference of this name in {references}", a_case=True)
+        for case in by_case
+        if case not in reference_files
+    )
+    given = Given(kind=f"predictions in {predictions}", n_given=len(by_case), passed_over=alone)
+    return Matched([p for p in pairs if p[0] not in twice], twice, missing, given)
 
 
 def labels_found(pairs: list[Pair], workers: Workers = None) -> Labels:
@@ -129,24 +169,61 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return files, twice
 
 
-def _read_labels(case: str, path: Path, declared: Labels | None = None) -> Volume:
+_Counts = dict[float, int]
+_Values = tuple[str, _Counts, _Counts]
+"""A case, and the voxels of each value of its prediction and of its reference."""
+
+
+def _read_labels(case: str, path: Path, declared: Labels | None = None) -> tuple[Volume, _Counts]:
     volume = read_labels(case, path, declared)
-    problems = label_problems(value_counts(volume.array), None)
+    counts = value_counts(volume.array)
+    problems = label_problems(counts, None)
     if problems:
         raise CaseError(f"{path}: " + "; ".join(f"{rule}: {message}" for rule, message in problems))
-    return Volume(volume.array.astype(np.int64), volume.grid)
+    return Volume(volume.array.astype(np.int64), volume.grid), counts
 
 
-def _score_pair(pair: Pair, labels: Labels, declared: Labels | None, tolerance_mm: float) -> CaseScores:
-    case, prediction_path, reference_path = pair
-    prediction, stored = (_read_labels(case, path, declared) for path in (prediction_path, reference_path))
+def _score_pair(
+    pair: Pair, labels: Labels, declared: Labels | None, tolerance_mm: float, nsd_unit: SurfaceUnit
+) -> tuple[CaseScores, _Values]:
+    case, *paths = pair
+    (prediction, predicted), (stored, known) = (_read_labels(case, path, declared) for path in paths)
     require_same_grid(case, "prediction", prediction.grid, "reference", stored.grid)
     reference = along_axes_of(prediction.grid, stored)
-    return score_case(case, prediction.array[0], reference.array[0], prediction.grid, labels, tolerance_mm)
+    arrays = prediction.array[0], reference.array[0]
+    return score_case(case, *arrays, prediction.grid, labels, tolerance_mm, nsd_unit), (case, predicted, known)
+
+
+def _values_given(values: list[_Values], declared: Labels | None) -> tuple[Given, ...]:
+    """Values of predictions and references that no declared label has; nothing where all have one, or none is declared."""
+    if declared is None:
+        return ()
+    predicted = {case: counts for case, counts, _ in sorted(values, key=lambda v: v[0])}
+    known = {case: counts for case, _, counts in sorted(values, key=lambda v: v[0])}
+    sides = (_side_given("prediction", predicted, declared), _side_given("reference", known, declared))
+    return tuple(given for given in sides if given.passed_over)
+
+
+def _side_given(side: str, by_case: dict[str, _Counts], declared: Labels) -> Given:
+    found = [(case, int(v), n) for case, counts in by_case.items() for v, n in sorted(counts.items())]
+    alone = tuple(
+        PassedOver(what=f"{case} ({n} voxels)", why=why)
+        for case, value, n in found
+        if (why := _why_not(value, side, declared))
+    )
+    return Given(kind=f"values in {side}s", n_given=len(found), passed_over=alone)
+
+
+def _why_not(value: int, side: str, declared: Labels) -> str:
+    if value not in declared.accepted:
+        return f"value {value} belongs to no label; declared are {list(declared.accepted)}"
+    if side == "prediction" and value == declared.ignore:
+        return f"value {value} is the ignored one, which only a reference can hold"
+    return ""
 
 
 def _values_of(pair: Pair) -> set[int]:
-    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path).array)}
+    return {int(v) for path in pair[1:] for v in _read_labels(pair[0], path)[1]}
 
 
 def _labels_found(pairs: list[Pair], workers: Workers, peak: int, failed: dict[str, str]) -> Labels:

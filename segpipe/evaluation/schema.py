@@ -1,8 +1,11 @@
 """The evaluation artefact: scores a case and a label, and summaries that drop nothing silently."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-from segpipe.core.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Migration, Record
+from segpipe.core.given import Given
+from segpipe.metrics.surface import SurfaceUnit
 
 Status = Literal["scored", "missed", "spurious", "not_applicable"]
 
@@ -45,7 +48,14 @@ class LabelSummary(Record):
 class Evaluation(Artefact):
     """Scores of a set of predictions."""
 
+    # Version 1 did not say what was counted, nor by which rules.
+    migrations: ClassVar[Mapping[int, Migration]] = {1: lambda content: content}
+    schema_version: int = 2
+    scored_as_of: str = ""
+    """The version that last changed what a score is, of those that the scoring one knew; "" of 0.1.0.dev6 and older."""
     tolerance_mm: float
+    nsd_unit: SurfaceUnit = "voxels"
+    """What the normalised surface Dice counts: voxels of a surface, or its area."""
     labels: dict[str, tuple[int, ...]]
     """Names of labels or regions, and the stored values that each covers."""
     ignore: int | None = None
@@ -60,3 +70,5 @@ class Evaluation(Artefact):
     without_cases: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     """Cases that could not be scored, with the reasons; a reference without a prediction is one."""
+    given: tuple[Given, ...] = ()
+    """What was given and is not used: predictions without a reference, values that no label has."""

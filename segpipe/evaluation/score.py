@@ -10,7 +10,13 @@ from segpipe.core.labels import Labels
 from segpipe.evaluation.comparison import ALL_LABELS, Metric
 from segpipe.evaluation.schema import CaseScores, LabelScore, LabelSummary, Status
 from segpipe.metrics.overlap import dice
-from segpipe.metrics.surface import surface_distances
+from segpipe.metrics.surface import SurfaceUnit, surface_distances
+
+SCORED_AS_OF = "0.1.0.dev7"
+"""The version that last changed what a score is: then those of two-dimensional images became those of contours.
+
+An evaluation holds it. Raise it when the same masks get other scores.
+"""
 
 
 def score_case(
@@ -20,6 +26,7 @@ def score_case(
     grid: Grid,
     labels: Labels,
     tolerance_mm: float,
+    nsd_unit: SurfaceUnit = "voxels",
 ) -> CaseScores:
     """Score every label, or region of labels, of a case.
 
@@ -33,6 +40,8 @@ def score_case(
         What is scored; voxels whose reference is to be ignored belong to nothing in either mask.
     tolerance_mm : float
         Tolerance of the normalised surface Dice, in mm.
+    nsd_unit : "voxels" or "area"
+        What the normalised surface Dice counts.
     """
     kept = None if labels.ignore is None else reference != labels.ignore
 
@@ -41,14 +50,18 @@ def score_case(
         return mask if kept is None else mask & kept
 
     scores = {
-        t.name: _score_label(mask_of(prediction, t.values), mask_of(reference, t.values), grid, tolerance_mm)
+        t.name: _score_label(mask_of(prediction, t.values), mask_of(reference, t.values), grid, tolerance_mm, nsd_unit)
         for t in labels.targets
     }
     return CaseScores(case=case, labels=scores)
 
 
 def _score_label(
-    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], grid: Grid, tolerance_mm: float
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    grid: Grid,
+    tolerance_mm: float,
+    nsd_unit: SurfaceUnit,
 ) -> LabelScore:
     voxel_ml = grid.voxel_volume_mm3 / 1000
     n_predicted, n_reference = int(prediction.sum()), int(reference.sum())
@@ -67,7 +80,7 @@ def _score_label(
         return scored("not_applicable", None, None, None)
     if not n_predicted or not n_reference:
         return scored("missed" if n_reference else "spurious", 0.0, 0.0, grid.diagonal_mm)
-    distances = surface_distances(prediction, reference, grid.spacing_mm)
+    distances = surface_distances(prediction, reference, grid.spacing_mm, nsd_unit)
     return scored(
         "scored",
         dice(prediction, reference),

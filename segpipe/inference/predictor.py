@@ -208,7 +208,7 @@ class Predictor:
         self, image: Volume, prepared: tuple[Prepared | None, ...], measured: CaseTrace, sink: Sink | None
     ) -> Labels:
         """Labels of the mean of all models' probabilities, in the plan's axis order."""
-        regions = self.plan.labels.regions
+        regions, sets = self.plan.labels.regions, tuple(self.plan.labels.own_sets.values())
         sources = [s.probabilities(image, p, measured) for s, p in zip(self.stages, prepared, strict=True)]
         placement = sources[0].prepared.placement
         streams = [timed(source.planes, "restore", measured) for source in sources]
@@ -224,7 +224,7 @@ class Predictor:
                 yield mean
 
         with measured.timing("restore"):
-            painted = labels_of(means(), placement.shape_after_crop, regions=regions)
+            painted = labels_of(means(), placement.shape_after_crop, regions=regions, sets=sets)
         return self.plan.labels.written(uncrop(painted, placement))
 
 

@@ -22,6 +22,8 @@ from segpipe.preprocessing.prepare import Placement
 from segpipe.preprocessing.resample import nearest_indices
 
 Shape = tuple[int, ...]
+Sets = tuple[tuple[int, ...], ...]
+"""Sets of regions, by their numbers from 0, that are no painting in order: each has a number after the last region's."""
 
 _VOXELS_AT_ONCE = 2**22
 """Native voxels that are restored together."""
@@ -90,7 +92,7 @@ class Restoring:
 
 
 def restored_labels(
-    planes: Iterator[Tensor], shape_in: Shape, shape_out: Shape, apart: int | None, *, regions: bool
+    planes: Iterator[Tensor], shape_in: Shape, shape_out: Shape, apart: int | None, *, regions: bool, sets: Sets = ()
 ) -> NDArray[np.int16]:
     """Interpolate logits to the native grid and take the largest, or with regions paint each that is more likely than not.
 
@@ -104,11 +106,13 @@ def restored_labels(
         Axis taken by nearest neighbour.
     regions : bool
         Outputs are regions, painted in their order, later ones over earlier ones; else the first output is the background.
+    sets : tuple of tuple of int
+        Sets of regions with a number of their own.
 
     Returns
     -------
     ndarray
-        (Z, Y, X); number of the label or region, 0 for the background.
+        (Z, Y, X); number of the label, region or set, 0 for the background.
     """
     restoring = Restoring(shape_in, shape_out, apart)
     labels = np.empty(shape_out, dtype=np.int16)
@@ -123,19 +127,19 @@ def restored_labels(
         at_once = max(_VOXELS_AT_ONCE // (shape_out[1] * shape_out[2]), 1)
         for z in range(done.start, done.stop, at_once):
             part = slice(z, min(z + at_once, done.stop))
-            labels[part] = _restore(table, calls, first, part, restoring, regions=regions)
+            labels[part] = _restore(table, calls, first, part, restoring, regions=regions, sets=sets)
         kept = restoring.first_needed - first
         table, calls = table[kept:], calls[kept:]
     return labels
 
 
 def _restore(
-    table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, *, regions: bool
+    table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, *, regions: bool, sets: Sets
 ) -> NDArray[np.int16]:
     """Labels of some native planes; ``table`` holds logits (n, Y, X, K) from plane ``first`` on."""
     n_regions = table.shape[-1] if regions else None
     if restoring.same:
-        return _painted(calls[part.start - first : part.stop - first], n_regions).cpu().numpy()
+        return _painted(calls[part.start - first : part.stop - first], n_regions, sets).cpu().numpy()
     z, y, x = restoring.axes_on(table.device)
     z = Axis(z.low[part] - first, z.high[part] - first, z.share[part])
     least, most = calls, calls
@@ -144,13 +148,13 @@ def _restore(
             combine(values.index_select(number, axis.low), values.index_select(number, axis.high))
             for combine, values in ((torch.minimum, least), (torch.maximum, most))
         )
-    labels, mixed = _painted(least, n_regions), least != most
+    labels, mixed = _painted(least, n_regions, sets), least != most
     rows = table.reshape(-1, table.shape[-1])
 
     def interpolate(voxels: Tensor) -> None:
         logits = _interpolated(rows, calls.shape, voxels, (z, y, x))
         called = call(logits.T, regions=True) if regions else logits.argmax(1)
-        labels[voxels.unbind(1)] = _painted(called, n_regions)
+        labels[voxels.unbind(1)] = _painted(called, n_regions, sets)
 
     if labels.device.type == "cpu":
         for some in torch.split(mixed.nonzero(), _ROWS_AT_ONCE):
@@ -186,13 +190,15 @@ def _interpolated(rows: Tensor, shape: torch.Size, voxels: Tensor, axes: tuple[A
     return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
 
 
-def _painted(calls: Tensor, n_regions: int | None) -> Tensor:
-    """Labels of what is called: as it is, or of so many regions the number of the last one in each set."""
+def _painted(calls: Tensor, n_regions: int | None, sets: Sets) -> Tensor:
+    """Labels of what is called: as it is, or of so many regions the set's own number, else that of the last region in it."""
     if n_regions is None:
         return calls.to(torch.int16)
     painted = torch.zeros(calls.shape, dtype=torch.int16, device=calls.device)
     for number in range(n_regions):
         painted.masked_fill_((calls >> number & 1).bool(), number + 1)
+    for number, members in enumerate(sets, start=n_regions + 1):
+        painted.masked_fill_(calls == sum(1 << member for member in members), number)
     return painted
 
 
@@ -233,7 +239,7 @@ def interpolated_planes(
         held = held[:, restoring.first_needed - first :]
 
 
-def labels_of(probabilities: Iterator[Tensor], shape: Shape, *, regions: bool) -> NDArray[np.int16]:
+def labels_of(probabilities: Iterator[Tensor], shape: Shape, *, regions: bool, sets: Sets = ()) -> NDArray[np.int16]:
     """Labels of planes of probabilities, brought to the host some planes at a time.
 
     Parameters
@@ -244,27 +250,32 @@ def labels_of(probabilities: Iterator[Tensor], shape: Shape, *, regions: bool) -
         (Z, Y, X).
     regions : bool
         Outputs are regions; else the first one is the background.
+    sets : tuple of tuple of int
+        Sets of regions with a number of their own.
 
     Returns
     -------
     ndarray
-        (Z, Y, X); number of the label, or of the last region that is more likely than not, 0 for the background.
+        (Z, Y, X); number of the label, or of the set or the last region that is more likely than not, 0 for the background.
     """
     labels, at_once = np.empty(shape, dtype=np.int16), max(_VOXELS_AT_ONCE // (shape[1] * shape[2]), 1)
-    painted = (_painted_plane(plane, regions=regions) for plane in probabilities)
+    painted = (_painted_plane(plane, regions=regions, sets=sets) for plane in probabilities)
     for first in range(0, shape[0], at_once):
         together = torch.stack(list(islice(painted, at_once)))
         labels[first : first + at_once] = together.cpu().numpy()
     return labels
 
 
-def _painted_plane(probabilities: Tensor, *, regions: bool) -> Tensor:
+def _painted_plane(probabilities: Tensor, *, regions: bool, sets: Sets) -> Tensor:
     """Numbers of labels (Y, X) from probabilities (K, Y, X)."""
     if not regions:
         return largest(probabilities).to(torch.int16)
     painted = torch.zeros(probabilities.shape[1:], dtype=torch.int16, device=probabilities.device)
     for number, region in enumerate(probabilities, start=1):
         painted.masked_fill_(region > 0.5, number)
+    for number, members in enumerate(sets, start=len(probabilities) + 1):
+        there = [(region > 0.5) == (k in members) for k, region in enumerate(probabilities)]
+        painted.masked_fill_(torch.stack(there).all(0), number)
     return painted
 
 

@@ -106,14 +106,15 @@ class LoadedModel:
         placement, shape = prepared.placement, tuple(voxels.shape[1:])
         planes = self.logits(voxels, measured)
         with measured.timing("restore"):
+            sets = tuple(labels.own_sets.values())
             if labels.regions and labels.n_outputs > MOST_REGIONS:
                 native = restored_probabilities(
                     planes, shape, placement.shape_after_crop, placement.apart_back, regions=True
                 )
-                painted = labels_of(native, placement.shape_after_crop, regions=True)
+                painted = labels_of(native, placement.shape_after_crop, regions=True, sets=sets)
             else:
                 painted = restored_labels(
-                    planes, shape, placement.shape_after_crop, placement.apart_back, regions=labels.regions
+                    planes, shape, placement.shape_after_crop, placement.apart_back, regions=labels.regions, sets=sets
                 )
             return labels.written(uncrop(painted, placement))
 

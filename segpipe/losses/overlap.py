@@ -127,7 +127,7 @@ def generalised_dice_loss(
     """One minus Dice over all targets together, each weighed by the inverse square of its size in the sample.
 
     If labels exclude each other, the background is one of them. A target that is absent from a sample weighs as much as the
-    smallest one that is there.
+    smallest one that is there. A sample in which no target is costs nothing.
 
     Returns
     -------
@@ -141,8 +141,10 @@ def generalised_dice_loss(
     counts = overlap_of(probabilities, reference.target, members, reference.kept)
     sizes = counts.reference.to(counts.both.dtype)
     there = sizes > 0
-    weights = torch.where(there, 1 / sizes.clamp_min(1).square(), torch.zeros_like(sizes))
-    weights = torch.where(there, weights, weights.amax(1, keepdim=True))
+    # The smallest target weighs 1, so that the sums are counts of voxels, beside which the smoothing is nothing however large the patch.
+    smallest = torch.where(there, sizes, sizes.new_full((), torch.inf)).amin(1, keepdim=True)
+    weights = torch.where(there, smallest / sizes.clamp_min(1), torch.ones_like(sizes)).square()
+    weights = weights * there.any(1, keepdim=True)
     both = 2 * (weights * counts.both).sum(1) + smooth
     size = (weights * (counts.predicted + counts.reference)).sum(1) + smooth
     return mean_of(1 - both / size, total)

@@ -56,6 +56,9 @@ class DANetOptions(ScaledOptions):
     """Options of DANet."""
 
     backbone: Literal["resnet50", "resnet101"] = "resnet50"
+    third_stage: Literal[1, 2] = 1
+    """Dilation with which the third stage begins, before blocks of dilation 2: 1 in the authors' code. A plan that does not say is of an
+    earlier version, whose networks began with 2."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from segpipe.networks.spec import NetworkSpec, Norm
 DEPTH = 3
 """Poolings of the backbone: its first convolution, the maximum pooling after it, and its second stage."""
 _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-_DILATIONS = ((1,), (1,), (2,), (4, 8, 16))
+_DILATIONS = ((1,), (1,), (1, 2), (4, 8, 16))
 """Dilations of each stage's blocks, the last one repeated: the third and fourth stage dilate instead of pooling (multi-grid)."""
+_THIRD = 2
 _EXPANSION = 4
 
 
@@ -110,6 +111,8 @@ class DANet(Segmenter):
         before, ones = planes[0], (1,) * dims
         for stage, n in enumerate(_BLOCKS[str(spec.options.get("backbone", "resnet50"))]):
             dilations = [*_DILATIONS[stage], *_DILATIONS[stage][-1:] * n][:n]
+            if stage == _THIRD:
+                dilations[0] = int(spec.options.get("third_stage", 2))  # type: ignore[arg-type]
             blocks: list[nn.Module] = []
             for number, dilation in enumerate(dilations):
                 stride = third if stage == 1 and number == 0 else ones

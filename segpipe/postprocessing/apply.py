@@ -81,7 +81,7 @@ def _apply(result: Stored, rule: Rule, voxel_mm3: float, labels: Labels) -> None
             nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)
             part[holes] = part[tuple(nearest)][holes]
         else:
-            part[holes] = _target(rule.label, labels).paint
+            part[holes] = labels.value_of(rule.label)
 
 
 def _target(name: str, labels: Labels) -> Target:

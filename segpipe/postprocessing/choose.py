@@ -107,8 +107,8 @@ class _Trier:
         self.failed: dict[str, str] = {}
 
     def means(self, lists: Sequence[tuple[Rule, ...]]) -> list[Dices]:
-        """Mean Dice of each label, for each list of rules."""
-        tasks = [_Task(pair, self.labels, tuple(lists)) for pair in self.pairs if pair[0] not in self.failed]
+        """Mean Dice of each label, for each list of rules: over the same cases for all of them."""
+        tasks = [_Task(pair, self.labels, ((), *lists)) for pair in self.pairs if pair[0] not in self.failed]
         tables = []
         for outcome in processes.map_cases(_dices, tasks, workers=self.workers, bytes_each=self.bytes_each):
             if outcome.value is None:
@@ -118,7 +118,7 @@ class _Trier:
         if not tables:
             reason = next(iter(self.failed.values()), "none given")
             raise SegpipeError(f"no pair of a prediction and a reference can be read: {reason}")
-        return [_means([table[number] for table in tables], self.labels) for number in range(len(lists))]
+        return [_means(tables, number, self.labels) for number in range(1, len(lists) + 1)]
 
 
 def _best(gains: dict[Rule, float]) -> Rule | None:
@@ -163,12 +163,15 @@ def _dice_of_each(found: NDArray[np.int16], truth: NDArray[np.int16], labels: La
     return dices
 
 
-def _means(tables: list[Dices], labels: Labels) -> Dices:
-    """Mean over cases that have the label, or in which it was found; nan where there is none."""
+def _means(tables: list[list[Dices]], number: int, labels: Labels) -> Dices:
+    """Mean of each label by one list of rules, over cases that have the label or in which it was found before any rule; nan without such.
+
+    A false alarm that is gone counts 1, as the right answer that it is: so all lists are compared over the same cases.
+    """
     means = {}
     for name in labels.names:
-        values = [t[name] for t in tables if not np.isnan(t[name])]
-        means[name] = float(np.mean(values)) if values else float("nan")
+        values = [table[number][name] for table in tables if not np.isnan(table[0][name])]
+        means[name] = float(np.nan_to_num(values, nan=1.0).mean()) if values else float("nan")
     return means
 
 
@@ -177,7 +180,6 @@ def _gain(before: Dices, after: Dices) -> float:
 
 
 def _no_worse(before: Dices, after: Dices) -> bool:
-    # A label that vanished from every case has no mean any more; it is worse where it was found before.
     return all(np.isnan(before[n]) or after[n] >= before[n] - _LOSS for n in before)
 
 

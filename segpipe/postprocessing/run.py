@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels, smallest_dtype
 from segpipe.dataset.load import read_labels
 from segpipe.dataset.match import image_files_in
@@ -17,6 +18,18 @@ from segpipe.execution.processes import Workers
 from segpipe.io.formats import most_voxels, output_ending, stem_of, write_labels_like
 from segpipe.postprocessing.apply import apply_rules, require_known
 from segpipe.postprocessing.schema import EVERYTHING, Rule
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What became of the segmentations of a folder."""
+
+    changed: dict[str, int]
+    """Changed voxels of each."""
+    failed: dict[str, str]
+    """Those that failed, with the reasons."""
+    values: Given
+    """Values that no label of the model has: they stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,8 @@ def apply_to_folder(
     *,
     workers: Workers = None,
     on_case: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Apply rules to every segmentation of a folder; returns the changed voxels of each, and the reasons of those that failed.
+) -> Cleaned:
+    """Apply rules to every segmentation of a folder.
 
     Raises
     ------
@@ -60,6 +73,7 @@ def apply_to_folder(
         raise SegpipeError(f"{there}: is there already; choose a new folder")
     tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]
     changed, failed = {}, {}
+    n_values, alone = 0, []
     for outcome in processes.map_cases(
         _clean, tasks, workers=workers, bytes_each=BYTES_A_LABEL_VOXEL * most_voxels(files)
     ):
@@ -67,12 +81,21 @@ def apply_to_folder(
         if outcome.value is None:
             failed[case] = outcome.failure or ""
         else:
-            changed[case] = outcome.value
+            changed[case], values = outcome.value
+            n_values += len(values)
+            alone += [PassedOver(what=case, why=_why_not(v, labels)) for v in values if _why_not(v, labels)]
         on_case(case)
-    return changed, failed
+    return Cleaned(changed, failed, Given(kind="values in segmentations", n_given=n_values, passed_over=tuple(alone)))
 
 
-def _clean(task: _Task) -> int:
+def _why_not(value: int, labels: Labels | None) -> str:
+    if labels is None or value in labels.values:
+        return ""
+    return f"value {value} belongs to no label of the model and stays as it is; its labels have {list(labels.values)}"
+
+
+def _clean(task: _Task) -> tuple[int, list[int]]:
+    """Clean a segmentation; returns the number of changed voxels, and the values that it held."""
     volume = read_labels(stem_of(task.source), task.source, task.labels)
     before = volume.array[0]
     if not np.issubdtype(before.dtype, np.integer):
@@ -86,7 +109,7 @@ def _clean(task: _Task) -> int:
     labels = task.labels or _named_by_number(before, task.rules)
     after = apply_rules(before, volume.grid.spacing_mm, labels, task.rules)
     write_labels_like(task.source, task.target, after)
-    return int((before != after).sum())
+    return int((before != after).sum()), [int(v) for v in np.unique(before)]
 
 
 def _named_by_number(array: np.ndarray, rules: tuple[Rule, ...]) -> Labels:

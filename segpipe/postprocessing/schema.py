@@ -35,8 +35,9 @@ class Trial(Record):
 
     rule: Rule
     before: dict[str, float | None]
-    """Mean Dice of each label without it; None where no case has the label."""
+    """Mean Dice of each label without it, over cases that have the label or in which it was found; None where there is no such case."""
     after: dict[str, float | None]
+    """With it, over the same cases: a false alarm that is gone counts 1."""
     chosen: bool
 
 

@@ -171,7 +171,8 @@ def _say_statistics(text: _Text, splits: CrossvalSplits, result: CrossvalResult)
     who = {BY_CASE: "scans", "patient": "patients"}.get(splits.grouped_by, "groups")
     spread = result.scores[ALL_LABELS]["dice"]
     text.say(
-        f"Segmentations were scored by Dice, normalised surface Dice at {result.tolerance_mm:g} mm {text.cite('nsd')} and the 95th "
+        f"Segmentations were scored by Dice, normalised surface Dice at {result.tolerance_mm:g} mm {text.cite('nsd')}, counted in voxels "
+        "of the surfaces (of two-dimensional images, pixels of the contours), and the 95th "
         "percentile of the Hausdorff distance; a label found in only one of prediction and reference counts with Dice 0, a label in "
         "neither does not count."
     )
@@ -200,7 +201,7 @@ def _say_statistics(text: _Text, splits: CrossvalSplits, result: CrossvalResult)
     if result.calibration:
         text.say(
             f"Calibration was measured by the expected calibration error of each label {text.cite('ece')} in {N_BINS} bins, over "
-            "voxels in the box around the reference's foreground widened by 10 mm, each case weighing the same."
+            "voxels in the box around the foreground of reference and prediction widened by 10 mm, each case weighing the same."
         )
 
 

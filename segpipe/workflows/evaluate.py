@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
 from segpipe.dataset.match import read_labels_file
 from segpipe.evaluation.run import evaluate as stage
 from segpipe.evaluation.run import match_pairs
 from segpipe.evaluation.schema import Evaluation
 from segpipe.workflows.options import EvaluateOptions
-from segpipe.workflows.page import Page, plain, scores
+from segpipe.workflows.page import FAILED_CASES, Page, plain, scores
 
 
 def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
     """Score segmentations against references of the same name."""
     declared = None if options.labels is None else read_labels_file(options.labels)
-    pairs, missing = match_pairs(options.predictions, options.references)
-    with watch.counting("scoring", len(pairs)) as done:
+    for problem in [] if declared is None or declared.by_set else painting_problems(declared.targets):
+        watch.note(f"{options.labels}: painted in this order, {problem}")
+    matched = match_pairs(options.predictions, options.references)
+    with watch.counting("scoring", len(matched.pairs)) as done:
         result = stage(
-            pairs, declared, missing=missing,
-            tolerance_mm=options.tolerance_mm, workers=options.jobs, on_case=done,
+            matched.pairs, declared, missing=matched.twice | matched.missing, given=(matched.given,),
+            tolerance_mm=options.tolerance_mm, nsd_unit=options.nsd, workers=options.jobs, on_case=done,
         )  # fmt: skip
     if options.output is not None:
         result.write(options.output)
@@ -26,5 +29,7 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
 
 
 def page(result: Evaluation, _: EvaluateOptions) -> Page:
-    """Show scores per label."""
-    return Page(plain(result), scores(result), result.failed, "Cases not scored")
+    """Show scores per label, and what was given and is not in them."""
+    lost = any(given.loses_a_case for given in result.given)
+    exit_code = FAILED_CASES if lost else 0
+    return Page(plain(result), scores(result), result.failed, "Cases not scored", exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from segpipe.core.progress import SILENT, Watch
 from segpipe.models.file import read_model
 from segpipe.models.nnunet.folder import write_model_folder
+from segpipe.workflows.import_ import painting_facts
 from segpipe.workflows.options import ExportOptions
 from segpipe.workflows.page import Page, facts_page
 
@@ -23,6 +24,7 @@ def export(options: ExportOptions, watch: Watch = SILENT) -> dict[str, str]:
     return {
         "folder": str(folder),
         "labels": renumbered or "as they are",
+        **painting_facts(labels),
         "left out": "post-processing, which nnU-Net keeps apart" if held.postprocessing_json else "nothing",
         "predict with": f"nnUNetv2_predict_from_modelfolder -i IMAGES -o OUTPUT -m {folder} -f {folds}",
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from segpipe.core.labels import Labels
+from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
 from segpipe.errors import SegpipeError
 from segpipe.models.nnunet.folder import read_model_folder
@@ -28,10 +30,19 @@ def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
         "spacing": " x ".join(f"{s:.4g}" for s in configuration.spacing_mm) + " mm",
         "channels": ", ".join(plan.channel_names),
         "labels": plan.labels.describe(),
+        **painting_facts(plan.labels),
         "folds": ", ".join(model.folds),
         "mirror axes": ", ".join(map(str, model.mirror_axes)) or "none",
         "first stage": "none" if model.previous is None else model.previous.configuration,
     }
+
+
+def painting_facts(labels: Labels) -> dict[str, str]:
+    """Return what nnU-Net's painting of regions loses, in words; nothing of labels that exclude each other."""
+    if not labels.regions:
+        return {}
+    problems = "; ".join(painting_problems(labels.targets))
+    return {"painting": f"as nnU-Net's, which loses regions: {problems}" if problems else "every region is given back"}
 
 
 def page(facts: dict[str, str], _: ImportOptions) -> Page:

@@ -21,6 +21,7 @@ RECIPES = (
 EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 ExportFormat = Literal["nnunet"]
+NsdUnit = Literal["voxels", "area"]
 
 
 # Texts of the command line ---------------------------------------------------------------------------------------------------------
@@ -484,6 +485,7 @@ class EvaluateOptions(Parallel):
     )
     output: Path | None = option("JSON file to write.", None, short="o", group=OUTPUT)
     tolerance_mm: float = option("Tolerance of the normalised surface Dice (NSD), in mm.", 1.0, group=SCORES, least=0)
+    nsd: NsdUnit = option("What NSD counts: voxels of the surfaces, or their area.", "voxels", group=SCORES)
 
 
 @dataclass(frozen=True, kw_only=True)

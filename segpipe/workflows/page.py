@@ -68,8 +68,9 @@ def scores(evaluation: Evaluation) -> list[str | Table]:
     ]  # fmt: skip
     means = [shown(evaluation.mean_dice), shown(evaluation.mean_nsd), shown(evaluation.mean_hd95_mm, 2)]
     rows.append(["mean of labels", *means, "", str(evaluation.n_missed), "", ""])
-    nsd = f"NSD {evaluation.tolerance_mm:g} mm"
+    nsd = f"NSD {evaluation.tolerance_mm:g} mm{' (area)' if evaluation.nsd_unit == 'area' else ''}"
     columns = ["label", "Dice", nsd, "HD95 mm", "cases", "missed", "false alarms", "n/a"]
     made = Table(f"Scores of {len(evaluation.cases)} case(s)", columns, rows, range(1, 8))
     without = ", ".join(evaluation.without_cases)
-    return [made, f"in no case, so not in the mean: {without}"] if without else [made]
+    absent = [f"in no case, so not in the mean: {without}"] if without else []
+    return [made, *absent, *(line for given in evaluation.given for line in given.lines())]

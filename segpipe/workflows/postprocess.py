@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels
+from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table, shown
 from segpipe.errors import ModelError, SegpipeError, UsageError
@@ -49,14 +52,20 @@ def choose_postprocessing(
         raise SegpipeError("rules are chosen on cases with a reference; give their folder with --references")
     if options.rules is None and options.model is None:
         raise SegpipeError("give --rules FILE to write the chosen rules to, or --model to store them in")
-    pairs, missing = match_pairs(options.predictions, options.references)
+    matched = match_pairs(options.predictions, options.references)
+    pairs = matched.pairs
     labels = labels_found(pairs, options.jobs) if options.model is None else _labels_of(options.model)
+    _say(watch, _painting(labels))
     with watch.counting("choosing post-processing", None) as step:
         chosen, failed = choose_rules(
             pairs, labels, chosen_on=str(options.predictions), workers=options.jobs, on_pass=step
         )
-    if missing:
-        watch.note(f"{len(missing)} reference(s) have no prediction of their name and are not used")
+    # The references of a dataset are more than those of the cases that were predicted.
+    alone = tuple(PassedOver(what=case, why=why) for case, why in matched.missing.items())
+    n_references = len(pairs) + len(matched.twice) + len(alone)
+    _say(watch, Given(kind=f"references in {options.references}", n_given=n_references, passed_over=alone).lines())
+    _say(watch, matched.given.lines())
+    failed |= matched.twice | {p.what: p.why for p in matched.given.passed_over}
     if options.rules is not None:
         chosen.write(options.rules)
     if options.model is not None:
@@ -82,8 +91,26 @@ def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> 
     else:
         raise SegpipeError("give --rules FILE, or --model with a model that holds rules")
     labels = None if options.model is None else _labels_of(options.model)
+    if labels is not None:
+        _say(watch, _painting(labels))
     with watch.counting("post-processing", None) as step:
-        return apply_to_folder(options.predictions, options.output, rules, labels, workers=options.jobs, on_case=step)
+        cleaned = apply_to_folder(
+            options.predictions, options.output, rules, labels, workers=options.jobs, on_case=step
+        )
+    _say(watch, cleaned.values.lines())
+    return cleaned.changed, cleaned.failed
+
+
+def _painting(labels: Labels) -> list[str]:
+    """What is lost where a model's masks are painted in order."""
+    if not labels.regions or labels.by_set:
+        return []
+    return [f"the model paints its regions so that some are lost: {p}" for p in painting_problems(labels.targets)]
+
+
+def _say(watch: Watch, lines: Sequence[str]) -> None:
+    for line in lines:
+        watch.note(line)
 
 
 def _held(model: Path) -> ModelFile:

@@ -97,34 +97,62 @@ def test_probabilities_are_counted_where_the_reference_lies(tmp_path, number):
     assert MARGIN_MM / 1.0 > 2, "the margin covers the crop"
 
 
-def test_far_from_the_structure_nothing_is_counted(tmp_path):
-    grid = axis_grid((16, 20, 60))
-    image = np.ones((16, 20, 60), dtype=np.float32)
+def counted(folder, image, reference):
+    """Bins of the first label, of an image that says what is found: 1 where the label is, 0.4 elsewhere; None without a file."""
+    grid = axis_grid(image.shape)
+    write_volume(folder / "in" / "a.nii.gz", image, grid)
+    write_volume(folder / "ref" / "a.nii.gz", reference, grid)
+    predictor = threshold_predictor(small_plan())
+    counting = Reliability(predictor.plan, {"a": folder / "ref" / "a.nii.gz"}, folder / "counts")
+    inputs = find_inputs(folder / "in", folder / "out", 1)
+    rows = predict(inputs, predictor, folder / "out" / "p.jsonl", onlooker=counting.sink_of)
+    assert rows[0].status == "done"
+    kept = [file.name for file in (folder / "counts").iterdir()]
+    assert kept in ([], ["a.json"]), "the planes are taken away"
+    return CaseReliability.read(folder / "counts" / "a.json").counts(predictor.plan.labels.names[0]) if kept else None
+
+
+def far_apart():
+    image = np.full((16, 20, 60), 0.4, dtype=np.float32)
     reference = np.zeros(image.shape, dtype=np.uint16)
     reference[4:8, 4:8, 4:8] = small_plan().labels.values[1]
-    write_volume(tmp_path / "in" / "a.nii.gz", image, grid)
-    write_volume(tmp_path / "ref" / "a.nii.gz", reference, grid)
-    predictor = threshold_predictor(small_plan())
-    counting = Reliability(predictor.plan, {"a": tmp_path / "ref" / "a.nii.gz"}, tmp_path / "counts")
-    predict(
-        find_inputs(tmp_path / "in", tmp_path / "out", 1),
-        predictor,
-        tmp_path / "out" / "p.jsonl",
-        onlooker=counting.sink_of,
-    )
-    counts = CaseReliability.read(tmp_path / "counts" / "a.json").counts(predictor.plan.labels.names[0])
+    return image, reference
+
+
+def test_far_from_the_structure_nothing_is_counted(tmp_path):
+    counts = counted(tmp_path, *far_apart())
     # 2, 1.5 and 1 mm: 5, 7 and 10 voxels on each side, as far as the image goes.
     assert counts.n.sum() == (8 + 5) * (8 + 7) * (8 + 10)
+    assert counts.present.sum() == 64
 
 
-def test_a_reference_without_structures_is_not_counted_and_one_on_another_grid_costs_its_case(tmp_path):
+def test_a_false_alarm_far_from_the_structure_is_counted_with_what_is_around_it(tmp_path):
+    image, reference = far_apart()
+    image[10:12, 6:9, 40:44] = 1
+    counts = counted(tmp_path, image, reference)
+    assert counts.n.sum() == 16 * 16 * (44 + 10)
+    # What a perfect sure network is off by: the label missed, and found where it is not. Two bins hold the image's two values.
+    found = 2 * 3 * 4
+    assert sorted(counts.n[counts.n > 0]) == [found, counts.n.sum() - found]
+    assert counts.present.sum() == 64
+    sure, unsure = (np.exp(-((v - np.arange(3)) ** 2)) for v in (1.0, 0.4))
+    sure, unsure = (float(e[1] / e.sum()) for e in (sure, unsure))
+    error = found * sure + abs((counts.n.sum() - found) * unsure - 64)
+    assert counts.expected_error() == pytest.approx(error / counts.n.sum(), rel=1e-3)
+
+
+def test_a_false_alarm_without_any_structure_is_counted_and_nothing_is_not(tmp_path):
+    image, reference = far_apart()
+    assert counted(tmp_path / "none", image, reference * 0) is None
+    image[0:2, 0:2, 0:2] = 1
+    assert counted(tmp_path / "one", image, reference * 0).n.sum() == (2 + 5) * (2 + 7) * (2 + 10)
+
+
+def test_a_reference_on_another_grid_costs_its_case(tmp_path):
     scan(tmp_path)
-    predictor, grid = threshold_predictor(small_plan()), axis_grid(SHAPE)
-    write_volume(tmp_path / "empty.nii.gz", np.zeros(SHAPE, dtype=np.uint8), grid)
+    predictor = threshold_predictor(small_plan())
     write_volume(tmp_path / "other.nii.gz", np.ones((4, 4, 4), dtype=np.uint8), axis_grid((4, 4, 4)))
     image = load_image("a", [tmp_path / "in" / "a.nii.gz"], predictor.plan.channel_names, predictor.plan.orientation)
-    empty = Reliability(predictor.plan, {"a": tmp_path / "empty.nii.gz"}, tmp_path)
-    assert empty.sink_of("a", image) is None
     with pytest.raises(CaseError, match="reference"):
         Reliability(predictor.plan, {"a": tmp_path / "other.nii.gz"}, tmp_path).sink_of("a", image)
 

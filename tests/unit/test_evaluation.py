@@ -5,9 +5,12 @@ import pytest
 
 import segpipe
 from segpipe.core.labels import Labels
+from segpipe.core.progress import Watch
 from segpipe.errors import DatasetError
-from segpipe.evaluation.score import score_case, summarise_label
+from segpipe.evaluation.schema import Evaluation
+from segpipe.evaluation.score import SCORED_AS_OF, score_case, summarise_label
 from segpipe.io.formats import write_volume
+from segpipe.workflows.evaluate import page as evaluate_page
 from tests.phantoms import axis_grid
 
 GRID = axis_grid((10, 12, 14), spacing=(2.0, 1.0, 1.0))
@@ -98,3 +101,91 @@ def test_a_label_in_no_case_is_named_not_averaged():
     result = evaluate([], Labels.plain({"x": 1}), workers=1)
     assert result.mean_dice is None
     assert result.without_cases == ("x",)
+
+
+def declaration(tmp_path, **labels):
+    (tmp_path / "labels.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+    return tmp_path / "labels.json"
+
+
+def shown(result):
+    page = evaluate_page(result, None)
+    return page.exit_code, "\n".join(part for part in page.parts if isinstance(part, str))
+
+
+def test_values_that_are_not_declared_are_listed(tmp_path):
+    stray = ((7, 9), (0, 3), (0, 3))
+    for case in ("a", "b"):
+        write_volume(tmp_path / "pred" / f"{case}.nii.gz", mask((1, BOX), (3, stray)), GRID)
+        write_volume(tmp_path / "ref" / f"{case}.nii.gz", mask((1, BOX), (7, stray)), GRID)
+    write_volume(tmp_path / "pred" / "a.nii.gz", mask((1, BOX), (9, stray)), GRID)
+    labels = declaration(tmp_path, x=1, ignore=9)
+    result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", labels=labels, jobs=1)
+    assert result.by_label["x"].mean_dice == 1
+    assert [(g.kind, g.n_given, len(g.passed_over)) for g in result.given if g.passed_over] == [
+        ("values in predictions", 6, 2),
+        ("values in references", 6, 2),
+    ]
+    exit_code, text = shown(result)
+    # No case is lost by it.
+    assert exit_code == 0
+    assert "values in predictions: 6 given, 4 used, 2 passed over" in text
+    assert "value 3 belongs to no label; declared are [0, 1, 9]: b (18 voxels)" in text
+    assert "value 9 is the ignored one, which only a reference can hold: a (18 voxels)" in text
+    assert "value 7 belongs to no label; declared are [0, 1, 9]: a (18 voxels), b (18 voxels)" in text
+    # Without a declaration every value is a label.
+    assert not any(g.passed_over for g in segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1).given)
+
+
+def test_a_prediction_without_a_reference_is_listed_and_what_lies_beside_one_is_none(tmp_path):
+    for name in ("ref/a", "pred/a", "pred/a_uncertainty", "pred/h", "pred/h_0000"):
+        write_volume(tmp_path / f"{name}.nii.gz", mask((1, BOX)), GRID)
+    result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1)
+    assert result.failed == {}
+    exit_code, text = shown(result)
+    assert exit_code == 3
+    assert f"predictions in {tmp_path / 'pred'}: 3 given, 1 used, 2 passed over" in text
+    assert f"no reference of this name in {tmp_path / 'ref'}: h, h_0000" in text
+    (tmp_path / "pred" / "h.nii.gz").unlink()
+    (tmp_path / "pred" / "h_0000.nii.gz").unlink()
+    assert shown(segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1)) == (0, "")
+
+
+def test_regions_that_would_be_painted_wrongly_are_scored_and_said(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", mask((1, BOX)), GRID)
+    content = {"labels": {"background": 0, "core": 1, "whole": [1, 2]}, "regions_class_order": [1, 2]}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    said = []
+
+    class Listening(Watch):
+        def note(self, text):
+            said.append(text)
+
+    files = tmp_path / "a.nii.gz", tmp_path / "a.nii.gz"
+    result = segpipe.evaluate(*files, labels=tmp_path / "labels.json", jobs=1, watch=Listening())
+    assert result.by_label["core"].mean_dice == result.by_label["whole"].mean_dice == 1
+    assert [text.split(": ", 1)[1] for text in said] == [
+        "painted in this order, voxels of value 1 (core, whole) are written as 2, lost from core"
+    ]
+
+
+def test_surface_dice_by_area_is_asked_for_and_named(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", mask((1, BOX)), GRID)
+    write_volume(tmp_path / "b.nii.gz", mask((1, ((2, 6), (2, 8), (2, 12)))), GRID)
+    files = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    voxels, area = (segpipe.evaluate(*files, nsd=unit, jobs=1) for unit in ("voxels", "area"))
+    assert (voxels.nsd_unit, area.nsd_unit) == ("voxels", "area")
+    assert voxels.mean_nsd != area.mean_nsd
+    assert voxels.mean_hd95_mm == area.mean_hd95_mm
+    headings = [evaluate_page(result, None).parts[0].columns[2] for result in (voxels, area)]
+    assert headings == ["NSD 1 mm", "NSD 1 mm (area)"]
+
+
+def test_an_evaluation_says_by_which_rules_it_was_scored_and_older_ones_are_read(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", mask((1, BOX)), GRID)
+    result = segpipe.evaluate(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", jobs=1)
+    assert result.scored_as_of == SCORED_AS_OF
+    new = ("scored_as_of", "nsd_unit", "given")
+    old = {k: v for k, v in result.model_dump(mode="json").items() if k not in new} | {"schema_version": 1}
+    read = Evaluation.from_json(json.dumps(old), advice="")
+    assert (read.scored_as_of, read.nsd_unit, read.cases) == ("", "voxels", result.cases)

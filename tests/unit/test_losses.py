@@ -101,8 +101,61 @@ def test_generalised_dice_equals_monais(n, k, seed):
 
     logits, target = drawn(n, k, (4, 5, 6), seed)
     target[0][target[0] == k - 1] = 0  # absent from one sample
-    theirs = GeneralizedDiceLoss(softmax=True, to_onehot_y=True)(logits, target[:, None])
+    # Their smoothing is added to sums of voxels over squared sizes, beside which it is not small.
+    theirs = GeneralizedDiceLoss(softmax=True, to_onehot_y=True, smooth_nr=1e-9, smooth_dr=1e-9)(
+        logits, target[:, None]
+    )
     torch.testing.assert_close(generalised_dice_loss(logits, reference(target, k)), theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [4, 16, 32])
+@pytest.mark.parametrize("scale", [1, 2_000])
+def test_generalised_dice_costs_the_same_at_every_size(n, scale):
+    """Half of one label taken for the other: sizes 1 and 3 quarters, so weights 9 and 1; by hand, and wholly wrong, and right.
+
+    ``scale`` stands for a larger patch: each voxel as often, which a dimension of stride 0 gives without the memory.
+    """
+    target = torch.zeros((1, n, n), dtype=torch.long)
+    target[:, : n // 4] = 1
+    said = target.clone()
+    said[:, : n // 8 or 1] = 0
+    share = (n // 4 - (n // 8 or 1)) / (n // 4)
+
+    def cost(answer):
+        logits = F.one_hot(answer, 2).movedim(-1, 1).float() * 60
+        larger = logits[..., None].expand(-1, -1, -1, -1, scale), target[..., None].expand(-1, -1, -1, scale)
+        return float(generalised_dice_loss(larger[0], Reference(larger[1], ((1,),))))
+
+    both = 2 * (9 * share + 3)
+    sizes = 9 * (1 + share) + (3 + 3 + 1 - share)
+    assert cost(said) == pytest.approx(1 - both / sizes, abs=1e-5)
+    assert cost(1 - target) == pytest.approx(1, abs=1e-4)
+    assert cost(target) == pytest.approx(0, abs=1e-5)
+
+
+def test_generalised_dice_is_as_steep_in_a_large_patch():
+    """The gradient of all logits together, of a wholly wrong answer: the same, however many voxels share it."""
+    steep = []
+    for n in (8, 64):
+        target = torch.zeros((1, n, n, n), dtype=torch.long)
+        target[:, : n // 4] = 1
+        logits = torch.zeros((1, 2, n, n, n), requires_grad=True)
+        generalised_dice_loss(logits, Reference(target, ((1,),))).backward()
+        steep.append(float(logits.grad.abs().sum()))
+    assert steep[1] == pytest.approx(steep[0], rel=1e-3)
+
+
+def test_generalised_dice_of_absent_labels_is_finite():
+    target = torch.zeros((2, 6, 6), dtype=torch.long)
+    target[0, :2] = 1
+    logits = torch.randn((2, 4, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    loss = generalised_dice_loss(logits, reference(target, 4))
+    loss.backward()
+    assert 0 < float(loss.detach()) < 1
+    assert torch.isfinite(logits.grad).all()
+    # Of regions, none is anywhere.
+    nowhere = generalised_dice_loss(logits[:, :1], Reference(torch.zeros_like(target), ((1,),), regions=True))
+    assert float(nowhere.detach()) == 0
 
 
 @ALIKE

@@ -348,6 +348,23 @@ def test_imagenet_weights_of_a_resnet_are_taken_over(tmp_path):
     torch.testing.assert_close(network.conv1.weight, colour_to_channels(theirs["conv1.weight"], 1))
 
 
+def test_danets_third_stage_begins_with_dilation_1_and_that_of_older_plans_with_2():
+    now = spec_of("danet", (32, 32), width=0.125)
+    old = now.model_copy(update={"options": {k: v for k, v in now.options.items() if k != "third_stage"}})
+    asked = spec_of("danet", (32, 32), width=0.125, third_stage=2)
+    first, second, third = (build_network(spec, 2, 3).eval() for spec in (now, old, asked))
+    assert [[b.conv2.dilation for b in n.layer3[:2]] for n in (first, second, third)] == [
+        [(1, 1), (2, 2)],
+        [(2, 2), (2, 2)],
+        [(2, 2), (2, 2)],
+    ]
+    for other in (second, third):
+        other.load_state_dict(first.state_dict())
+    x = images("danet", 2, 1)
+    assert torch.equal(second(x), third(x))
+    assert not torch.equal(first(x), second(x))
+
+
 def test_a_file_that_holds_no_weights_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("no weights")

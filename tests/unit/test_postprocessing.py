@@ -3,6 +3,7 @@ import pytest
 
 import segpipe
 from segpipe.core.labels import Labels, Target
+from segpipe.core.progress import Watch
 from segpipe.errors import SegpipeError
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
@@ -144,3 +145,102 @@ def test_rules_without_a_model_go_by_the_numbers_of_labels(folders):
         segpipe.apply_postprocessing(folders / "found", folders / "clean")
     with pytest.raises(SegpipeError, match="give --rules FILE to write"):
         segpipe.choose_postprocessing(folders / "found", folders / "truth")
+
+
+def rare_false_alarms(folder):
+    """Two cases with a liver; a spleen that no reference has is found in both, in one of them as a large piece."""
+    for number, size in ((0, 2), (1, 4)):
+        truth = np.zeros(SHAPE, dtype=np.uint8)
+        truth[1:8, 2:10, 2:10] = 3
+        predicted = truth.copy()
+        predicted[1 : 1 + size, 14 : 14 + size, 16 : 16 + size] = 7
+        write_volume(folder / "truth" / f"c{number}.nii.gz", truth, axis_grid(SHAPE))
+        write_volume(folder / "found" / f"c{number}.nii.gz", predicted, axis_grid(SHAPE))
+
+
+def test_a_label_in_no_reference_can_only_gain_by_being_removed(tmp_path):
+    rare_false_alarms(tmp_path)
+    chosen, _ = segpipe.choose_postprocessing(tmp_path / "found", tmp_path / "truth", rules=tmp_path / "r.json", jobs=1)
+    after = {(t.rule.label, t.rule.keep, t.rule.min_mm3): t for t in chosen.trials if not t.rule.fill_holes}
+    # 8 and 64 voxels of 3 mm3 (24 and 192 mm3): the first goes from 30 mm3 on, both from 300 mm3 on.
+    means = [after["*", "all", size].after["label_7"] for size in (10.0, 30.0, 100.0, 300.0)]
+    assert means == [0, 0.5, 0.5, 1]
+    assert after["*", "all", 300.0].before == {"label_3": 1.0, "label_7": 0.0}
+    best = next(t for t in chosen.trials if t.chosen)
+    assert best.after == {"label_3": 1.0, "label_7": 1.0}
+    # What is shown are means over the same labels and cases, before, after, and in later passes.
+    assert all(t.before.keys() == t.after.keys() and None not in t.after.values() for t in chosen.trials)
+    assert chosen.trials[-1].before == {"label_3": 1.0, "label_7": 1.0}
+
+
+def test_what_was_given_and_is_not_used_is_listed(folders):
+    (folders / "truth" / "c2.nii.gz").rename(folders / "truth" / "other.nii.gz")
+    model = folders / "model.segpipe"
+    ModelFile(small_plan().model_copy(update={"labels": LABELS}).to_json(), "3d_fullres", "tiny", (), {}).write(model)
+    stray = read_volume(folders / "found" / "c1.nii.gz").array[0].copy()
+    stray[0, 0, 0] = 9
+    write_volume(folders / "found" / "c1.nii.gz", stray, axis_grid(SHAPE))
+    said = Listening()
+    chosen, failed = segpipe.choose_postprocessing(
+        folders / "found", folders / "truth", model=model, jobs=1, watch=said
+    )
+    assert chosen.n_cases == 1
+    # A dataset has more references than were predicted; but each prediction is of a case.
+    assert said.notes == [
+        f"references in {folders / 'truth'}: 3 given, 2 used, 1 passed over",
+        f"  no prediction of this name in {folders / 'found'}: other",
+        f"predictions in {folders / 'found'}: 3 given, 2 used, 1 passed over",
+        f"  no reference of this name in {folders / 'truth'}: c2",
+    ]
+    assert {case: reason.split(";")[0].split(" in /")[0] for case, reason in failed.items()} == {
+        "c1": "case 'c1': the prediction holds the value 9",
+        "c2": "no reference of this name",
+    }
+    said = Listening()
+    segpipe.apply_postprocessing(folders / "found", folders / "clean", model=model, jobs=1, watch=said)
+    assert said.notes == [
+        "values in segmentations: 10 given, 9 used, 1 passed over",
+        "  value 9 belongs to no label of the model and stays as it is; its labels have [0, 3, 7]: c1.nii.gz",
+    ]
+    assert 9 in read_volume(folders / "clean" / "c1.nii.gz").array
+
+
+def test_a_model_whose_painting_loses_regions_says_so(folders):
+    """An imported one; a hole of a region is filled with the value that it is painted with."""
+    regions = Labels(
+        targets=(Target(name="core", values=(7,), paint=7), Target(name="whole", values=(3, 7), paint=3)),
+        regions=True, n_entries=3,
+    )  # fmt: skip
+    model = folders / "model.segpipe"
+    ModelFile(small_plan().model_copy(update={"labels": regions}).to_json(), "3d_fullres", "tiny", (), {}).write(model)
+    said = Listening()
+    segpipe.choose_postprocessing(folders / "found", folders / "truth", model=model, jobs=1, watch=said)
+    assert said.notes[0] == (
+        "the model paints its regions so that some are lost: voxels of value 7 (core, whole) are written as 3, lost from core"
+    )
+
+
+def test_a_hole_of_a_region_gets_the_value_of_this_region_alone():
+    crossing = Labels(
+        targets=(Target(name="a", values=(1, 2), paint=2), Target(name="b", values=(2, 3), paint=3)),
+        regions=True, n_entries=3, by_set=True,
+    )  # fmt: skip
+    picture = np.zeros((1, 9, 9), dtype=np.uint8)
+    picture[0, 2:7, 2:7] = 1
+    picture[0, 4, 4] = 0
+    filled = apply_rules(picture, (1.0, 1.0, 1.0), crossing, (Rule(label="a", fill_holes=True),))
+    assert filled[0, 4, 4] == 1
+    earlier = apply_rules(
+        picture, (1.0, 1.0, 1.0), crossing.model_copy(update={"by_set": False}), (Rule(label="a", fill_holes=True),)
+    )
+    assert earlier[0, 4, 4] == 2
+
+
+class Listening(Watch):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)

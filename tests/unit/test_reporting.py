@@ -4,18 +4,27 @@ import shutil
 from pathlib import Path
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 
 import segpipe
 from segpipe.core.labels import Labels
+from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import Workspace
+from segpipe.dataset.fingerprint.schema import CaseFingerprint, Fingerprint
+from segpipe.dataset.match import match_dataset
 from segpipe.dataset.schema import Dataset
 from segpipe.errors import ArtefactError
 from segpipe.evaluation.comparison import ALL_LABELS
-from segpipe.evaluation.schema import CaseScores, LabelScore
+from segpipe.evaluation.run import evaluate
+from segpipe.evaluation.schema import CaseScores, Evaluation, LabelScore
+from segpipe.evaluation.score import SCORED_AS_OF
+from segpipe.io.formats import write_volume
 from segpipe.losses.spec import DEFAULT_LOSS, CrossEntropyTerm, DiceTerm, FocalTerm, TverskyTerm
 from segpipe.reporting import figures
 from segpipe.reporting.run import draw_extremes, report, scored_places
+from segpipe.workflows.report import _score_again
+from tests.phantoms import axis_grid
 
 KEPT = sorted((Path(__file__).parents[1] / "fixtures").glob("workspace-*.zip"))[0]
 PLAIN, STUDENT = "3d_fullres/tiny", "3d_fullres/tiny+planned_width=0.5~distilled"
@@ -162,3 +171,69 @@ def test_one_mean_of_a_case_everywhere():
     # Where the second model finds what is not there, the first is right.
     wrong = scores_of("b", 0.0, None, None)
     assert paired_scores((none,), (wrong,), patients, ALL_LABELS, "dice") == ({"q": 1.0}, {"q": 0.0})
+
+
+# Scores of earlier versions
+
+
+@pytest.fixture
+def scored_before(tmp_path) -> Workspace:
+    """A workspace with a fold whose scores an earlier version made; of two discs in a picture, 4 pixels apart."""
+    place, shape = Path("2d/tiny/fold_0"), (1, 80, 100)
+    y, x = np.mgrid[:80, :100]
+    workspace, images = Workspace(tmp_path / "w"), []
+    for name, centre in (("images/a", 50), ("labels/a", 48), (f"w/predictions/{place}/a", 52)):
+        disc = ((y - 40) ** 2 + (x - centre) ** 2 <= 30**2)[None]
+        write_volume(tmp_path / f"{name}.nii.gz", disc.astype(np.uint8), axis_grid(shape, spacing=(9.0, 1.0, 1.0)))
+        images.append(tmp_path / f"{name}.nii.gz")
+    match_dataset(tmp_path).write(workspace.dataset)
+    labels = Labels.plain({"x": 1})
+    flat = CaseFingerprint(case="a", shape=shape, spacing_mm=(9.0, 1.0, 1.0), shape_after_crop=shape)
+    Fingerprint(
+        dataset_name="d", dataset_digest="", software="", channel_names=("c",), labels=labels, n_training_cases=1,
+        cases=(flat,), intensities=(), median_relative_size_after_cropping=1.0,
+    ).write(workspace.fingerprint)  # fmt: skip
+    right = evaluate([("a", images[2], images[1])], labels, tolerance_mm=2.0, workers=1)
+    old = json.loads(right.to_json()) | {"schema_version": 1, "mean_nsd": 0.99, "mean_hd95_mm": 1.4}
+    old["failed"] = {"b": "no prediction"}
+    for name in ("scored_as_of", "nsd_unit", "given"):
+        del old[name]
+    file = workspace.evaluation / place.with_suffix(".json")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(old), encoding="utf-8")
+    return workspace
+
+
+def test_scores_of_pictures_that_an_earlier_version_made_are_made_again(scored_before):
+    place = Path("2d/tiny/fold_0")
+    file = scored_before.evaluation / place.with_suffix(".json")
+    _score_again(scored_before, place, SILENT)
+    again = Evaluation.read(file)
+    assert (again.mean_hd95_mm, again.tolerance_mm, again.failed) == (4.0, 2.0, {"b": "no prediction"})
+    assert again.scored_as_of == SCORED_AS_OF
+    # Once.
+    os.utime(file, (0, 0))
+    _score_again(scored_before, place, SILENT)
+    assert file.stat().st_mtime == 0
+
+
+def test_scores_that_cannot_be_made_again_are_said_to_be_wrong(scored_before):
+    place = Path("2d/tiny/fold_0")
+    (scored_before.predictions / place / "a.nii.gz").unlink()
+    said = []
+
+    class Listening(Watch):
+        def note(self, text):
+            said.append(text)
+
+    _score_again(scored_before, place, Listening())
+    assert len(said) == 1
+    assert "NSD and HD95 of two-dimensional images are wrong" in said[0]
+    assert "a.nii.gz is not there any more" in said[0]
+
+
+def test_scores_of_volumes_are_kept_as_they_are(workspace):
+    file = workspace.evaluation / PLAIN / "fold_0.json"
+    before = file.read_bytes()
+    segpipe.report(workspace.root)
+    assert file.read_bytes() == before
