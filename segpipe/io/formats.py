@@ -21,7 +21,7 @@ from segpipe.io.notes import Note
 _READERS = {
     **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
-    **dict.fromkeys((".png", ".tif", ".tiff"), "image2d"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "image2d"),
 }
 IMAGE_ENDINGS = tuple(_READERS)
 
@@ -40,9 +40,10 @@ def ending_of(path: Path) -> str | None:
 
 
 def output_ending(path: Path) -> str:
-    """Return the ending of a segmentation of this image: its own, the one-file form where the voxels lie apart, NIfTI for DICOM."""
+    """Return the ending of a segmentation of this image: its own, or one that can hold a mask (PNG for JPEG, NIfTI for DICOM)."""
     ending = ending_of(path) or ""
-    return {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}.get(ending, ending)
+    instead = {".mhd": ".mha", ".nhdr": ".nrrd", ".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", "": ".nii.gz"}
+    return instead.get(ending, ending)
 
 
 def stem_of(path: Path) -> str:
@@ -75,6 +76,25 @@ def read_volume(path: Path) -> Volume:
     return Volume(array, grid)
 
 
+def read_label_volume(path: Path, accepted: tuple[int, ...] | None = None) -> Volume:
+    """Read a label file as an array (C, Z, Y, X) of its values, and its grid.
+
+    Parameters
+    ----------
+    path : Path
+    accepted : tuple of int, optional
+        Declared values; they decide where a picture can be read in two ways (docs/conventions.md).
+
+    Raises
+    ------
+    UnreadableFileError
+        As for :func:`read_volume`, and if the file's compression changes values (JPEG).
+    """
+    reader = _reader_of(path)
+    array, grid = reader.read_labels(path, accepted) if is_picture(path) else reader.read(path)
+    return Volume(array, grid)
+
+
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file's header, and what was believed (docs/conventions.md)."""
     notes: list[Note] = _reader_of(path).header_notes(path)
@@ -89,7 +109,7 @@ def is_image(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether a file is a two-dimensional picture (PNG, TIFF), whose rows run from top to bottom."""
+    """Tell whether a file is a picture (PNG, JPEG, BMP, TIFF), whose rows run from top to bottom."""
     return _READERS.get(ending_of(path) or "") == "image2d"
 
 
@@ -104,7 +124,8 @@ def files_behind(path: Path) -> list[Path]:
     if path.is_dir():
         files: list[Path] = _module("dicom").files_behind(path)
         return files
-    return _module("itk").files_behind(path) if path.suffix.lower() in (".mhd", ".nhdr") else [path]
+    reader = {".mhd": "itk", ".nhdr": "itk", ".tif": "image2d", ".tiff": "image2d"}.get(path.suffix.lower())
+    return [path] if reader is None else _module(reader).files_behind(path)
 
 
 def content_of(images: Sequence[Path]) -> str:
@@ -141,6 +162,8 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
             f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}"
         )
     _replace_when_whole(output, lambda partial: _module(kind).write_labels_like(source, partial, labels))
+    if kind == "image2d":
+        _module(kind).write_beside(source, output)
 
 
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
