@@ -13,7 +13,7 @@ from segpipe.core.geometry import Grid
 from segpipe.errors import UnreadableFileError
 from segpipe.io import raster, tiff, tiff_write
 from segpipe.io.notes import Note
-from segpipe.io.tiff_spacing import spacing_file
+from segpipe.io.tiff_spacing import spacing_beside, spacing_file
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_ENDINGS = (".tif", ".tiff")
@@ -21,22 +21,31 @@ _TIFF_ENDINGS = (".tif", ".tiff")
 
 def read_header(path: Path) -> tuple[Grid, int]:
     """Grid and number of channels."""
-    return _reader_of(path).read_header(path)
+    header: tuple[Grid, int] = _reader_of(path).read_header(path)
+    return header
 
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Voxels of an image (C, Z, Y, X), and their grid."""
-    return _reader_of(path).read(path)
+    image: tuple[NDArray[Any], Grid] = _reader_of(path).read(path)
+    return image
 
 
 def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[Any], Grid]:
     """Label values (C, Z, Y, X), and their grid; declared values decide between two readings of few bits or of a palette."""
-    return _reader_of(path).read_labels(path, accepted)
+    labels: tuple[NDArray[Any], Grid] = _reader_of(path).read_labels(path, accepted)
+    return labels
 
 
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file, and what was believed."""
-    return _reader_of(path).header_notes(path)
+    notes: list[Note] = _reader_of(path).header_notes(path)
+    return notes
+
+
+def grid_for_nnunet(path: Path, grid: Grid) -> Grid:
+    """Return the grid on which nnU-Net's readers see a picture: the voxel size of a stack is that of the json beside it, else 1 mm."""
+    return grid if grid.shape[0] == 1 else Grid.of_spacing(grid.shape, spacing_beside(path))
 
 
 def files_behind(path: Path) -> list[Path]:
@@ -52,7 +61,9 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
         if len(labels) > 1 and from_tiff:
             tiff_write.write_stack_like(output, labels, source)
         else:
-            tiff_write.write_picture(output, labels[0], *((source,) if from_tiff else (None, raster.orientation_of(source))))
+            tiff_write.write_picture(
+                output, labels[0], *((source,) if from_tiff else (None, raster.orientation_of(source)))
+            )
         return
     _require_png(output, labels)
     raster.write_png(output, labels[0], (tiff_write if from_tiff else raster).orientation_of(source))
@@ -83,11 +94,15 @@ def is_tiff(path: Path) -> bool:
 
 def _require_png(output: Path, array: NDArray[Any]) -> None:
     if output.suffix.lower() != ".png":
-        raise UnreadableFileError(f"{output}: a mask is written as PNG or TIFF, not as {output.suffix}; end its name in .png")
+        raise UnreadableFileError(
+            f"{output}: a mask is written as PNG or TIFF, not as {output.suffix}; end its name in .png"
+        )
     if len(array) > 1:
         raise UnreadableFileError(f"{output}: {len(array)} slices do not fit into a PNG; end its name in .tif")
     if array.dtype.itemsize > 2:
-        raise UnreadableFileError(f"{output}: label values over 65535 do not fit into a PNG; give the images as TIFF or NIfTI")
+        raise UnreadableFileError(
+            f"{output}: label values over 65535 do not fit into a PNG; give the images as TIFF or NIfTI"
+        )
 
 
 def _reader_of(path: Path) -> Any:

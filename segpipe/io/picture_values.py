@@ -57,7 +57,9 @@ def without_transparency(path: Path, samples: NDArray[Any]) -> NDArray[Any]:
     opaque = np.iinfo(samples.dtype).max if samples.dtype.kind in "ui" else 1
     n_clear = int((samples[-1] != opaque).sum())
     if n_clear:
-        raise UnreadableFileError(f"{path}: {n_clear} pixel(s) are transparent; expected none: save it without transparency")
+        raise UnreadableFileError(
+            f"{path}: {n_clear} pixel(s) are transparent; expected none: save it without transparency"
+        )
     return samples[:-1]
 
 

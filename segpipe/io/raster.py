@@ -81,7 +81,7 @@ def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[A
         samples = _samples(path, picture)[:, None]
         few = 1 if picture.mode == "1" else bits
         if few in (1, 2, 4):
-            stored = samples // spread(np.uint8(1), few)
+            stored = samples // np.uint8(255 // (2**few - 1))
             return as_declared([stored, samples], accepted), grid
         return samples, grid
 
@@ -108,7 +108,9 @@ def write_png(output: Path, labels: NDArray[Any], orientation: int | None) -> No
     exif = Image.Exif()
     if orientation is not None:
         exif[_ORIENTATION] = orientation
-    Image.fromarray(np.ascontiguousarray(labels)).save(output, "PNG", **({"exif": exif} if orientation is not None else {}))
+    Image.fromarray(np.ascontiguousarray(labels)).save(
+        output, "PNG", **({"exif": exif} if orientation is not None else {})
+    )
 
 
 @contextmanager
@@ -126,7 +128,9 @@ def _opened(path: Path) -> Iterator[Any]:
         Image.MAX_IMAGE_PIXELS = None
         picture = Image.open(path, formats=_FORMATS)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UnreadableFileError(f"{path}: not a readable image: neither PNG, JPEG, BMP nor TIFF ({_said(path, error)})") from error
+        raise UnreadableFileError(
+            f"{path}: not a readable image: neither PNG, JPEG, BMP nor TIFF ({_said(path, error)})"
+        ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     with picture:
@@ -166,7 +170,9 @@ def _palette(picture: Any) -> NDArray[np.uint8]:
 def _indices(path: Path, picture: Any) -> NDArray[Any]:
     indices, n_colours = np.asarray(picture), len(_palette(picture))
     if indices.size and indices.max() >= n_colours:
-        raise UnreadableFileError(f"{path}: a pixel has colour {indices.max()} of a palette of {n_colours}; save it again from its source")
+        raise UnreadableFileError(
+            f"{path}: a pixel has colour {indices.max()} of a palette of {n_colours}; save it again from its source"
+        )
     return indices
 
 
@@ -184,7 +190,9 @@ def _read_16_bits(path: Path) -> tuple[NDArray[Any], Grid]:
         ) from error
     expected = (*grid.shape[1:], _PNG_SAMPLES[colour])
     if pixels.dtype != np.uint16 or pixels.size != np.prod(expected):
-        raise UnreadableFileError(f"{path}: was decoded as {pixels.dtype} of {pixels.shape}; its header states 16 bits of {expected}")
+        raise UnreadableFileError(
+            f"{path}: was decoded as {pixels.dtype} of {pixels.shape}; its header states 16 bits of {expected}"
+        )
     samples = np.moveaxis(pixels.reshape(expected), -1, 0)
     samples = without_transparency(path, samples) if colour in (4, 6) else samples
     return np.ascontiguousarray(samples[:, None]), grid

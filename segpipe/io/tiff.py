@@ -117,16 +117,24 @@ def header_notes(path: Path) -> list[Note]:
         image = _image(path, tif)
         notes = _spacing_notes(image) + orientation_notes(tag_value(image.page, "Orientation"))
         if image.samples.photometric == "MINISWHITE":
-            values = "the stored numbers are the values" if _samples_are_values(image) else "grey values are reversed, white is large"
+            values = (
+                "the stored numbers are the values"
+                if _samples_are_values(image)
+                else "grey values are reversed, white is large"
+            )
             notes.append(Note("note", f"PhotometricInterpretation is MINISWHITE: {values}"))
         if image.samples.photometric == "PALETTE":
             what = "its colours" if image.is_coloured_palette else "its grey values"
             notes.append(Note("note", f"the file has a palette: {what} are read, not the indices into it"))
         n_extra = image.samples.n_channels - (3 if image.samples.photometric in ("RGB", "YCBCR") else 1)
         if n_extra:
-            notes.append(Note("note", f"{n_extra} sample(s) of unstated meaning (ExtraSamples 0): each is read as a channel"))
+            notes.append(
+                Note("note", f"{n_extra} sample(s) of unstated meaning (ExtraSamples 0): each is read as a channel")
+            )
         if n_passed_over(tif):
-            notes.append(Note("note", f"{n_passed_over(tif)} smaller copies or masks of the image in the file are passed over"))
+            notes.append(
+                Note("note", f"{n_passed_over(tif)} smaller copies or masks of the image in the file are passed over")
+            )
         return notes
 
 
@@ -142,7 +150,8 @@ def _spacing_notes(image: _Image) -> list[Note]:
     if image.spacing.other is None:
         return []
     name, other = image.spacing.other
-    message = f"{image.spacing.source} states voxels of {_sizes(image.spacing.mm)} mm, {name} in the file {_sizes(other)} mm: the first is believed"
+    first = f"{image.spacing.source} states voxels of {_sizes(image.spacing.mm)} mm"
+    message = f"{first}, {name} in the file {_sizes(other)} mm: {image.spacing.source} is believed"
     return [Note("warning", message)]
 
 
@@ -168,13 +177,19 @@ def _require_known_axes(path: Path, axes: str, shape: tuple[int, ...]) -> None:
     long = [(a, n) for a, n in zip(axes, shape, strict=True) if n > 1]
     for axis, n in long:
         if axis == "T":
-            raise UnreadableFileError(f"{path}: holds {n} points in time (axis T); expected one: save each as its own file")
+            raise UnreadableFileError(
+                f"{path}: holds {n} points in time (axis T); expected one: save each as its own file"
+            )
         if axis not in _SLICES + _CHANNELS + "YX":
-            raise UnreadableFileError(f"{path}: has an axis {axis} of {n}; expected slices, channels, rows and columns only")
+            raise UnreadableFileError(
+                f"{path}: has an axis {axis} of {n}; expected slices, channels, rows and columns only"
+            )
     for group, what in ((_SLICES, "slices"), (_CHANNELS, "channels")):
         found = [f"{a} of {n}" for a, n in long if a in group]
         if len(found) > 1:
-            raise UnreadableFileError(f"{path}: has {len(found)} axes of {what} ({', '.join(found)}); expected one: save it with one")
+            raise UnreadableFileError(
+                f"{path}: has {len(found)} axes of {what} ({', '.join(found)}); expected one: save it with one"
+            )
 
 
 def _stored(path: Path, image: _Image) -> NDArray[Any]:
@@ -189,7 +204,12 @@ def _stored(path: Path, image: _Image) -> NDArray[Any]:
         raise UnreadableFileError(
             f"{path}: was decoded as {decoded.dtype}; BitsPerSample and SampleFormat state {expected}: save it without compression"
         )
-    if expected.kind == "u" and image.samples.bits < 8 * expected.itemsize and decoded.size and decoded.max() >= 2**image.samples.bits:
+    if (
+        expected.kind == "u"
+        and image.samples.bits < 8 * expected.itemsize
+        and decoded.size
+        and decoded.max() >= 2**image.samples.bits
+    ):
         raise UnreadableFileError(
             f"{path}: was decoded to values up to {decoded.max()}; BitsPerSample is {image.samples.bits}: save it without compression"
         )
@@ -198,7 +218,9 @@ def _stored(path: Path, image: _Image) -> NDArray[Any]:
     order = sorted(range(len(kept)), key=lambda n: "CSZQIYX".index(kept[n]))
     voxels = decoded.transpose(order).reshape((-1, *image.grid.shape))
     if len(voxels) != image.samples.n_stored * image.sizes.get("C", 1):
-        raise UnreadableFileError(f"{path}: was decoded to {len(voxels)} samples; SamplesPerPixel is {image.samples.n_stored}")
+        raise UnreadableFileError(
+            f"{path}: was decoded to {len(voxels)} samples; SamplesPerPixel is {image.samples.n_stored}"
+        )
     return without_transparency(path, voxels) if image.samples.has_alpha else voxels
 
 

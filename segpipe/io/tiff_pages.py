@@ -1,7 +1,7 @@
 """What the tags of a TIFF file say: its pages, its samples, and whether all of its data is there."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import CRITICAL
 from math import ceil, prod
@@ -77,9 +77,13 @@ def image_series(path: Path, tif: Any) -> Any:
     more = [s for s in others if not _is_beside(s.keyframe)]
     if more:
         sizes = ", ".join(" x ".join(map(str, s.shape)) + f" {s.dtype}" for s in (first, *more))
-        raise UnreadableFileError(f"{path}: holds {1 + len(more)} images ({sizes}); expected one: save each as its own file")
+        raise UnreadableFileError(
+            f"{path}: holds {1 + len(more)} images ({sizes}); expected one: save each as its own file"
+        )
     if any(page is None for page in first.pages):
-        raise UnreadableFileError(f"{path}: its OME-XML names planes that are not in this file; save the image as one file")
+        raise UnreadableFileError(
+            f"{path}: its OME-XML names planes that are not in this file; save the image as one file"
+        )
     return first
 
 
@@ -106,12 +110,18 @@ def samples_of(path: Path, page: Any) -> Samples:
     if size not in (8, 16, 32, 64) or page.dtype is None:
         raise _refused(path, f"BitsPerSample is {bits} with SampleFormat {kind}", "1 to 64 bits")
     if page.compression not in tifffile.TIFF.DECOMPRESSORS:
-        raise _refused(path, f"Compression is {_named(page.compression)}", "one of those that imagecodecs decodes, or none")
+        raise _refused(
+            path, f"Compression is {_named(page.compression)}", "one of those that imagecodecs decodes, or none"
+        )
     photometric = _photometric(path, page, kind)
     colours = 3 if photometric in ("RGB", "YCBCR") else 1
     extra = [int(e) for e in page.extrasamples]
     if page.samplesperpixel < colours:
-        raise _refused(path, f"SamplesPerPixel is {page.samplesperpixel} with PhotometricInterpretation {photometric}", f"{colours} or more")
+        raise _refused(
+            path,
+            f"SamplesPerPixel is {page.samplesperpixel} with PhotometricInterpretation {photometric}",
+            f"{colours} or more",
+        )
     alphas = [n for n, e in enumerate(extra) if e in _ALPHA]
     if alphas and alphas != [len(extra) - 1]:
         raise _refused(path, f"ExtraSamples are {extra}", "transparency in the last sample only")
@@ -122,34 +132,32 @@ def samples_of(path: Path, page: Any) -> Samples:
 
 def require_data(path: Path, series: Any) -> None:
     """Raise UnreadableFileError where a strip or tile of an image is missing, empty, cut off or shorter than its tags say."""
-    page, size = series.keyframe, path.stat().st_size
-    unit = "Tile" if page.is_tiled else "Strip"
-    n_expected = prod(page.chunked)
-    least = _stored_bytes(page) if page.compression == 1 else 0
-    for number, each in enumerate(series.pages):
-        offsets, counts = each.dataoffsets, each.databytecounts
-        where = f"{path}: page {number + 1}"
-        if len(offsets) < n_expected or len(counts) < n_expected:
+    size = path.stat().st_size
+    for number, page in enumerate(series.pages, start=1):
+        problem = _missing_data(series.keyframe, page.dataoffsets, page.databytecounts, size)
+        if problem:
+            raise UnreadableFileError(f"{path}: page {number}: {problem}; copy the file again from its source")
+    if series.dataoffset is not None and series.keyframe.bitspersample >= 8:
+        end = series.dataoffset + series.nbytes
+        if end > size:
             raise UnreadableFileError(
-                f"{where} has {min(len(offsets), len(counts))} {unit.lower()}s ({unit}Offsets, {unit}ByteCounts); expected {n_expected}: "
-                "parts of the image are missing, save it again from its source"
+                f"{path}: the pixels end at byte {end}, the file at {size}: it is cut off; copy it again from its source"
             )
-        for part, (offset, count) in enumerate(zip(offsets, counts, strict=False)):
-            if part < n_expected and (offset == 0 or count == 0):
-                raise UnreadableFileError(f"{where}: {unit.lower()} {part + 1} of {n_expected} is empty ({unit}ByteCounts 0); save it again")
-            if part < n_expected and offset + count > size:
-                raise UnreadableFileError(
-                    f"{where}: {unit.lower()} {part + 1} of {n_expected} ends at byte {offset + count}, the file at {size}: it is cut "
-                    "off; copy it again from its source"
-                )
-        if sum(counts[:n_expected]) < least:
-            raise UnreadableFileError(
-                f"{where} has {sum(counts[:n_expected])} bytes of pixels ({unit}ByteCounts); expected {least}: copy it again from its source"
-            )
-    if series.dataoffset is not None and series.dataoffset + series.nbytes > size and page.bitspersample >= 8:
-        raise UnreadableFileError(
-            f"{path}: the pixels end at byte {series.dataoffset + series.nbytes}, the file at {size}: it is cut off; copy it again from its source"
-        )
+
+
+def _missing_data(page: Any, offsets: Sequence[int], counts: Sequence[int], size: int) -> str | None:
+    """What is missing of a page's strips or tiles in a file of ``size`` bytes."""
+    unit, n_expected = "Tile" if page.is_tiled else "Strip", prod(page.chunked)
+    parts = list(zip(offsets, counts, strict=False))[:n_expected]
+    if len(parts) < n_expected:
+        return f"{len(parts)} {unit.lower()}s in {unit}Offsets and {unit}ByteCounts, expected {n_expected}"
+    for part, (offset, count) in enumerate(parts, start=1):
+        if offset == 0 or count == 0:
+            return f"{unit.lower()} {part} of {n_expected} is empty ({unit}Offsets {offset}, {unit}ByteCounts {count})"
+        if offset + count > size:
+            return f"{unit.lower()} {part} of {n_expected} ends at byte {offset + count}, the file at {size}: it is cut off"
+    found, expected = sum(counts[:n_expected]), _stored_bytes(page) if page.compression == 1 else 0
+    return f"{found} bytes of pixels by {unit}ByteCounts, expected {expected}" if found < expected else None
 
 
 def tag_value(page: Any, name: str) -> Any:

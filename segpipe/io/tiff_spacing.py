@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from math import isclose, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ _MM = {
     "in": 25.4,
     "\u00c5": 1e-7,
 }
+NOT_STATED_MM = (1.0, 1.0, 1.0)
+"""nnU-Net's value."""
 _NO_LENGTH = ("", "pixel", "pixels", "reference frame")
 _TOLERANCE = 1e-3
 
@@ -53,13 +56,16 @@ def spacing_of(path: Path, tif: Any) -> StackSpacing:
     UnreadableFileError
         If a size is stated in part, is not positive, or has an unknown unit.
     """
-    own = _of_ome(path, tif) or _of_imagej(path, tif)
     beside = spacing_file(path)
     if beside is not None:
-        stated = _of_json(beside)
-        differs = own is not None and not all(isclose(a, b, rel_tol=_TOLERANCE) for a, b in zip(stated, own.mm, strict=True))
+        stated, own = _of_json(beside), None
+        with suppress(UnreadableFileError):
+            own = _of_file(path, tif)
+        differs = own is not None and not all(
+            isclose(a, b, rel_tol=_TOLERANCE) for a, b in zip(stated, own.mm, strict=True)
+        )
         return StackSpacing(stated, beside.name, (str(own.source), own.mm) if own is not None and differs else None)
-    return own or StackSpacing((1.0, 1.0, 1.0), None)
+    return _of_file(path, tif) or StackSpacing(NOT_STATED_MM, None)
 
 
 def spacing_file(path: Path) -> Path | None:
@@ -70,6 +76,16 @@ def spacing_file(path: Path) -> Path | None:
         if file.is_file() and "spacing" in _content(file):
             return file
     return None
+
+
+def spacing_beside(path: Path) -> Spacing:
+    """Voxel size as nnU-Net's Tiff3DIO knows it: that of the json beside the file, else 1 mm. The file's metadata are passed over."""
+    beside = spacing_file(path)
+    return NOT_STATED_MM if beside is None else _of_json(beside)
+
+
+def _of_file(path: Path, tif: Any) -> StackSpacing | None:
+    return _of_ome(path, tif) or _of_imagej(path, tif)
 
 
 def _of_json(file: Path) -> Spacing:
@@ -85,7 +101,9 @@ def _content(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise UnreadableFileError(f"{file}: is not JSON ({error}); repair it, or take it away from beside the stack") from error
+        raise UnreadableFileError(
+            f"{file}: is not JSON ({error}); repair it, or take it away from beside the stack"
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -103,8 +121,8 @@ def _of_ome(path: Path, tif: Any) -> StackSpacing | None:
     missing = [a for a in "ZYX" if not stated[a]]
     if missing:
         raise UnreadableFileError(
-            f"{path}: its OME-XML states no PhysicalSize{', PhysicalSize'.join(missing)}; expected all three: add what is missing, or put a "
-            f'{path.name.rpartition(".")[0]}.json with {{"spacing": [z, y, x]}} beside it'
+            f"{path}: its OME-XML states no PhysicalSize{', PhysicalSize'.join(missing)}; expected all three: add what is missing, or put "
+            f'{path.name.rpartition(".")[0]}.json with {{"spacing": [z, y, x]}} in mm beside it'
         )
     units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "\u00b5m")) for a in "ZYX"}  # type: ignore[union-attr]
     if all(u in _NO_LENGTH for u in units.values()):
@@ -125,7 +143,9 @@ def _of_imagej(path: Path, tif: Any) -> StackSpacing | None:
     pitch = [1 / _ratio(path, page, f"{a}Resolution") for a in "YX"]
     z, y, x = (
         _in_mm(path, name, str(size), unit)
-        for name, size in zip(("spacing", "YResolution", "XResolution"), (found.get("spacing", 1.0), *pitch), strict=True)
+        for name, size in zip(
+            ("spacing", "YResolution", "XResolution"), (found.get("spacing", 1.0), *pitch), strict=True
+        )
     )
     return StackSpacing((z, y, x), "ImageJ")
 
@@ -152,5 +172,7 @@ def _in_mm(path: Path, name: str, size: str, unit: str) -> float:
     except ValueError:
         value = 0.0
     if not (isfinite(value) and value > 0):
-        raise UnreadableFileError(f"{path}: {name} is {size}; expected a positive number: correct it, or put a json beside the file")
+        raise UnreadableFileError(
+            f"{path}: {name} is {size}; expected a positive number: correct it, or put a json beside the file"
+        )
     return value

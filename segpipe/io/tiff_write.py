@@ -48,7 +48,9 @@ def write_stack_like(output: Path, labels: NDArray[Any], source: Path) -> None:
     tags = _kept_tags(source)
     if spacing.source == "ImageJ":
         if labels.dtype.itemsize > 2:
-            raise UnreadableFileError(f"{output}: label values over 65535 do not fit into an ImageJ stack; give the images as NIfTI")
+            raise UnreadableFileError(
+                f"{output}: label values over 65535 do not fit into an ImageJ stack; give the images as NIfTI"
+            )
         metadata = {"axes": "ZYX", **{k: found[k] for k in ("spacing", "unit") if k in found}}
         tifffile.imwrite(output, labels, imagej=True, compression="zlib", metadata=metadata, **tags)
     elif spacing.source is None:
@@ -72,7 +74,9 @@ def write_spacing_like(source: Path, output: Path) -> None:
     content = {"spacing": json.loads(beside.read_text(encoding="utf-8-sig"))["spacing"]}
     if target.exists():
         if spacing_file(output) != target:
-            raise UnreadableFileError(f"{target}: is there already, and states no spacing; take it away, or choose another output")
+            raise UnreadableFileError(
+                f"{target}: is there already, and states no spacing; take it away, or choose another output"
+            )
         if json.loads(target.read_text(encoding="utf-8-sig")) == content:
             return
     partial = target.with_name(f".{target.name}.partial")
