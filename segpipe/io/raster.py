@@ -23,7 +23,7 @@ from segpipe.io.picture_values import (
 )
 
 _ORIENTATION = 274
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP")
+_FORMATS = ("PNG", "JPEG", "BMP")
 _LOSSY = ("JPEG", "MPO")
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 1, "RGB": 3, "RGBA": 3}
 # Number of samples of a PNG by the colour type in its header.

@@ -67,7 +67,9 @@ def test_imagej_states_the_voxel_size(tmp_path, unit, mm):
     assert header_notes(tmp_path / "a.tif") == []
 
 
-@pytest.mark.parametrize(("image", "beside"), [("c_0000.tif", "c.json"), ("c.tiff", "c.json"), ("c_0000.tif", "c_0000.json")])
+@pytest.mark.parametrize(
+    ("image", "beside"), [("c_0000.tif", "c.json"), ("c.tiff", "c.json"), ("c_0000.tif", "c_0000.json")]
+)
 def test_the_json_of_nnunet_states_the_voxel_size(tmp_path, image, beside):
     require_stack(plain(tmp_path / image, spacing=[3, 0.5, 0.25], beside=beside), (3, 0.5, 0.25))
     before = FileStamp.of(tmp_path / image), content_of([tmp_path / image])
