@@ -16,6 +16,7 @@ from segpipe.io.notes import Note
 from segpipe.io.tiff_spacing import spacing_beside, spacing_file
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_N_COLOURS = 3
 _TIFF_ENDINGS = (".tif", ".tiff")
 
 
@@ -32,9 +33,13 @@ def read(path: Path) -> tuple[NDArray[Any], Grid]:
 
 
 def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[Any], Grid]:
-    """Label values (C, Z, Y, X), and their grid; declared values decide between two readings of few bits or of a palette."""
-    labels: tuple[NDArray[Any], Grid] = _reader_of(path).read_labels(path, accepted)
-    return labels
+    """Label values (C, Z, Y, X), and their grid; declared values decide between two readings of few bits or of a palette.
+
+    A grey mask that was saved in colour, its channels all equal, has one channel.
+    """
+    labels, grid = _reader_of(path).read_labels(path, accepted)
+    is_grey = len(labels) == _N_COLOURS and bool((labels == labels[:1]).all())
+    return labels[:1] if is_grey else labels, grid
 
 
 def header_notes(path: Path) -> list[Note]:

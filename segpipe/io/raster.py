@@ -42,6 +42,7 @@ def read_header(path: Path) -> tuple[Grid, int]:
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Pixels of an image (C, 1, Y, X), and their grid: grey values or colours; a palette is applied, few bits are spread over 8."""
+    _require_whole_png(path)
     if _png_header(path)[0] == 16:
         return _read_16_bits(path)
     with _opened(path) as picture:
@@ -63,6 +64,7 @@ def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[A
     accepted : tuple of int, optional
         Declared values. They decide between two readings of a file: 1 or 255 for the white of one bit, for example.
     """
+    _require_whole_png(path)
     bits = _png_header(path)[0]
     if bits == 16:
         return _read_16_bits(path)
@@ -146,6 +148,13 @@ def _opened(path: Path) -> Iterator[Any]:
             raise UnreadableFileError(
                 f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
             ) from error
+
+
+def _require_whole_png(path: Path) -> None:
+    """Compare the checksums of a PNG with its content; decoding does not."""
+    with _opened(path) as picture:
+        if picture.format == "PNG":
+            picture.verify()
 
 
 def _samples(path: Path, picture: Any) -> NDArray[Any]:

@@ -118,13 +118,17 @@ def test_damage_is_refused(tmp_path):
                 read(tmp_path / name)
 
 
-def test_a_flipped_bit_of_a_png_is_found(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90)).astype(np.uint8)).save(tmp_path / "a.png")
-    content = bytearray((tmp_path / "a.png").read_bytes())
-    content[4000] ^= 1
-    (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UnreadableFileError, match=r"a\.png"):
-        read_volume(tmp_path / "a.png")
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_flipped_bit_of_a_png_is_found(tmp_path, kind):
+    mask = (np.random.default_rng(0).random((40, 40)) < 0.2).astype(kind)
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for place in range(content.index(b"IDAT") + 4, len(content) - 12, 29):
+        broken = bytearray(content)
+        broken[place] ^= 1
+        (tmp_path / "b.png").write_bytes(broken)
+        with pytest.raises(UnreadableFileError, match=r"b\.png"):
+            read_label_volume(tmp_path / "b.png")
 
 
 def test_labels_are_written_as_grey(tmp_path):
@@ -248,6 +252,16 @@ def test_jpeg_is_refused_as_a_mask_whatever_it_is_called(tmp_path):
         assert read_volume(tmp_path / name).array.shape == (1, 1, 8, 8)
         with pytest.raises(UnreadableFileError, match=rf"{name}: is a JPEG picture, which changes the values"):
             read_label_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_a_grey_mask_that_was_saved_in_colour_has_one_channel(tmp_path, ending):
+    mask = np.eye(6, dtype=np.uint8) * 2
+    path = tmp_path / f"a{ending}"
+    Image.fromarray(np.dstack([mask] * 3)).save(path)
+    np.testing.assert_array_equal(read_label_volume(path).array, mask[None, None])
+    Image.fromarray(np.dstack([mask, mask, mask * 2])).save(path)
+    assert len(read_label_volume(path).array) == 3
 
 
 def test_what_a_file_contains_counts_not_its_ending(tmp_path):
