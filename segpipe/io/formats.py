@@ -29,7 +29,7 @@ SLOWEST_BYTES_PER_S = 250_000
 _READERS = {
     **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "image2d"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".ome.tif", ".ome.tiff", ".tif", ".tiff"), "image2d"),
 }
 IMAGE_ENDINGS = tuple(_READERS)
 

@@ -1,5 +1,6 @@
 """PNG, JPEG and BMP pictures by Pillow, PNG of 16 bits by imagecodecs (Pillow reduces its colours to 8 bits)."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,7 @@ def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[A
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file, and what was believed."""
     with _opened(path) as picture:
-        notes = orientation_notes(picture.getexif().get(_ORIENTATION))
+        notes = orientation_notes(_orientation(picture))
         if picture.mode == "P":
             what = "its colours" if grey_levels(_palette(picture)) is None else "its grey values"
             notes.append(Note("note", f"the file has a palette: {what} are read, not the indices into it"))
@@ -101,8 +102,7 @@ def header_notes(path: Path) -> list[Note]:
 def orientation_of(path: Path) -> int | None:
     """Return the orientation tag of a picture, or None."""
     with _opened(path) as picture:
-        found = picture.getexif().get(_ORIENTATION)
-        return int(found) if found in range(1, 9) else None
+        return _orientation(picture)
 
 
 def write_png(output: Path, labels: NDArray[Any], orientation: int | None) -> None:
@@ -150,6 +150,15 @@ def _opened(path: Path) -> Iterator[Any]:
             ) from error
 
 
+def _orientation(picture: Any) -> int | None:
+    """Orientation of a picture; None where it has none, or where its EXIF is damaged, which no pixel depends on."""
+    try:
+        found = picture.getexif().get(_ORIENTATION)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return None
+    return found if found in range(1, 9) else None
+
+
 def _require_whole_png(path: Path) -> None:
     """Compare the checksums of a PNG with its content; decoding does not."""
     with _opened(path) as picture:
@@ -160,7 +169,7 @@ def _require_whole_png(path: Path) -> None:
 def _samples(path: Path, picture: Any) -> NDArray[Any]:
     """Samples of a picture without palette (C, Y, X), transparency taken away, grey of few bits spread over 8."""
     _require_opaque(path, picture)
-    pixels = np.asarray(picture)
+    pixels = np.array(picture)
     if pixels.dtype == np.bool_:
         pixels = spread(pixels.astype(np.uint8), 1)
     samples = np.moveaxis(pixels.reshape((*pixels.shape[:2], -1)), -1, 0)
@@ -177,7 +186,7 @@ def _palette(picture: Any) -> NDArray[np.uint8]:
 
 
 def _indices(path: Path, picture: Any) -> NDArray[Any]:
-    indices, n_colours = np.asarray(picture), len(_palette(picture))
+    indices, n_colours = np.array(picture), len(_palette(picture))
     if indices.size and indices.max() >= n_colours:
         raise UnreadableFileError(
             f"{path}: a pixel has colour {indices.max()} of a palette of {n_colours}; save it again from its source"

@@ -1,5 +1,6 @@
 """TIFF by tifffile: pictures of one page, and stacks of pages with their voxel size. What is decoded is compared with the tags."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,7 +171,8 @@ def _image(path: Path, tif: Any) -> _Image:
     if n_slices == 1:
         return _Image(tif, series, samples, axes, sizes, picture_grid(shape_zyx[1:]), None)
     spacing = spacing_of(path, tif)
-    return _Image(tif, series, samples, axes, sizes, Grid.of_spacing(shape_zyx, spacing.mm), spacing)
+    grid = replace(Grid.of_spacing(shape_zyx, spacing.mm), sized=spacing.source is not None)
+    return _Image(tif, series, samples, axes, sizes, grid, spacing)
 
 
 def _require_known_axes(path: Path, axes: str, shape: tuple[int, ...]) -> None:

@@ -70,12 +70,18 @@ def spacing_of(path: Path, tif: Any) -> StackSpacing:
 
 def spacing_file(path: Path) -> Path | None:
     """Return the json that states a stack's spacing, as nnU-Net's Tiff3DIO names it: without the image's channel (_0000)."""
-    stem = path.name.rpartition(".")[0]
+    stem = case_of(path)
     for name in dict.fromkeys((stem, _CHANNEL_SUFFIX.sub("", stem))):
         file = path.with_name(f"{name}.json")
         if file.is_file() and "spacing" in _content(file):
             return file
     return None
+
+
+def case_of(path: Path) -> str:
+    """Return the name of a TIFF file without its ending, .tif or .ome.tif."""
+    stem = path.name.rpartition(".")[0]
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 def spacing_beside(path: Path) -> Spacing:
@@ -122,7 +128,7 @@ def _of_ome(path: Path, tif: Any) -> StackSpacing | None:
     if missing:
         raise UnreadableFileError(
             f"{path}: its OME-XML states no PhysicalSize{', PhysicalSize'.join(missing)}; expected all three: add what is missing, or put "
-            f'{path.name.rpartition(".")[0]}.json with {{"spacing": [z, y, x]}} in mm beside it'
+            f'{case_of(path)}.json with {{"spacing": [z, y, x]}} in mm beside it'
         )
     units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "\u00b5m")) for a in "ZYX"}  # type: ignore[union-attr]
     if all(u in _NO_LENGTH for u in units.values()):

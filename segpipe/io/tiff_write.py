@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segpipe.core.geometry import Spacing
 from segpipe.errors import UnreadableFileError
 from segpipe.io.tiff_pages import opened, tag_value
-from segpipe.io.tiff_spacing import spacing_file, spacing_of
+from segpipe.io.tiff_spacing import case_of, spacing_file, spacing_of
 
 _ORIENTATION = 274
 
@@ -70,7 +70,7 @@ def write_spacing_like(source: Path, output: Path) -> None:
     beside = spacing_file(source)
     if beside is None:
         return
-    target = output.with_suffix(".json")
+    target = output.with_name(f"{case_of(output)}.json")
     content = {"spacing": json.loads(beside.read_text(encoding="utf-8-sig"))["spacing"]}
     if target.exists():
         if spacing_file(output) != target:

@@ -6,9 +6,10 @@ import SimpleITK as sitk
 import tifffile
 
 from segpipe.core.labels import Labels
-from segpipe.dataset.load import labels_on, load_image, read_labels
+from segpipe.dataset.load import labels_on, load_image, read_labels, require_same_grid
+from segpipe.dataset.match import match_dataset
 from segpipe.dataset.schema import FileStamp
-from segpipe.errors import UnreadableFileError
+from segpipe.errors import GeometryMismatchError, UnreadableFileError
 from segpipe.io.formats import (
     content_of,
     header_notes,
@@ -37,7 +38,7 @@ def imagej(path, array=STACK, axes="ZYX", unit="um", **more):
 
 
 def plain(path, array=STACK, spacing=None, beside=None):
-    tifffile.imwrite(path, array, photometric="minisblack")
+    tifffile.imwrite(path, array, photometric="minisblack", ome=False)
     if spacing is not None:
         path.with_name(beside or f"{path.stem}.json").write_text(json.dumps({"spacing": spacing}))
     return path
@@ -68,7 +69,8 @@ def test_imagej_states_the_voxel_size(tmp_path, unit, mm):
 
 
 @pytest.mark.parametrize(
-    ("image", "beside"), [("c_0000.tif", "c.json"), ("c.tiff", "c.json"), ("c_0000.tif", "c_0000.json")]
+    ("image", "beside"),
+    [("c_0000.tif", "c.json"), ("c.tiff", "c.json"), ("c_0000.tif", "c_0000.json"), ("c_0000.ome.tif", "c.json")],
 )
 def test_the_json_of_nnunet_states_the_voxel_size(tmp_path, image, beside):
     require_stack(plain(tmp_path / image, spacing=[3, 0.5, 0.25], beside=beside), (3, 0.5, 0.25))
@@ -192,6 +194,24 @@ def test_masks_lie_on_the_grid_of_their_image(tmp_path, make, name):
     first = output.read_bytes()
     write_labels_like(tmp_path / name, output, labels)
     assert output.read_bytes() == first
+
+
+def test_a_mask_without_voxel_size_has_that_of_its_image(tmp_path):
+    """Viewers save labels as pages alone."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    ome(tmp_path / "images/c.ome.tif")
+    plain(tmp_path / "labels/c.tif", (STACK > 30000).astype(np.uint8))
+    (case,) = match_dataset(tmp_path).cases
+    assert case.id == "c"
+    image = load_image("c", [tmp_path / "images/c.ome.tif"], ("grey",))
+    np.testing.assert_array_equal(labels_on("c", image, read_labels("c", case.label.path)), STACK > 30000)
+    # The other way round nobody knows the size, and a score would be in the wrong unit.
+    for other in (plain(tmp_path / "d.tif", STACK[:4]), imagej(tmp_path / "d.tif", STACK)):
+        with pytest.raises(GeometryMismatchError):
+            require_same_grid(
+                "c", "prediction", read_header(case.label.path).grid, "reference", read_header(other).grid
+            )
 
 
 def test_a_json_that_is_something_else_is_not_replaced(tmp_path):
