@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-_CODES = {"H": 3, "I": 4}
+_CODES = {"B": 2, "H": 3, "I": 4}
+"""B stands for text."""
 
 
 def packed(values: np.ndarray, bits: int) -> bytes:

@@ -24,6 +24,7 @@ from segpipe.io.tiff_pages import (
     image_series,
     n_passed_over,
     opened,
+    require_codec_agrees,
     require_data,
     samples_of,
     tag_value,
@@ -197,6 +198,7 @@ def _require_known_axes(path: Path, axes: str, shape: tuple[int, ...]) -> None:
 def _stored(path: Path, image: _Image) -> NDArray[Any]:
     """Decode the samples (C, Z, Y, X) without transparency, and compare them with the tags."""
     require_data(path, image.series)
+    require_codec_agrees(path, image.tif, image.series, image.samples)
     decoded = np.asarray(image.series.asarray(maxworkers=1))
     decoded = decoded.reshape(image.series.get_shape(squeeze=False))
     expected = image.samples.dtype

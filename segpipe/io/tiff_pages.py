@@ -80,9 +80,12 @@ def image_series(path: Path, tif: Any) -> Any:
         raise UnreadableFileError(
             f"{path}: holds {1 + len(more)} images ({sizes}); expected one: save each as its own file"
         )
-    if any(page is None for page in first.pages):
+    # Where its metadata do not fit the pages, tifffile passes over them.
+    stated = "OME-XML" if tif.is_ome else "ImageJ's description" if tif.is_imagej else None
+    if (stated and first.kind not in ("ome", "imagej")) or any(page is None for page in first.pages):
         raise UnreadableFileError(
-            f"{path}: its OME-XML names planes that are not in this file; save the image as one file"
+            f"{path}: its {stated} does not fit the {len(tif.pages)} page(s) of the file: planes lie in other files, or are missing; "
+            "save the whole image as one file"
         )
     return first
 
@@ -158,6 +161,33 @@ def _missing_data(page: Any, offsets: Sequence[int], counts: Sequence[int], size
             return f"{unit.lower()} {part} of {n_expected} ends at byte {offset + count}, the file at {size}: it is cut off"
     found, expected = sum(counts[:n_expected]), _stored_bytes(page) if page.compression == 1 else 0
     return f"{found} bytes of pixels by {unit}ByteCounts, expected {expected}" if found < expected else None
+
+
+def require_codec_agrees(path: Path, tif: Any, series: Any, samples: Samples) -> None:
+    """Compare what the first strip or tile holds, by its own codec, with the tags; tifffile makes it fit them, and values change.
+
+    Raises
+    ------
+    UnreadableFileError
+        If samples have another size than BitsPerSample states.
+    """
+    page = series.keyframe
+    if page.compression in (1, 2, 3, 4, *JPEG_CODECS):
+        return
+    tif.filehandle.seek(page.dataoffsets[0])
+    decoded = tifffile.TIFF.DECOMPRESSORS[page.compression](tif.filehandle.read(page.databytecounts[0]))
+    if isinstance(decoded, np.ndarray) and decoded.ndim > 1:
+        found, stated = 8 * decoded.dtype.itemsize, 8 * samples.dtype.itemsize
+    else:
+        times = len(decoded) / (_stored_bytes(page) / prod(page.chunked))
+        found, stated = (
+            (int(times * samples.bits), samples.bits) if times in (2, 4, 8) else (samples.bits, samples.bits)
+        )
+    if found != stated:
+        raise UnreadableFileError(
+            f"{path}: its compressed pixels ({_named(page.compression)}) have {found} bits, BitsPerSample states {samples.bits}; "
+            "save the image again from its source"
+        )
 
 
 def tag_value(page: Any, name: str) -> Any:

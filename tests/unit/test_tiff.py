@@ -105,10 +105,10 @@ def test_reversed_grey_values_are_noted(tmp_path):
 def test_a_palette(tmp_path, coloured):
     indices = np.arange(24, dtype=np.uint8).reshape(4, 6)
     colours = np.zeros((3, 256), dtype=np.uint16)
-    colours[:] = np.arange(256)[::-1] * 257
-    colours[1, 3] += 257 * 2 * coloured
+    colours[:] = np.arange(256)[::-1] * 256
+    colours[1, 3] += 256 * 2 * coloured
     tifffile.imwrite(tmp_path / "a.tif", indices, photometric="palette", colormap=colours)
-    shown = (colours // 257).astype(np.uint8)[:, indices]
+    shown = (colours // 256).astype(np.uint8)[:, indices]
     require_read(tmp_path / "a.tif", shown if coloured else shown[:1])
     labels = read_label_volume(tmp_path / "a.tif").array[:, 0]
     np.testing.assert_array_equal(labels, indices[None] if coloured else shown[:1])
@@ -169,6 +169,26 @@ def test_what_is_not_read_is_refused_by_the_name_of_its_tag(tmp_path, tags, foun
     path = write_tiff(tmp_path / "a.tif", page_tags((4, 8), bytes(4 * bits), **tags))
     with pytest.raises(UnreadableFileError, match=rf"a\.tif: .*({found})"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "png", "jpegxl", "zlib", "lzw", "packbits", "zstd", "lzma"])
+@pytest.mark.parametrize("tiles", [{}, {"tile": (32, 32)}])
+def test_a_codec_that_says_otherwise_than_the_tags_is_not_believed(tmp_path, compression, tiles):
+    pixels = numbers("u2", (64, 64))
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, compression=compression, photometric="minisblack", metadata=None, **tiles)
+    require_read(path, pixels[None])
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["BitsPerSample"].overwrite(8)
+    with pytest.raises(UnreadableFileError, match="have 16 bits, BitsPerSample states 8"):
+        read_volume(path)
+
+
+def test_transparency_that_is_not_the_last_sample_is_refused(tmp_path):
+    tags = page_tags((4, 8), bytes(96), t277=("H", [3]), t338=("H", [2, 0]))
+    tags[258] = ("H", [8, 8, 8])
+    with pytest.raises(UnreadableFileError, match=r"ExtraSamples are \[2, 0\]"):
+        read_header(write_tiff(tmp_path / "a.tif", tags))
 
 
 def test_a_list_of_pages_that_loops_or_leaves_the_file_is_refused(tmp_path):

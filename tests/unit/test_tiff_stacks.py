@@ -128,11 +128,32 @@ def test_what_cannot_be_a_volume_is_refused(tmp_path, make, found):
 
 
 def test_planes_in_other_files_are_refused(tmp_path):
-    path = ome(tmp_path / "a.ome.tif")
-    xml = path.read_bytes()
-    path.write_bytes(xml.replace(b'SizeZ="5"', b'SizeZ="9"').replace(b'PlaneCount="5"', b'PlaneCount="9"'))
-    with pytest.raises(UnreadableFileError, match=r"a\.ome\.tif"):
-        read_volume(path)
+    for name, planes in (("a", STACK[:3]), ("b", STACK[3:])):
+        parts = "".join(
+            f'<TiffData IFD="0" FirstZ="{first}" PlaneCount="{n}"><UUID FileName="{file}.ome.tif">urn:uuid:{file}</UUID></TiffData>'
+            for file, first, n in (("a", 0, 3), ("b", 3, 2))
+        )
+        xml = (
+            '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{name}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" '
+            f'SizeX="7" SizeY="6" SizeC="1" SizeZ="5" SizeT="1">{parts}</Pixels></Image></OME>'
+        )
+        path = tmp_path / f"{name}.ome.tif"
+        tifffile.imwrite(path, planes, photometric="minisblack", description=xml, metadata=None, ome=False)
+    for read in (read_header, read_volume):
+        with pytest.raises(UnreadableFileError, match="OME-XML does not fit the 3 page"):
+            read(tmp_path / "a.ome.tif")
+
+
+def test_a_stack_of_imagej_with_one_list_of_tags(tmp_path):
+    """As ImageJ writes stacks over 4 GB: the planes follow each other, and one page stands for all."""
+    text = b"ImageJ=1.54f\nimages=5\nslices=5\nunit=mm\nspacing=2.0\n\0"
+    tags = page_tags((6, 7), STACK.astype("<u2").tobytes(), bits=16, t270=("B", list(text)), t279=("I", [84]))
+    path = write_tiff(tmp_path / "a.tif", tags)
+    require_stack(path, (2, 1, 1))
+    tags[273] = ("I", STACK[:3].astype("<u2").tobytes())
+    with pytest.raises(UnreadableFileError, match="ImageJ's description does not fit the 1 page"):
+        read_volume(write_tiff(tmp_path / "b.tif", tags))
 
 
 @pytest.mark.parametrize("axes", ["ZCYX", "CZYX"])
@@ -146,6 +167,16 @@ def test_channels_are_told_from_slices(tmp_path, axes, make):
     np.testing.assert_array_equal(volume.array, channels)
     assert read_header(tmp_path / "a.tif").n_channels == 2
     assert volume.grid.spacing_mm == pytest.approx((0.002, 0.00025, 0.0005))
+
+
+def test_a_stack_of_one_page_that_is_cut_off(tmp_path):
+    """tifffile can store planes one after the other behind a single page."""
+    tifffile.imwrite(tmp_path / "a.tif", STACK, photometric="minisblack", truncate=True)
+    require_stack(tmp_path / "a.tif", (1, 1, 1))
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "b.tif").write_bytes(content[:-9])
+    with pytest.raises(UnreadableFileError, match="cut off"):
+        read_volume(tmp_path / "b.tif")
 
 
 def test_a_stack_of_colours(tmp_path):
