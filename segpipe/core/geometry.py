@@ -6,7 +6,7 @@ axis ``j`` runs, so that ``position = origin + direction @ (index * spacing)``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TypeVar
 
@@ -62,12 +62,14 @@ class Grid:
     spacing_mm : tuple of float, (z, y, x)
     origin_mm : tuple of float, world (x, y, z) of voxel (0, 0, 0)
     direction : nested tuple, 3x3; column j is the unit world vector of array axis j
+    sized : bool; whether the file states its voxel size, or 1 mm stands in for it
     """
 
     shape: Shape
     spacing_mm: Spacing
     origin_mm: tuple[float, float, float]
     direction: tuple[tuple[float, float, float], ...]
+    sized: bool = True
 
     @classmethod
     def from_affine(cls, shape: tuple[int, ...], affine: Floats) -> "Grid":
@@ -133,14 +135,16 @@ class Grid:
         affine = np.eye(4)
         affine[:3, :3] = columns
         affine[:3, 3] = self.position_mm((start[0], start[1], start[2]))
-        return Grid.from_affine(tuple(self.shape[a] for a in orientation.axes), affine)
+        turned = Grid.from_affine(tuple(self.shape[a] for a in orientation.axes), affine)
+        return turned if self.sized else replace(turned, sized=False)
 
     def cropped(self, box: Box) -> "Grid":
         """Return the grid of a box (z, y, x) of an array; voxels keep their place in the world."""
         z, y, x = (s.start for s in box)
         affine = self.affine
         affine[:3, 3] = self.position_mm((z, y, x))
-        return Grid.from_affine(tuple(s.stop - s.start for s in box), affine)
+        part = Grid.from_affine(tuple(s.stop - s.start for s in box), affine)
+        return part if self.sized else replace(part, sized=False)
 
     def describe(self) -> str:
         """Shape, spacing, origin and axis codes in one line, for messages."""
@@ -199,9 +203,14 @@ GRID_TOLERANCE_VOXELS = 0.1
 
 
 def same_grid(first: Grid, second: Grid) -> bool:
-    """Tell whether two grids agree within ``GRID_TOLERANCE_VOXELS`` of the smallest voxel edge."""
+    """Tell whether two grids agree within ``GRID_TOLERANCE_VOXELS`` of the smallest voxel edge.
+
+    A second grid whose file states no voxel size agrees with a first one of its shape and directions: it has that one's.
+    """
     if first.shape != second.shape:
         return False
+    if not second.sized and np.allclose(first.direction, second.direction) and not any(second.origin_mm):
+        return True
     return largest_displacement_mm(first, second) <= GRID_TOLERANCE_VOXELS * min(first.spacing_mm)
 
 

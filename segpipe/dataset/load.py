@@ -20,7 +20,7 @@ from segpipe.core.geometry import (
 from segpipe.core.labels import Labels, smallest_dtype
 from segpipe.core.volume import Volume, stack_channels
 from segpipe.errors import CaseError, GeometryMismatchError
-from segpipe.io.formats import read_volume
+from segpipe.io.formats import read_as_nnunet, read_label_volume, read_volume
 
 MIN_COVERAGE = 0.5
 """A channel that covers less of the first channel's grid than this is of another part of the body."""
@@ -66,7 +66,7 @@ def load_image(
     UnreadableFileError, GeometryMismatchError, CaseError
         If a file cannot be read, channels lie on different grids, or their number is not the dataset's.
     """
-    volumes = [read_volume(path) for path in paths]
+    volumes = [read_volume(path) if to == "canonical" else read_as_nnunet(path) for path in paths]
     n_channels = sum(v.array.shape[0] for v in volumes)
     if n_channels != len(channel_names):
         raise CaseError(
@@ -148,7 +148,7 @@ def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Vol
     UnreadableFileError, CaseError
         If it cannot be read, or its channels are not one label each.
     """
-    volume = read_volume(path)
+    volume = read_label_volume(path, None if declared is None else declared.accepted)
     if volume.array.shape[0] == 1:
         return volume
     return Volume(_from_one_hot(case_id, path.name, volume.array, declared)[None], volume.grid)

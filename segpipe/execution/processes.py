@@ -25,6 +25,7 @@ from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, Termin
 
 from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
 from segpipe.execution.capacity import shared_processors, worker_count
+from segpipe.execution.limits import allow_ending_this_process
 from segpipe.execution.quiet import ignored_warnings
 
 if TYPE_CHECKING:
@@ -262,8 +263,14 @@ def _map_elsewhere(
 def _workers(n: int) -> Any:
     """Worker processes, kept for the next stage, which share the processors."""
     return get_reusable_executor(
-        max_workers=n, timeout=60, env=shared_processors(n), initializer=_end_with, initargs=(os.getpid(),)
+        max_workers=n, timeout=60, env=shared_processors(n), initializer=_begin_worker, initargs=(os.getpid(),)
     )
+
+
+def _begin_worker(parent: int) -> None:
+    """Prepare a worker of cases: it may be ended when a file takes too long, for a case that is lost is tried again."""
+    allow_ending_this_process()
+    _end_with(parent)
 
 
 def reason_of(error: Exception, subject: str) -> str:
@@ -300,6 +307,8 @@ def _attempt_alone(function: Callable[[Item], Result], item: Item) -> Outcome[It
         pool.shutdown(wait=False, kill_workers=True)
         how = _how_it_ended(error)
         likely = "out of memory, most likely" if "SIGKILL" in how else "a crash"
+        if "EXIT(1)" in how:
+            likely = "a file that took too long to read, most likely"
         killed = f"{likely}: its worker was killed ({how}), also when it ran alone; use a machine with more memory, or look at its files"
         outcome = Outcome(item, failure=killed)
     return outcome

@@ -1,8 +1,9 @@
 """One door to image files: which reader takes which ending, and what they all return."""
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
@@ -14,14 +15,21 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
 from segpipe.core.volume import Volume
-from segpipe.errors import UnreadableFileError
+from segpipe.errors import SegpipeError, UnreadableFileError
+from segpipe.execution.limits import time_limit
 from segpipe.io.notes import Note
+
+logger = logging.getLogger(__name__)
+
+LEAST_LIMIT_S = 180.0
+SLOWEST_BYTES_PER_S = 250_000
+"""A file may take three minutes, and a second more for each of these: slow network drives are ten times as fast."""
 
 # Module of each ending. Modules are imported when a file needs them: a worker that reads NIfTI does not wait for the others.
 _READERS = {
     **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
-    **dict.fromkeys((".png", ".tif", ".tiff"), "image2d"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".ome.tif", ".ome.tiff", ".tif", ".tiff"), "image2d"),
 }
 IMAGE_ENDINGS = tuple(_READERS)
 
@@ -40,9 +48,10 @@ def ending_of(path: Path) -> str | None:
 
 
 def output_ending(path: Path) -> str:
-    """Return the ending of a segmentation of this image: its own, the one-file form where the voxels lie apart, NIfTI for DICOM."""
+    """Return the ending of a segmentation of this image: its own, or one that can hold a mask (PNG for JPEG, NIfTI for DICOM)."""
     ending = ending_of(path) or ""
-    return {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}.get(ending, ending)
+    instead = {".mhd": ".mha", ".nhdr": ".nrrd", ".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", "": ".nii.gz"}
+    return instead.get(ending, ending)
 
 
 def stem_of(path: Path) -> str:
@@ -59,7 +68,9 @@ def read_header(path: Path) -> Header:
     UnreadableFileError
         If the file is missing, empty, no image, or has a layout that is not supported.
     """
-    grid, n_channels = _reader_of(path).read_header(path)
+    reader = _reader_of(path)
+    with _reading(path):
+        grid, n_channels = reader.read_header(path)
     return Header(grid, n_channels)
 
 
@@ -71,13 +82,46 @@ def read_volume(path: Path) -> Volume:
     UnreadableFileError
         If the file is missing, truncated, no image, or has a layout that is not supported.
     """
-    array, grid = _reader_of(path).read(path)
+    reader = _reader_of(path)
+    with _reading(path):
+        array, grid = reader.read(path)
+    return Volume(array, grid)
+
+
+def read_as_nnunet(path: Path) -> Volume:
+    """Read a file as :func:`read_volume`, on the grid on which nnU-Net sees it: its TIFF reader passes over the file's own voxel size."""
+    volume = read_volume(path)
+    return Volume(volume.array, _module("image2d").grid_for_nnunet(path, volume.grid)) if is_picture(path) else volume
+
+
+def read_label_volume(path: Path, accepted: tuple[int, ...] | None = None) -> Volume:
+    """Read a label file as an array (C, Z, Y, X) of its values, and its grid.
+
+    Parameters
+    ----------
+    path : Path
+    accepted : tuple of int, optional
+        Declared values; they decide where a picture can be read in two ways (docs/conventions.md).
+
+    Raises
+    ------
+    UnreadableFileError
+        As for :func:`read_volume`, and if the file's compression changes values (JPEG).
+    """
+    reader = _reader_of(path)
+    with _reading(path):
+        array, grid = reader.read_labels(path, accepted) if is_picture(path) else reader.read(path)
     return Volume(array, grid)
 
 
 def header_notes(path: Path) -> list[Note]:
-    """What is odd about a readable file's header, and what was believed (docs/conventions.md)."""
-    notes: list[Note] = _reader_of(path).header_notes(path)
+    """What is odd about a readable file's header, and what was believed (docs/conventions.md). It never raises for a file."""
+    try:
+        reader = _reader_of(path)
+        with _reading(path):
+            notes: list[Note] = reader.header_notes(path)
+    except UnreadableFileError as error:
+        return [Note("warning", f"what is odd about the header could not be found out ({error})")]
     return notes
 
 
@@ -89,7 +133,7 @@ def is_image(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether a file is a two-dimensional picture (PNG, TIFF), whose rows run from top to bottom."""
+    """Tell whether a file is a picture (PNG, JPEG, BMP, TIFF), whose rows run from top to bottom."""
     return _READERS.get(ending_of(path) or "") == "image2d"
 
 
@@ -104,7 +148,8 @@ def files_behind(path: Path) -> list[Path]:
     if path.is_dir():
         files: list[Path] = _module("dicom").files_behind(path)
         return files
-    return _module("itk").files_behind(path) if path.suffix.lower() in (".mhd", ".nhdr") else [path]
+    reader = {".mhd": "itk", ".nhdr": "itk", ".tif": "image2d", ".tiff": "image2d"}.get(path.suffix.lower())
+    return [path] if reader is None else _module(reader).files_behind(path)
 
 
 def content_of(images: Sequence[Path]) -> str:
@@ -141,6 +186,8 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
             f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}"
         )
     _replace_when_whole(output, lambda partial: _module(kind).write_labels_like(source, partial, labels))
+    if kind == "image2d":
+        _module(kind).write_beside(source, output)
 
 
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -159,6 +206,29 @@ def _replace_when_whole(output: Path, write: Any) -> None:
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def reading_limit_s(path: Path) -> float:
+    """Longest time that reading an image may take, by the size of its files."""
+    files = (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else files_behind(path)
+    return LEAST_LIMIT_S + sum(f.stat().st_size for f in files) / SLOWEST_BYTES_PER_S
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Make everything that goes wrong while a file is read that file's failure, also when it takes too long."""
+    seconds = reading_limit_s(path)
+    too_long = f"{path}: reading took over {seconds:.0f} s, expected less for its size: copy it to a local drive, or save it again"
+    try:
+        with time_limit(seconds, lambda: UnreadableFileError(too_long)):
+            yield
+    except (SegpipeError, MemoryError):
+        raise
+    except Exception as error:
+        logger.debug("%s", path, exc_info=True)
+        raise UnreadableFileError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); save it again from its source, or as NIfTI"
+        ) from error
 
 
 def _reader_of(path: Path) -> Any:

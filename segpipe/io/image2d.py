@@ -1,111 +1,114 @@
-"""PNG and TIFF images: one slice, in pixels of 1 mm, for a pixel's size in millimetres is not in the file.
+"""Pictures: PNG, JPEG, BMP and TIFF. A picture of one page has pixels of 1 mm, for a pixel's size in millimetres is not in such files.
 
-Resolution tags (dots per inch) say how large an image is to be printed; they are passed over.
+Resolution tags (dots per inch) say how large an image is to be printed; they are passed over. A TIFF stack of several pages is a
+volume with its voxel size. The content of a file, not its ending, decides how it is read.
 """
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from segpipe.core.geometry import Grid
 from segpipe.errors import UnreadableFileError
-from segpipe.io.itk import one_line, open_header
+from segpipe.io import raster, tiff, tiff_write
 from segpipe.io.notes import Note
+from segpipe.io.tiff_spacing import spacing_beside, spacing_file
 
-_OPAQUE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_N_COLOURS = 3
+_TIFF_ENDINGS = (".tif", ".tiff")
 
 
 def read_header(path: Path) -> tuple[Grid, int]:
     """Grid and number of channels."""
-    header = _open(path)
-    if _has_colour_table(path):
-        return grid_of(header.GetSize()), 1
-    n = int(header.GetNumberOfComponents())
-    # A transparency channel is not one of the image's.
-    return grid_of(header.GetSize()), {2: 1, 4: 3}.get(n, n)
+    header: tuple[Grid, int] = _reader_of(path).read_header(path)
+    return header
 
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Pixels (C, 1, Y, X), and their grid. A colour table is not applied: its indices are the values.
+    """Voxels of an image (C, Z, Y, X), and their grid."""
+    image: tuple[NDArray[Any], Grid] = _reader_of(path).read(path)
+    return image
 
-    Grey values of 2 and 4 bits are as they are in the file; the decoder spreads them over 8 bits.
+
+def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[Any], Grid]:
+    """Label values (C, Z, Y, X), and their grid; declared values decide between two readings of few bits or of a palette.
+
+    A grey mask that was saved in colour, its channels all equal, has one channel.
     """
-    header = _open(path)
-    grid = grid_of(header.GetSize())
-    try:
-        pixels = _indices(path) if _has_colour_table(path) else sitk.GetArrayFromImage(header.Execute())
-    except (RuntimeError, OSError, SyntaxError) as error:
-        raise UnreadableFileError(
-            f"{path}: the pixels cannot be read, the file is truncated or damaged ({one_line(error)}); copy it again from its source"
-        ) from error
-    pixels = pixels.reshape((*grid.shape[1:], -1)) // _spread(path)
-    if pixels.shape[-1] in (2, 4):
-        if (pixels[..., -1] != _OPAQUE.get(pixels.dtype, pixels[..., -1].max())).any():
-            raise UnreadableFileError(f"{path}: parts of the image are transparent; save it without transparency")
-        pixels = pixels[..., :-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[:, None]), grid
+    labels, grid = _reader_of(path).read_labels(path, accepted)
+    is_grey = len(labels) == _N_COLOURS and bool((labels == labels[:1]).all())
+    return labels[:1] if is_grey else labels, grid
 
 
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file, and what was believed."""
-    if not _has_colour_table(path):
-        return []
-    return [Note("note", "the file has a colour table: the indices into it are taken as values, not the colours")]
+    notes: list[Note] = _reader_of(path).header_notes(path)
+    return notes
+
+
+def grid_for_nnunet(path: Path, grid: Grid) -> Grid:
+    """Return the grid on which nnU-Net's readers see a picture: the voxel size of a stack is that of the json beside it, else 1 mm."""
+    return grid if grid.shape[0] == 1 else Grid.of_spacing(grid.shape, spacing_beside(path))
+
+
+def files_behind(path: Path) -> list[Path]:
+    """The file, and the json beside a TIFF file that states its voxel size."""
+    beside = spacing_file(path) if path.suffix.lower() in _TIFF_ENDINGS else None
+    return [path] if beside is None else [path, beside]
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
-    """Write labels (1, Y, X) as a grey image."""
-    if labels.dtype.itemsize > 2:
-        raise UnreadableFileError(
-            f"{output}: label values over 65535 do not fit into a {output.suffix} file; give the images as NIfTI"
-        )
-    sitk.WriteImage(sitk.GetImageFromArray(labels[0]), str(output), useCompression=True)
+    """Write labels (Z, Y, X) as grey PNG or TIFF, with the orientation tag and the voxel size of the image."""
+    from_tiff = is_tiff(source)
+    if output.suffix.lower() in _TIFF_ENDINGS:
+        if len(labels) > 1 and from_tiff:
+            tiff_write.write_stack_like(output, labels, source)
+        else:
+            tiff_write.write_picture(
+                output, labels[0], *((source,) if from_tiff else (None, raster.orientation_of(source)))
+            )
+        return
+    _require_png(output, labels)
+    raster.write_png(output, labels[0], (tiff_write if from_tiff else raster).orientation_of(source))
+
+
+def write_beside(source: Path, output: Path) -> None:
+    """Write the json with the voxel size beside a mask of a TIFF stack that has one."""
+    if output.suffix.lower() in _TIFF_ENDINGS and is_tiff(source) and read_header(source)[0].shape[0] > 1:
+        tiff_write.write_spacing_like(source, output)
 
 
 def write(output: Path, array: NDArray[Any], grid: Grid) -> None:
-    """Write one slice (1, Y, X) of 8 or 16 bit."""
-    sitk.WriteImage(sitk.GetImageFromArray(array[0]), str(output), useCompression=True)
+    """Write slices (Z, Y, X): one as PNG or TIFF, several as TIFF with their voxel size."""
+    if output.suffix.lower() not in _TIFF_ENDINGS:
+        _require_png(output, array)
+        raster.write_png(output, array[0], None)
+    elif len(array) > 1:
+        tiff_write.write_stack(output, array, grid.spacing_mm)
+    else:
+        tiff_write.write_picture(output, array[0], None)
 
 
-def grid_of(size: tuple[int, ...]) -> Grid:
-    """Grid of an image of (x, y) pixels: 1 mm each, rows from top to bottom."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.eye(3)[:, ::-1]
-    return Grid.from_affine((1, int(size[1]), int(size[0])), affine)
-
-
-def _open(path: Path) -> Any:
-    reader = open_header(path)
-    size = reader.GetSize()
-    if any(n != 1 for n in size[2:]):
-        raise UnreadableFileError(
-            f"{path}: holds {size[2]} pages; expected one: the distance of slices is not in such a file, "
-            "convert it to NIfTI with its voxel sizes"
-        )
-    return reader
-
-
-def _spread(path: Path) -> int:
-    """Factor by which the decoder multiplied grey values of less than 8 bits; 1 for all others."""
-    if path.suffix.lower() != ".png":
-        return 1
+def is_tiff(path: Path) -> bool:
+    """Tell whether a file is a TIFF, by its first bytes."""
     with path.open("rb") as file:
-        bits, colour = file.read(26)[24:26]
-    return 255 // (2**bits - 1) if colour == 0 and bits in (2, 4) else 1
+        return file.read(4) in _TIFF_STARTS
 
 
-def _has_colour_table(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.mode == "P"
-    except (UnidentifiedImageError, OSError, ValueError):
-        return False
+def _require_png(output: Path, array: NDArray[Any]) -> None:
+    if output.suffix.lower() != ".png":
+        raise UnreadableFileError(
+            f"{output}: a mask is written as PNG or TIFF, not as {output.suffix}; end its name in .png"
+        )
+    if len(array) > 1:
+        raise UnreadableFileError(f"{output}: {len(array)} slices do not fit into a PNG; end its name in .tif")
+    if array.dtype.itemsize > 2:
+        raise UnreadableFileError(
+            f"{output}: label values over 65535 do not fit into a PNG; give the images as TIFF or NIfTI"
+        )
 
 
-def _indices(path: Path) -> NDArray[Any]:
-    with Image.open(path) as image:
-        return np.asarray(image)
+def _reader_of(path: Path) -> Any:
+    return tiff if is_tiff(path) else raster

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 import segpipe
+from segpipe.execution import limits
+from segpipe.execution.processes import map_cases
 from segpipe.inference.engines.choose import has_openvino
 
 
@@ -48,3 +51,20 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def read_or_hang(case):
+    """Sleeping is no step in Python: only the end of the process stops it."""
+    limits._GRACE_S = 0.3
+    with limits.time_limit(0.2, lambda: ValueError("never raised")):
+        time.sleep(60 if case == "hangs" else 0)
+    return case
+
+
+def test_a_library_that_hangs_costs_its_own_case():
+    cases = ["a", "hangs", "b", "c"]
+    start = time.monotonic()
+    outcomes = {o.item: o for o in map_cases(read_or_hang, cases, workers=2, bytes_each=1)}
+    assert time.monotonic() - start < 40
+    assert {c: outcomes[c].value for c in "abc"} == {c: c for c in "abc"}
+    assert "a file that took too long to read, most likely" in outcomes["hangs"].failure

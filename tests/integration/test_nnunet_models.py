@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 import segpipe
+from segpipe.core.geometry import Grid
 from segpipe.errors import ModelError
 from segpipe.execution.device import choose_runtime
 from segpipe.inference.predictor import Predictor, PredictorOptions
+from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.nnunet.folder import read_model_folder
 from tests.helpers.inference import small_plan
 from tests.helpers.nnunet_models import REGIONS, exported, model_of
@@ -38,6 +41,28 @@ def test_a_model_that_went_to_nnunet_and_back_predicts_the_same(tmp_path, image,
     assert len(np.unique(after)) > 1
     one = labels_of(folder, image, ("1",))
     assert (one != after).any()
+
+
+def test_a_model_of_nnunets_tiff_reader_predicts_stacks_with_the_json_beside_them(tmp_path, image):
+    folder = exported(model_of(small_plan()), tmp_path)
+    plans = json.loads((folder / "plans.json").read_text())
+    (folder / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "Tiff3DIO"}))
+    grid = Grid.of_spacing(image.shape, (2.0, 1.5, 1.0))
+    write_volume(tmp_path / "nifti/a_0000.nii.gz", image, grid)
+    (tmp_path / "tiff").mkdir()
+    # Metadata that nnU-Net's reader passes over.
+    tifffile.imwrite(
+        tmp_path / "tiff/a_0000.tif", image, imagej=True, metadata={"axes": "ZYX", "unit": "um", "spacing": 9.0}
+    )
+    (tmp_path / "tiff/a.json").write_text('{"spacing": [2.0, 1.5, 1.0]}')
+    for kind in ("nifti", "tiff"):
+        (row,) = segpipe.predict(tmp_path / kind, tmp_path / f"out_{kind}", model=folder, tta=False, device="cpu")
+        assert (row.status, row.reason, row.case) == ("done", None, "a")
+    expected, found = read_volume(tmp_path / "out_nifti/a.nii.gz"), read_volume(tmp_path / "out_tiff/a.tif")
+    np.testing.assert_array_equal(found.array, expected.array)
+    assert len(np.unique(found.array)) > 1
+    assert found.grid.spacing_mm == (2.0, 1.5, 1.0)
+    assert json.loads((tmp_path / "out_tiff/a.json").read_text()) == {"spacing": [2.0, 1.5, 1.0]}
 
 
 def test_plans_of_before_2_3_1(tmp_path, image):

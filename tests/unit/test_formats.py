@@ -155,7 +155,7 @@ def _truncated_gzip(path):
         ("text.nii", lambda p: p.write_text("not an image" * 100), "not a readable NIfTI"),
         ("cut.nii.gz", _truncated_gzip, "truncated"),
         ("text.nrrd", lambda p: p.write_text("not an image"), "not a readable image"),
-        ("scan.jpg", lambda p: p.write_bytes(b"x"), "ending is not one of"),
+        ("scan.gif", lambda p: p.write_bytes(b"x"), "ending is not one of"),
     ],
 )
 def test_unreadable_files_say_why(tmp_path, name, make, message):

@@ -1,0 +1,228 @@
+"""PNG, JPEG and BMP pictures by Pillow, PNG of 16 bits by imagecodecs (Pillow reduces its colours to 8 bits)."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from segpipe.core.geometry import Grid
+from segpipe.errors import UnreadableFileError
+from segpipe.io.notes import Note
+from segpipe.io.picture_values import (
+    as_declared,
+    grey_levels,
+    orientation_notes,
+    picture_grid,
+    spread,
+    without_transparency,
+)
+
+_ORIENTATION = 274
+_FORMATS = ("PNG", "JPEG", "BMP")
+_LOSSY = ("JPEG", "MPO")
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 1, "RGB": 3, "RGBA": 3}
+# Number of samples of a PNG by the colour type in its header.
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def read_header(path: Path) -> tuple[Grid, int]:
+    """Grid and number of channels."""
+    bits, colour = _png_header(path)
+    with _opened(path) as picture:
+        grid = picture_grid((picture.height, picture.width))
+        if bits == 16:
+            return grid, _PNG_SAMPLES[colour] - (colour in (4, 6))
+        return grid, 3 if picture.mode == "P" and grey_levels(_palette(picture)) is None else _CHANNELS[picture.mode]
+
+
+def read(path: Path) -> tuple[NDArray[Any], Grid]:
+    """Pixels of an image (C, 1, Y, X), and their grid: grey values or colours; a palette is applied, few bits are spread over 8."""
+    _require_whole_png(path)
+    if _png_header(path)[0] == 16:
+        return _read_16_bits(path)
+    with _opened(path) as picture:
+        if picture.mode == "P":
+            _require_opaque(path, picture)
+            levels, indices = grey_levels(_palette(picture)), _indices(path, picture)
+            pixels = _palette(picture)[indices].transpose(2, 0, 1) if levels is None else levels[indices][None]
+        else:
+            pixels = _samples(path, picture)
+        return np.ascontiguousarray(pixels[:, None]), picture_grid((picture.height, picture.width))
+
+
+def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[Any], Grid]:
+    """Label values (C, 1, Y, X), and their grid: the stored integers, or the grey values of a palette without colours.
+
+    Parameters
+    ----------
+    path : Path
+    accepted : tuple of int, optional
+        Declared values. They decide between two readings of a file: 1 or 255 for the white of one bit, for example.
+    """
+    _require_whole_png(path)
+    bits = _png_header(path)[0]
+    if bits == 16:
+        return _read_16_bits(path)
+    with _opened(path) as picture:
+        grid = picture_grid((picture.height, picture.width))
+        if picture.format in _LOSSY:
+            raise UnreadableFileError(
+                f"{path}: is a JPEG picture, which changes the values of a mask; save the mask again from its source, as PNG"
+            )
+        if picture.mode == "P":
+            levels, indices = grey_levels(_palette(picture)), _indices(path, picture)
+            if levels is None:
+                return indices[None, None], grid
+            ordered = levels[0] == 0 and bool((np.diff(levels.astype(np.int64)) > 0).all())
+            return as_declared([levels[indices], *([indices] if ordered else [])], accepted)[None, None], grid
+        samples = _samples(path, picture)[:, None]
+        few = 1 if picture.mode == "1" else bits
+        if few in (1, 2, 4):
+            stored = samples // np.uint8(255 // (2**few - 1))
+            return as_declared([stored, samples], accepted), grid
+        return samples, grid
+
+
+def header_notes(path: Path) -> list[Note]:
+    """What is odd about a readable file, and what was believed."""
+    with _opened(path) as picture:
+        notes = orientation_notes(_orientation(picture))
+        if picture.mode == "P":
+            what = "its colours" if grey_levels(_palette(picture)) is None else "its grey values"
+            notes.append(Note("note", f"the file has a palette: {what} are read, not the indices into it"))
+        return notes
+
+
+def orientation_of(path: Path) -> int | None:
+    """Return the orientation tag of a picture, or None."""
+    with _opened(path) as picture:
+        return _orientation(picture)
+
+
+def write_png(output: Path, labels: NDArray[Any], orientation: int | None) -> None:
+    """Write one slice (Y, X) of 8 or 16 bits as grey PNG."""
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[_ORIENTATION] = orientation
+    Image.fromarray(np.ascontiguousarray(labels)).save(
+        output, "PNG", **({"exif": exif} if orientation is not None else {})
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a picture of one frame; what goes wrong in the context becomes the file's failure.
+
+    Raises
+    ------
+    UnreadableFileError
+        If it is no such picture, has a kind of colour that is not read, or is damaged.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        # Slides have more pixels than the limit, which is meant for pictures from the internet.
+        Image.MAX_IMAGE_PIXELS = None
+        picture = Image.open(path, formats=_FORMATS)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UnreadableFileError(
+            f"{path}: not a readable image: neither PNG, JPEG, BMP nor TIFF ({_said(path, error)})"
+        ) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    with picture:
+        n_frames = getattr(picture, "n_frames", 1)
+        if picture.format == "PNG" and n_frames > 1:
+            raise UnreadableFileError(f"{path}: holds {n_frames} frames; expected one: save each as its own file")
+        if picture.mode not in _CHANNELS and not picture.mode.startswith("I"):
+            what = " (four inks)" if picture.mode == "CMYK" else ""
+            raise UnreadableFileError(f"{path}: its colours are {picture.mode}{what}; expected grey or RGB: save it so")
+        try:
+            yield picture
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise UnreadableFileError(
+                f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
+            ) from error
+
+
+def _orientation(picture: Any) -> int | None:
+    """Orientation of a picture; None where it has none, or where its EXIF is damaged, which no pixel depends on."""
+    try:
+        found = picture.getexif().get(_ORIENTATION)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return None
+    return found if found in range(1, 9) else None
+
+
+def _require_whole_png(path: Path) -> None:
+    """Compare the checksums of a PNG with its content; decoding does not."""
+    with _opened(path) as picture:
+        if picture.format == "PNG":
+            picture.verify()
+
+
+def _samples(path: Path, picture: Any) -> NDArray[Any]:
+    """Samples of a picture without palette (C, Y, X), transparency taken away, grey of few bits spread over 8."""
+    _require_opaque(path, picture)
+    pixels = np.array(picture)
+    if pixels.dtype == np.bool_:
+        pixels = spread(pixels.astype(np.uint8), 1)
+    samples = np.moveaxis(pixels.reshape((*pixels.shape[:2], -1)), -1, 0)
+    return samples[: _CHANNELS[picture.mode]]
+
+
+def _require_opaque(path: Path, picture: Any) -> None:
+    if picture.mode in ("LA", "RGBA") or "transparency" in picture.info:
+        without_transparency(path, np.asarray(picture.convert("RGBA").getchannel("A"))[None])
+
+
+def _palette(picture: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes(picture.getpalette("RGB")), dtype=np.uint8).reshape(-1, 3)
+
+
+def _indices(path: Path, picture: Any) -> NDArray[Any]:
+    indices, n_colours = np.array(picture), len(_palette(picture))
+    if indices.size and indices.max() >= n_colours:
+        raise UnreadableFileError(
+            f"{path}: a pixel has colour {indices.max()} of a palette of {n_colours}; save it again from its source"
+        )
+    return indices
+
+
+def _read_16_bits(path: Path) -> tuple[NDArray[Any], Grid]:
+    colour = _png_header(path)[1]
+    with _opened(path) as picture:
+        grid = picture_grid((picture.height, picture.width))
+        if "transparency" in picture.info:
+            raise UnreadableFileError(f"{path}: names a transparent colour (tRNS); save it without transparency")
+    try:
+        pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    except (RuntimeError, ValueError) as error:
+        raise UnreadableFileError(
+            f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
+        ) from error
+    expected = (*grid.shape[1:], _PNG_SAMPLES[colour])
+    if pixels.dtype != np.uint16 or pixels.size != np.prod(expected):
+        raise UnreadableFileError(
+            f"{path}: was decoded as {pixels.dtype} of {pixels.shape}; its header states 16 bits of {expected}"
+        )
+    samples = np.moveaxis(pixels.reshape(expected), -1, 0)
+    samples = without_transparency(path, samples) if colour in (4, 6) else samples
+    return np.ascontiguousarray(samples[:, None]), grid
+
+
+def _png_header(path: Path) -> tuple[int, int]:
+    """Bits and colour type of a PNG; zeros for other files."""
+    with path.open("rb") as file:
+        start = file.read(26)
+    return (start[24], start[25]) if start.startswith(b"\x89PNG") and len(start) == 26 else (0, 0)
+
+
+def _said(path: Path, error: BaseException) -> str:
+    """What a library says, without the place of the file, which stands in front of it."""
+    return " ".join(str(error).replace(str(path), path.name).split())
