@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segpipe.dataset.match import group_images, image_files_in, manifest_images, read_manifest
 from segpipe.errors import DatasetError, SegpipeError
-from segpipe.io.formats import IMAGE_ENDINGS, ending_of, holds_dicom, is_picture, output_ending, stem_of
+from segpipe.io.formats import IMAGE_ENDINGS, dicom_volumes, ending_of, holds_dicom, is_dicom, is_picture, output_ending, stem_of
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
         raise DatasetError(f"{source}: no such file or folder")
     if source.is_dir():
         files = image_files_in(source)
-        if holds_dicom(source, below=False):
+        if holds_dicom(source, below=False) and not dicom_volumes(source):
             # The files of a series lie in it: the folder is the image, and what is below belongs to it.
             place = output if ending_of(output) else output / f"{source.name}{output_ending(source)}"
             cases = [InputCase(source.name, (source,), place)]
-            files = [f for f in files if f.is_file() and not is_picture(f)]
+            files = [f for f in files if f.is_file() and not is_picture(f) and not is_dicom(f)]
         else:
             cases = []
         cases += [_folder_case(c, found, output) for c, found in sorted(group_images(files, n_channels).items())]

@@ -5,8 +5,9 @@ equal distances along their normal, each above the one before.
 Attributes: DICOM PS3.3 C.7.6.2 (Image Plane Module), whose world is LPS.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ _ROUNDED_FROM_MM = 0.25
 _STATED_TOLERANCE = 0.05
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _SHOWN = 4
+_SAME_PLACE_MM = 1e-3
+# Attributes that a volume has one value of, with the differences that are rounding or a scanner's own spread (ms, s/mm²).
+_ONE_IN_A_VOLUME = {"EchoTime": (0.1, 0.02), "b-value": (20.0, 0.05), "component": (0.0, 0.0)}
+# Some makers state no b-value where it is 0.
+_NOT_STATED = {"b-value": 0.0}
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,11 @@ class Slice:
     image_type: tuple[str, ...] = ()
     slice_distance_mm: float | None = None
     """What the header states."""
-    kinds: dict[str, str] = field(default_factory=dict)
-    """What tells apart images of one place: echo, b-value, acquisition, ..."""
-    exclusive: tuple[str, ...] = ()
-    """Those of ``kinds`` that a single volume has one value of."""
+    slope: float = 1.0
+    intercept: float = 0.0
+    """The value of a voxel is what is stored times slope, plus intercept."""
+    kinds: dict[str, Any] = field(default_factory=dict)
+    """What tells apart images of one place (echo, b-value, acquisition, ...): numbers, vectors of numbers, texts."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +75,79 @@ class Stack:
     notes: tuple[Note, ...] = ()
 
 
-def regular_stack(slices: Iterable[Slice]) -> Stack:
+def regular_stack(slices: Iterable[Slice], *, numbers: Collection[int] = ()) -> Stack:
     """Order slices by position and make sure that they are one regular volume.
+
+    Parameters
+    ----------
+    slices : iterable of Slice
+        Slices of the volume, in any order.
+    numbers : collection of int
+        InstanceNumber of other slices of the series, which belong to other volumes.
 
     Raises
     ------
     IrregularSeriesError
         With the reason and the positions at fault.
     """
+    images, places = placed(slices)
+    _require_one_image_a_place(images, places)
+    _require_one_kind(images)
+    distance = _regular_distance(images, places)
+    _require_upright(images, _normal(images[0]))
+    _require_in_line(images, distance)
+    notes = (*_stated_distance_notes(images, distance, numbers), *_slope_notes(images), *_lean_notes(images))
+    return Stack(tuple(images), _grid(images), notes)
+
+
+def placed(slices: Iterable[Slice]) -> tuple[list[Slice], Floats]:
+    """Return the slices ordered along their normal, and where each lies on it in mm; each image once.
+
+    Raises
+    ------
+    IrregularSeriesError
+        If they have no position, or not one orientation, shape and pixel spacing.
+    """
     images = _without_copies(list(slices))
     _require_planes(images)
     _require_one_orientation(images)
     _require_one_shape(images)
-    _require_one_kind(images)
     normal = _normal(images[0])
     images.sort(key=lambda s: float(normal @ np.asarray(s.position)))
-    places = np.array([normal @ np.asarray(s.position) for s in images])
-    _require_one_image_a_place(images, places)
-    distance = _regular_distance(images, places)
-    _require_upright(images, normal)
-    _require_in_line(images, distance)
-    return Stack(tuple(images), _grid(images), _stated_distance_notes(images, distance))
+    return images, np.array([normal @ np.asarray(s.position) for s in images])
+
+
+def positions_of(places: Floats) -> list[int]:
+    """Return the number of the position of each image, from 0; images at one position share it.
+
+    Parameters
+    ----------
+    places : ndarray, shape (N,)
+        Where each image lies along the normal in mm, ascending.
+    """
+    steps = np.diff(places)
+    apart = steps[steps > _SAME_PLACE_MM]
+    scale = float(np.median(apart)) if len(apart) else 0.0
+    return [0, *np.cumsum(steps > max(GRID_TOLERANCE_VOXELS * scale, _SAME_PLACE_MM)).tolist()]
+
+
+def clusters(values: Iterable[float], absolute: float, relative: float) -> list[float]:
+    """Return the smallest value of each group of numbers that lie close together, ascending.
+
+    Parameters
+    ----------
+    values : iterable of float
+        Numbers, in any order.
+    absolute, relative : float
+        How far neighbours in one group may lie apart, and as a share of the larger one.
+    """
+    starts: list[float] = []
+    last = -np.inf
+    for value in sorted(values):
+        if value - last > max(absolute, relative * abs(value)):
+            starts.append(value)
+        last = value
+    return starts
 
 
 def _without_copies(images: list[Slice]) -> list[Slice]:
@@ -129,23 +188,34 @@ def _is_placed(image: Slice) -> bool:
 
 def _require_one_shape(images: list[Slice]) -> None:
     shapes = Counter(f"{s.shape[0]}x{s.shape[1]}" for s in images)
-    spacings = Counter(" x ".join(f"{v:.4g}" for v in s.pixel_spacing_mm or ()) + " mm" for s in images)
-    for name, found in (("rows x columns", shapes), ("pixel spacing", spacings)):
+    spacings: Counter[tuple[float, float]] = Counter()
+    for s in images:
+        own = s.pixel_spacing_mm or (1.0, 1.0)
+        # Equal when the last pixel of a row or column lies at the same place, within the tolerance of a grid.
+        spacings[next((k for k in spacings if _same_spacing(k, own, max(s.shape))), own)] += 1
+    named = Counter({" x ".join(f"{v:.6g}" for v in spacing) + " mm": n for spacing, n in spacings.items()})
+    for name, found in (("rows x columns", shapes), ("pixel spacing", named)):
         if len(found) > 1:
             shown = ", ".join(f"{n} image(s) with {value}" for value, n in found.most_common(_SHOWN))
             raise IrregularSeriesError(f"images differ in {name}: {shown}; a volume has one")
 
 
+def _same_spacing(one: tuple[float, float], other: tuple[float, float], n_pixels: int) -> bool:
+    return all(abs(a - b) * n_pixels <= GRID_TOLERANCE_VOXELS * a for a, b in zip(one, other, strict=True))
+
+
 def _require_one_kind(images: list[Slice]) -> None:
-    for name in images[0].exclusive:
-        by_value = defaultdict(list)
-        for s in images:
-            by_value[s.kinds.get(name, "none")].append(s)
+    """Raise when slices at different positions are of different contrasts."""
+    for name, (absolute, relative) in _ONE_IN_A_VOLUME.items():
+        by_value: Counter[str] = Counter()
+        told = [s.kinds.get(name, _NOT_STATED.get(name)) for s in images]
+        starts = clusters((v for v in told if isinstance(v, float)), absolute, relative)
+        form = ".1f" if name == "EchoTime" else "g"
+        for value in told:
+            by_value[f"{starts[bisect_right(starts, value) - 1]:{form}}" if isinstance(value, float) else str(value)] += 1
         if len(by_value) > 1:
-            shown = ", ".join(f"{value} ({len(found)} images)" for value, found in sorted(by_value.items())[:_SHOWN])
-            raise IrregularSeriesError(
-                f"several volumes in one series: {name} is {shown}; give each a series of its own"
-            )
+            shown = ", ".join(f"{value} ({n} images)" for value, n in list(by_value.items())[:_SHOWN])
+            raise IrregularSeriesError(f"slices of several contrasts in one series: {name} is {shown}; a volume has one")
 
 
 def _require_one_orientation(images: list[Slice]) -> None:
@@ -168,19 +238,40 @@ def _require_one_orientation(images: list[Slice]) -> None:
 
 
 def _require_one_image_a_place(images: list[Slice], places: Floats) -> None:
-    scale = float(np.median(np.diff(places))) if len(images) > 1 else 0.0
-    together = np.flatnonzero(np.diff(places) <= max(GRID_TOLERANCE_VOXELS * scale, 1e-3))
-    if not len(together):
-        return
-    at = places[together[0]]
-    same = [s for s, place in zip(images, places, strict=True) if at <= place <= places[together[0] + 1]]
-    differing = {name: sorted({s.kinds.get(name, "none") for s in same}) for name in same[0].kinds}
-    apart = ", ".join(f"{name} ({', '.join(v[:_SHOWN])})" for name, v in differing.items() if len(v) > 1)
-    everywhere = " and no two at different ones" if float(np.ptp(places)) <= 1e-3 else ""
-    raise IrregularSeriesError(
+    if problem := shared_place(images, places):
+        raise IrregularSeriesError(problem)
+
+
+def shared_place(images: list[Slice], places: Floats) -> str | None:
+    """Say which images lie at one position, and in what they differ; None where each has its own.
+
+    Parameters
+    ----------
+    images : list of Slice
+        Images, ordered along their normal.
+    places : ndarray, shape (N,)
+        Where each lies on it in mm.
+    """
+    numbers = positions_of(places)
+    shared, n_here = Counter(numbers).most_common(1)[0]
+    if n_here == 1:
+        return None
+    same = [s for s, number in zip(images, numbers, strict=True) if number == shared]
+    differing = {name: {_shown_value(s.kinds.get(name)) for s in same} for name in dict.fromkeys(k for s in same for k in s.kinds)}
+    differing["InstanceNumber"] = {_shown_value(s.number) for s in same}
+    apart = ", ".join(f"{name} ({', '.join(sorted(v)[:_SHOWN])})" for name, v in differing.items() if len(v) > 1)
+    everywhere = " and no two at different ones" if float(np.ptp(places)) <= _SAME_PLACE_MM else ""
+    at = places[numbers.index(shared)]
+    return (
         f"not a volume: {len(same)} images at position {at:.3f} mm{everywhere} ({_files(same)}); they differ in "
-        f"{apart or 'nothing that is stated'}: give each volume a series of its own"
+        f"{apart or 'nothing that is stated'}"
     )
+
+
+def _shown_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "\\".join(_shown_value(v) for v in value)
+    return "none" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _regular_distance(images: list[Slice], places: Floats) -> float:
@@ -248,8 +339,8 @@ def _require_upright(images: list[Slice], normal: Floats) -> None:
         )
 
 
-def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[Note, ...]:
-    """What the header says against the positions.
+def _stated_distance_notes(images: list[Slice], distance: float, others: Collection[int]) -> tuple[Note, ...]:
+    """What the header and the images' numbers say against the positions.
 
     Raises
     ------
@@ -257,14 +348,19 @@ def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[Note, 
         If both the stated distance and the images' numbers say that every second (third, ...) slice alone is there.
     """
     stated = images[0].slice_distance_mm
-    if stated is None or abs(stated / distance - 1) <= _STATED_TOLERANCE:
-        return ()
-    times = round(distance / stated)
     numbers = [s.number for s in images if s.number is not None]
     strides = set(np.abs(np.diff(numbers)).tolist())
+    step = strides.pop() if len(numbers) == len(images) and len(strides) == 1 else 1
+    # The numbers in between belong to other volumes of the series.
+    step = 1 if set(others) & set(range(min(numbers, default=0), max(numbers, default=0))) - set(numbers) else step
+    if stated is None:
+        return (_step_warning(numbers, step),) if step > 1 else ()
+    if abs(stated / distance - 1) <= _STATED_TOLERANCE:
+        return ()
+    times = round(distance / stated)
     told = f"SpacingBetweenSlices says {stated:g} mm, the positions {distance:.4g} mm"
     if times > 1 and abs(distance / stated - times) <= GRID_TOLERANCE_VOXELS:
-        if len(numbers) == len(images) and strides == {times}:
+        if step == times:
             raise IrregularSeriesError(
                 f"missing slices: {told}, and the images are numbered in steps of {times} ({numbers[0]}, {numbers[1]}, ...): "
                 f"only one of {times} slices is here; export the whole series again"
@@ -276,6 +372,38 @@ def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[Note, 
             ),
         )
     return (Note("note", f"{told}; the positions are believed"),)
+
+
+def _step_warning(numbers: list[int], step: int) -> Note:
+    return Note(
+        "warning",
+        f"the images are numbered in steps of {step} ({numbers[0]}, {numbers[1]}, ...), and SpacingBetweenSlices is not stated: "
+        "make sure that no slices are missing",
+    )
+
+
+def _slope_notes(images: list[Slice]) -> tuple[Note, ...]:
+    flat = [s for s in images if s.slope == 0]
+    if not flat:
+        return ()
+    return (Note("warning", f"RescaleSlope is 0 in {len(flat)} image(s) ({_files(flat)}); it is taken as 1"),)
+
+
+def _lean_notes(images: list[Slice]) -> tuple[Note, ...]:
+    """Say how far a stack leans, when that moves its last slice by more than a pixel."""
+    way = np.subtract(images[-1].position, images[0].position)  # type: ignore[arg-type]
+    normal = _normal(images[0])
+    beside = float(np.linalg.norm(way - (way @ normal) * normal))
+    if beside <= min(images[0].pixel_spacing_mm or (1.0, 1.0)):
+        return ()
+    lean = float(np.degrees(np.arcsin(np.clip(beside / np.linalg.norm(way), 0, 1))))
+    return (
+        Note(
+            "note",
+            f"the stack leans by {lean:.3f} degrees: its last slice lies {beside:.2f} mm beside the first slice's normal; "
+            "the lean is kept in the grid's directions",
+        ),
+    )
 
 
 def _grid(images: list[Slice]) -> Grid:
