@@ -177,7 +177,7 @@ def _judged(file: Path, header: Dataset, has_pixels: bool, remarks: list[str]) -
     if has_pixels and "Rows" in header:
         return DicomFile(file, header, tuple(remarks))
     if kind and "Image" not in kind.name:
-        return OtherObject(file, f"no image ({kind.name})", series_uid)
+        return OtherObject(file, f"an object of class {kind.name}", series_uid)
     raise UnreadableFileError(
         f"{file}: ends before its {'pixels' if 'Rows' in header else 'image is described'}, the file is damaged; export it again"
     )

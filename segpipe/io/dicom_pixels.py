@@ -125,7 +125,8 @@ def _require_length(file: Path, image: Dataset) -> None:
     """Compare the length of uncompressed pixels with rows x columns x bits x frames."""
     n_bits = int(image.Rows) * int(image.Columns) * int(image.BitsAllocated) * _n_frames(image)
     expected, found = -(-n_bits // 8), len(image.PixelData)
-    if found not in (expected, expected + expected % 2):
+    is_padding = found - expected < expected / _n_frames(image) and not any(image.PixelData[expected:])
+    if found < expected or (found > expected + expected % 2 and not is_padding):
         raise UnreadableFileError(
             f"{file}: the pixels cannot be decoded: PixelData holds {found} bytes; expected {expected} for Rows {image.Rows}, Columns {image.Columns}, "
             f"BitsAllocated {image.BitsAllocated} and {_n_frames(image)} frame(s): pixels were lost or do not belong to it; export it again"
