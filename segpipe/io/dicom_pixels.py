@@ -169,13 +169,15 @@ def _compared(file: Path, image: Dataset, values: NDArray[Any]) -> NDArray[Any]:
             f"NumberOfFrames {_n_frames(image)}; export it again"
         )
     stored, signed = int(image.get("BitsStored") or image.BitsAllocated), int(image.get("PixelRepresentation") or 0)
-    least, most = (-(1 << stored - 1), (1 << stored - 1) - 1) if signed else (0, (1 << stored) - 1)
+    # A negative number may come as its bits, without those above.
+    least, most = -(1 << stored - 1) if signed else 0, (1 << stored) - 1
     if values.dtype.kind not in "iu" or int(values.min()) < least or int(values.max()) > most:
         raise UnreadableFileError(
             f"{file}: decoded values are {values.dtype} from {values.min()} to {values.max()}; expected {least} to {most} for "
             f"BitsStored {stored} and PixelRepresentation {signed}; export it again"
         )
-    return values
+    wide = values.astype(np.int64)
+    return np.where(wide >= 1 << stored - 1, wide - (1 << stored), wide) if signed else values
 
 
 def _by_gdcm(image: Dataset) -> NDArray[Any]:
@@ -190,6 +192,9 @@ def _by_gdcm(image: Dataset) -> NDArray[Any]:
         if image.get(name) is not None:
             setattr(bare, name, image.get(name))
     bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"
+    # All bits: GDCM would cut off what lies above those that are said to be stored.
+    if int(image.BitsAllocated) % 8 == 0:
+        bare.BitsStored, bare.HighBit = image.BitsAllocated, int(image.BitsAllocated) - 1
     bare.add(image["PixelData"])
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
