@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 
@@ -30,6 +31,41 @@ def ignored_warnings(category: type[Warning], message: str = "") -> Iterator[Non
         yield
     finally:
         # Another list may be in use by now: that of a `catch_warnings` that was entered or left meanwhile.
+        _without(before, own)
+        _without(warnings.filters, own)
+
+
+class _Collector:
+    """Stands where a filter has a regular expression: takes note of each message of its own thread, and matches it."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self._thread = get_ident()
+
+    def match(self, message: str) -> bool:
+        """Tell whether the message is one of this thread."""
+        if get_ident() != self._thread:
+            return False
+        self.messages.append(message)
+        return True
+
+
+@contextmanager
+def collected_warnings(module: str) -> Iterator[list[str]]:
+    """Keep back the warnings of a module in this thread, and yield the list of their messages.
+
+    Parameters
+    ----------
+    module : str
+        Beginning of the name of the module that warns.
+    """
+    collector = _Collector()
+    own = ("ignore", collector, Warning, re.compile(module), 0)
+    before: Any = warnings.filters
+    before.insert(0, own)
+    try:
+        yield collector.messages
+    finally:
         _without(before, own)
         _without(warnings.filters, own)
 

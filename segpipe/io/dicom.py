@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
-from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, looks_like_dicom, open_file
+from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, kept_back, looks_like_dicom, open_file
 from segpipe.io.dicom_pixels import forget_last_file, read_planes
 from segpipe.io.dicom_series import Found, Series, files_of, find_series, series_volumes, stack_of
 from segpipe.io.notes import Note, shear_notes
@@ -121,7 +121,8 @@ def volume_files(folder: Path) -> list[Path]:
 
 def _n_frames(file: DicomFile) -> int:
     try:
-        return int(file.header.get("NumberOfFrames") or 1)
+        with kept_back():
+            return int(file.header.get("NumberOfFrames") or 1)
     except (ValueError, TypeError):
         return 1
 

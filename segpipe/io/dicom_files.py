@@ -1,6 +1,6 @@
 """One DICOM file: whether it is one, its attributes, and whether it is an image. By pydicom, without pixels."""
 
-import warnings
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pydicom.uid import UID
 from pydicom.values import converters
 
 from segpipe.errors import UnreadableFileError
+from segpipe.execution.quiet import collected_warnings, logger_levels
 
 ENDINGS = (".dcm", ".ima")
 PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
@@ -159,7 +160,7 @@ def open_file(file: Path) -> DicomFile | OtherObject | Damaged:
 
     header = Dataset()
     try:
-        with collected_warnings() as remarks, file.open("rb") as stream:
+        with kept_back() as remarks, file.open("rb") as stream:
             header = read_partial(stream, stop_when=at_pixels, force=not _has_preamble(file))
             return _judged(file, header, bool(lengths), remarks)
     except UnreadableFileError as error:
@@ -175,7 +176,7 @@ def _judged(file: Path, header: Dataset, has_pixels: bool, remarks: list[str]) -
     if modality in _NO_IMAGES:
         return OtherObject(file, _NO_IMAGES[modality], series_uid, modality)
     if has_pixels and "Rows" in header:
-        return DicomFile(file, header, tuple(remarks))
+        return DicomFile(file, header, tuple(dict.fromkeys(remarks)))
     if kind and "Image" not in kind.name:
         return OtherObject(file, f"an object of class {kind.name}", series_uid)
     raise UnreadableFileError(
@@ -196,15 +197,10 @@ def _text(header: Dataset, name: str) -> str:
 
 
 @contextmanager
-def collected_warnings() -> Iterator[list[str]]:
-    """Collect what pydicom warns of; nothing of it is printed."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield texts
-        finally:
-            texts += dict.fromkeys(" ".join(str(w.message).split()) for w in caught)
+def kept_back() -> Iterator[list[str]]:
+    """Keep back what pydicom says, and yield the list of its warnings."""
+    with collected_warnings("pydicom") as texts, logger_levels({"pydicom": logging.CRITICAL}):
+        yield texts
 
 
 def refusal_of(header: Any) -> str | None:

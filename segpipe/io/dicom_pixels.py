@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 
 from segpipe.errors import UnreadableFileError
-from segpipe.io.dicom_files import PIXELS, collected_warnings
+from segpipe.io.dicom_files import PIXELS, kept_back
 from segpipe.io.itk import one_line
 from segpipe.io.series import Slice
 
@@ -73,7 +73,7 @@ def _rescaled(plane: NDArray[Any], slope: float, intercept: float) -> NDArray[An
 def _frames(file: Path, _time_ns: int) -> tuple[NDArray[Any], bool]:
     """Stored values (N, Y, X) of a file, or those of its lookup table, and whether it has one."""
     try:
-        with collected_warnings():
+        with kept_back():
             image = pydicom.dcmread(file, force=True)
             _require_pixels(file, image)
             frames = _stored(file, image)

@@ -9,7 +9,7 @@ from typing import Any
 
 from segpipe.core.given import Given, PassedOver
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
-from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, looks_like_dicom, open_file
+from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, kept_back, looks_like_dicom, open_file
 from segpipe.io.dicom_frames import slices_of
 from segpipe.io.notes import Note
 from segpipe.io.series import MIN_SLICES, Slice, Stack
@@ -78,7 +78,7 @@ class Found:
 def find_series(source: Path) -> Found:
     """Return every image series in and below a folder, by uid; or that of a single file."""
     files = files_of(source)
-    opened = [open_file(f) for f in files if source.is_file() or looks_like_dicom(f)]
+    opened = [_opened(f) for f in files if source.is_file() or looks_like_dicom(f)]
     images = [o for o in opened if isinstance(o, DicomFile)]
     others = tuple(o for o in opened if isinstance(o, OtherObject))
     damaged = [o for o in opened if isinstance(o, Damaged)]
@@ -92,6 +92,17 @@ def find_series(source: Path) -> Found:
     passed += [PassedOver(what=_name(source, f), why="not DICOM") for f in files if f not in seen]
     given = Given(kind=f"files of {source.name}", n_given=len(files), passed_over=tuple(passed))
     return Found(tuple(found), others, given)
+
+
+def _opened(file: Path) -> DicomFile | OtherObject | Damaged:
+    """Open a file and read what identifies it, so that pydicom's warnings of its values are known as its own."""
+    with kept_back() as texts:
+        opened = open_file(file)
+        if not isinstance(opened, DicomFile):
+            return opened
+        for name in (*_PATIENT, *_STUDY, *_SERIES, *_SHARED):
+            _value(opened, name)
+    return replace(opened, remarks=tuple(dict.fromkeys((*opened.remarks, *texts))))
 
 
 def files_of(source: Path) -> list[Path]:
@@ -211,19 +222,19 @@ def _series(uid: str, images: list[DicomFile], notes: tuple[Note, ...], damaged:
     own = [d for d in damaged if d.series_uid == uid or (not d.series_uid and d.path.parent in parents)]
     if own:
         return Series(uid, folder, (), identity, f"{own[0].problem}; it may be a slice of this series", notes)
+    slices: list[Slice] = []
+    remarks: dict[str, list[str]] = defaultdict(list)
     try:
-        slices = tuple(s for image in images for s in slices_of(image))
+        for image in images:
+            with kept_back() as texts:
+                slices += slices_of(image)
+            for text in dict.fromkeys((*image.remarks, *texts)):
+                remarks[" ".join(text.split())].append(image.path.name)
     except UnreadableFileError as error:
         return Series(uid, folder, (), identity, str(error), notes)
-    return Series(uid, folder, slices, identity, notes=(*notes, *_remark_notes(images)))
+    return Series(uid, folder, tuple(slices), identity, notes=(*notes, *_remark_notes(remarks)))
 
 
-def _remark_notes(images: list[DicomFile]) -> tuple[Note, ...]:
+def _remark_notes(remarks: dict[str, list[str]]) -> list[Note]:
     """What pydicom warned of, once for all files of a series."""
-    by_text: dict[str, list[str]] = defaultdict(list)
-    for image in images:
-        for text in image.remarks:
-            by_text[text].append(image.path.name)
-    return tuple(
-        Note("note", f"{text} ({len(names)} file(s), such as {names[0]})") for text, names in list(by_text.items())[:_SHOWN]
-    )
+    return [Note("note", f"{text} ({len(names)} file(s), such as {names[0]})") for text, names in list(remarks.items())[:_SHOWN]]

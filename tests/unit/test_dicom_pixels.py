@@ -211,3 +211,17 @@ def test_slopes_that_differ_from_frame_to_frame_are_applied_frame_by_frame(tmp_p
     path = write_enhanced(tmp_path / "e.dcm", change=scale)
     steps = np.arange(6)[:, None, None]
     np.testing.assert_allclose(read_volume(path).array[0], voxels() * (0.5 + steps) - steps)
+
+
+def test_packed_twelve_bits_are_unpacked(tmp_path):
+    """Two values in three bytes, as old devices wrote them: ab, c1, 23 are 0x1ab... the lower half first."""
+    array = voxels()
+
+    def pack(number, image):
+        even, odd = array[number].ravel()[::2], array[number].ravel()[1::2]
+        packed = np.stack([even & 0xFF, (even >> 8) | (odd & 0xF) << 4, odd >> 4], axis=1).astype(np.uint8)
+        image.PixelData = packed.tobytes()
+        image.BitsAllocated, image.BitsStored, image.HighBit = 12, 12, 11
+
+    write_series(tmp_path / "ct", array, change=pack)
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").array[0], array.astype(int) - 1024)
