@@ -119,10 +119,14 @@ def convert(
 
 def _found(source: Path) -> Found:
     if not source.exists():
-        raise DatasetError(f"{source}: no such folder or file; give a folder of DICOM files, or a DICOM file that is a volume")
+        raise DatasetError(
+            f"{source}: no such folder or file; give a folder of DICOM files, or a DICOM file that is a volume"
+        )
     if source.is_file():
         if not looks_like_dicom(source):
-            raise DatasetError(f"{source}: is not a DICOM file; give a folder of DICOM files, or a DICOM file that is a volume")
+            raise DatasetError(
+                f"{source}: is not a DICOM file; give a folder of DICOM files, or a DICOM file that is a volume"
+            )
         require_volume_file(source)
     found = find_series(source)
     if not found.series:

@@ -5,7 +5,16 @@ from pathlib import Path
 
 from segpipe.dataset.match import group_images, image_files_in, manifest_images, read_manifest
 from segpipe.errors import DatasetError, SegpipeError
-from segpipe.io.formats import IMAGE_ENDINGS, dicom_volumes, ending_of, holds_dicom, is_dicom, is_picture, output_ending, stem_of
+from segpipe.io.formats import (
+    IMAGE_ENDINGS,
+    dicom_volumes,
+    ending_of,
+    holds_dicom,
+    is_dicom,
+    is_picture,
+    output_ending,
+    stem_of,
+)
 
 
 @dataclass(frozen=True)

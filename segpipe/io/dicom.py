@@ -21,7 +21,8 @@ from segpipe.io.series import Stack
 
 __all__ = [
     "Found", "Series", "files_behind", "find_series", "forget_last_file", "header_notes", "holds_dicom", "is_volume_file",
-    "looks_like_dicom", "one_series", "read", "read_header", "read_voxels", "require_volume_file", "series_volumes", "stack_of", "volume_files",
+    "looks_like_dicom", "one_series", "read", "read_header", "read_voxels", "require_volume_file", "series_volumes", "stack_of",
+    "volume_files",
 ]  # fmt: skip
 
 _RADIOGRAPHS = {"CR", "DX", "MG", "RG", "PX", "IO", "XA", "RF"}
@@ -111,7 +112,9 @@ def volume_files(folder: Path) -> list[Path]:
     Nothing where one of them is a slice: then the folder is the image.
     """
     uids: dict[Path, str] = {}
-    for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and looks_like_dicom(f)):
+    for file in sorted(
+        f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and looks_like_dicom(f)
+    ):
         opened = open_file(file)
         if not isinstance(opened, DicomFile) or _n_frames(opened) < 2:
             return []

@@ -92,7 +92,7 @@ class Damaged:
     path: Path
     problem: str
     series_uid: str = ""
-    """Of its series, where so much can be read."""
+    """SeriesInstanceUID, where so much can be read."""
 
 
 def looks_like_dicom(file: Path) -> bool:
@@ -210,7 +210,10 @@ def refusal_of(header: Any) -> str | None:
         return "is a Siemens mosaic (ImageType): the slices of a volume in one picture; dcm2niix unpacks it"
     samples, colours = int(header.get("SamplesPerPixel") or 1), str(header.get("PhotometricInterpretation") or "")
     if samples != 1:
-        return f"pixels have {samples} samples (colour, PhotometricInterpretation {colours}); expected grey values: a screenshot is no volume"
+        return (
+            f"pixels have {samples} samples (colour, PhotometricInterpretation {colours}); expected grey values: "
+            "a screenshot is no volume"
+        )
     if colours not in ("", "MONOCHROME1", "MONOCHROME2"):
         return f"PhotometricInterpretation is {colours} (colours); expected grey values, MONOCHROME1 or MONOCHROME2"
     return None

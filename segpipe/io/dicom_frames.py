@@ -43,7 +43,12 @@ _MACROS = {
     "ConvolutionKernel": "CTReconstructionSequence",
     "KVP": "CTXRayDetailsSequence",
 }
-_FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence", "XRay3DFrameTypeSequence")
+_FRAME_TYPES = (
+    "MRImageFrameTypeSequence",
+    "CTImageFrameTypeSequence",
+    "PETFrameTypeSequence",
+    "XRay3DFrameTypeSequence",
+)
 # Enhanced images that were converted from classic ones keep the attributes without a macro here (PS3.3 A.70 to A.72).
 _CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
 # What it is called in messages and how: by its classic name, then by that of enhanced images.
@@ -83,7 +88,13 @@ _GE_COMPONENTS = ("magnitude", "phase", "real", "imaginary")
 # What a date and time ends with: the difference to UTC.
 _ZONE = re.compile(r"(?<=\d{8})[+-]\d{4}$")
 # Dimensions along which a volume extends.
-_WITHIN = ("StackID", "InStackPositionNumber", "ImagePositionPatient", "PlanePositionSequence", "ImageOrientationPatient")
+_WITHIN = (
+    "StackID",
+    "InStackPositionNumber",
+    "ImagePositionPatient",
+    "PlanePositionSequence",
+    "ImageOrientationPatient",
+)
 
 
 def slices_of(file: DicomFile) -> list[Slice]:
@@ -112,7 +123,9 @@ def _slices_of(file: DicomFile) -> list[Slice]:
     n_frames = int(header.get("NumberOfFrames") or 1)
     if "PerFrameFunctionalGroupsSequence" not in header:
         if n_frames > 1:
-            raise UnreadableFileError(f"{name}: {n_frames} frames without positions (no functional groups); not a volume")
+            raise UnreadableFileError(
+                f"{name}: {n_frames} frames without positions (no functional groups); not a volume"
+            )
         return [_slice(file, _Classic(header), 0)]
     shared = header.SharedFunctionalGroupsSequence[0] if header.get("SharedFunctionalGroupsSequence") else Dataset()
     groups = header.PerFrameFunctionalGroupsSequence
@@ -242,7 +255,8 @@ def _kinds(plane: _Classic | _Enhanced) -> dict[str, Any]:
 
 def _component(plane: _Classic | _Enhanced, types: tuple[str, ...]) -> str | None:
     """Which part of a complex image it is, where that is stated once."""
-    named = {_COMPONENTS[t.upper()] for t in types if t.upper() in _COMPONENTS}
+    # The first two say that the image is original and primary, or derived.
+    named = {_COMPONENTS[t.upper()] for t in types[2:] if t.upper() in _COMPONENTS}
     if len(named) == 1:
         return named.pop()
     ge = _private(plane.private, "GEMS_PARM_01", 0x0043, 0x2F)

@@ -96,7 +96,11 @@ def _require_pixels(file: Path, image: Dataset) -> None:
     if not any(name in image for name in PIXELS.values()):
         raise UnreadableFileError(f"{file}: the pixels cannot be decoded: PixelData is missing; export it again")
     # What old files leave out; `refusal_of` has seen the rest.
-    for name, usual in (("SamplesPerPixel", 1), ("PhotometricInterpretation", "MONOCHROME2"), ("PixelRepresentation", 0)):
+    for name, usual in (
+        ("SamplesPerPixel", 1),
+        ("PhotometricInterpretation", "MONOCHROME2"),
+        ("PixelRepresentation", 0),
+    ):
         if image.get(name) in (None, ""):
             setattr(image, name, usual)
     if "TransferSyntaxUID" not in image.file_meta:
@@ -109,7 +113,8 @@ def _stored(file: Path, image: Dataset) -> NDArray[Any]:
     syntax = image.file_meta.TransferSyntaxUID
     if "PixelData" not in image:
         # Single or double precision: what pydicom reads has the type that the element's name says.
-        return pixel_array(image)
+        precise: NDArray[Any] = pixel_array(image)
+        return precise
     if not syntax.is_compressed or not syntax.is_encapsulated:
         _require_length(file, image)
         if int(image.BitsAllocated) % 8 and int(image.BitsAllocated) != 1:
@@ -129,7 +134,8 @@ def _require_length(file: Path, image: Dataset) -> None:
     if found < expected or (found > expected + expected % 2 and not is_padding):
         raise UnreadableFileError(
             f"{file}: the pixels cannot be decoded: PixelData holds {found} bytes; expected {expected} for Rows {image.Rows}, Columns {image.Columns}, "
-            f"BitsAllocated {image.BitsAllocated} and {_n_frames(image)} frame(s): pixels were lost or do not belong to it; export it again"
+            f"BitsAllocated {image.BitsAllocated} and {_n_frames(image)} frame(s): pixels were lost or do not belong to it; "
+            "export it again"
         )
 
 
@@ -152,7 +158,9 @@ def _require_whole_streams(file: Path, image: Dataset) -> None:
     n_frames = _n_frames(image)
     frames = list(generate_frames(image.PixelData, number_of_frames=n_frames))
     if len(frames) != n_frames:
-        raise UnreadableFileError(f"{file}: PixelData holds {len(frames)} frame(s), NumberOfFrames is {n_frames}; export it again")
+        raise UnreadableFileError(
+            f"{file}: PixelData holds {len(frames)} frame(s), NumberOfFrames is {n_frames}; export it again"
+        )
     short = [n for n, frame in enumerate(frames, start=1) if _END_OF_IMAGE not in frame[-64:]]
     if short:
         raise UnreadableFileError(

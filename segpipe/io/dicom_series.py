@@ -237,4 +237,7 @@ def _series(uid: str, images: list[DicomFile], notes: tuple[Note, ...], damaged:
 
 def _remark_notes(remarks: dict[str, list[str]]) -> list[Note]:
     """What pydicom warned of, once for all files of a series."""
-    return [Note("note", f"{text} ({len(names)} file(s), such as {names[0]})") for text, names in list(remarks.items())[:_SHOWN]]
+    return [
+        Note("note", f"{text} ({len(names)} file(s), such as {names[0]})")
+        for text, names in list(remarks.items())[:_SHOWN]
+    ]

@@ -212,10 +212,14 @@ def _require_one_kind(images: list[Slice]) -> None:
         starts = clusters((v for v in told if isinstance(v, float)), absolute, relative)
         form = ".1f" if name == "EchoTime" else "g"
         for value in told:
-            by_value[f"{starts[bisect_right(starts, value) - 1]:{form}}" if isinstance(value, float) else str(value)] += 1
+            by_value[
+                f"{starts[bisect_right(starts, value) - 1]:{form}}" if isinstance(value, float) else str(value)
+            ] += 1
         if len(by_value) > 1:
             shown = ", ".join(f"{value} ({n} images)" for value, n in list(by_value.items())[:_SHOWN])
-            raise IrregularSeriesError(f"slices of several contrasts in one series: {name} is {shown}; a volume has one")
+            raise IrregularSeriesError(
+                f"slices of several contrasts in one series: {name} is {shown}; a volume has one"
+            )
 
 
 def _require_one_orientation(images: list[Slice]) -> None:
@@ -257,7 +261,10 @@ def shared_place(images: list[Slice], places: Floats) -> str | None:
     if n_here == 1:
         return None
     same = [s for s, number in zip(images, numbers, strict=True) if number == shared]
-    differing = {name: {_shown_value(s.kinds.get(name)) for s in same} for name in dict.fromkeys(k for s in same for k in s.kinds)}
+    differing = {
+        name: {_shown_value(s.kinds.get(name)) for s in same}
+        for name in dict.fromkeys(k for s in same for k in s.kinds)
+    }
     differing["InstanceNumber"] = {_shown_value(s.number) for s in same}
     apart = ", ".join(f"{name} ({', '.join(sorted(v)[:_SHOWN])})" for name, v in differing.items() if len(v) > 1)
     everywhere = " and no two at different ones" if float(np.ptp(places)) <= _SAME_PLACE_MM else ""

@@ -157,8 +157,7 @@ def _parts(group: _Group, name: str) -> list[_Group]:
     ordered = sorted(by_key.items(), key=lambda item: _order(item[0], item[1]))
     labels = _labels(name, [key for key, _ in ordered])
     return [
-        _Group(members, (*group.labels, (name, label)))
-        for (_, members), label in zip(ordered, labels, strict=True)
+        _Group(members, (*group.labels, (name, label))) for (_, members), label in zip(ordered, labels, strict=True)
     ]
 
 

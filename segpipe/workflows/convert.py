@@ -14,9 +14,7 @@ from segpipe.workflows.page import Page, plain
 def convert(options: ConvertOptions, watch: Watch = SILENT) -> list[Converted]:
     """Write every regular DICOM series of a folder as NIfTI with a sidecar; the others are reported with their reason."""
     with watch.counting("converting", None) as done:
-        return stage(
-            options.source, options.output, on_series=done, on_given=lambda given: _say(watch, given)
-        )
+        return stage(options.source, options.output, on_series=done, on_given=lambda given: _say(watch, given))
 
 
 def _say(watch: Watch, given: Given) -> None:

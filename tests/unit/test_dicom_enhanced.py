@@ -20,14 +20,24 @@ def private(number, frame):
     frame.add_new(
         (0x2005, 0x140F),
         "SQ",
-        [item(ImagePositionPatient=place, EchoTime=9 + number, RescaleSlope=7, PixelSpacing=[9, 9], DiffusionBValue=float(number))],
+        [
+            item(
+                ImagePositionPatient=place,
+                EchoTime=9 + number,
+                RescaleSlope=7,
+                PixelSpacing=[9, 9],
+                DiffusionBValue=float(number),
+            )
+        ],
     )
 
 
 def later(number, frame):
     """A public sequence that comes after the macros and holds attributes of the same names."""
     frame.ReferencedImageSequence = [item(ImagePositionPatient=[1, 2, 3 * number], PixelSpacing=[9, 9], RescaleSlope=7)]
-    frame.UnassignedPerFrameConvertedAttributesSequence = [item(ImagePositionPatient=[1, 2, 3 * number], PixelSpacing=[9, 9])]
+    frame.UnassignedPerFrameConvertedAttributesSequence = [
+        item(ImagePositionPatient=[1, 2, 3 * number], PixelSpacing=[9, 9])
+    ]
 
 
 @pytest.mark.parametrize("change", [None, private, later])
@@ -42,7 +52,9 @@ def test_a_macro_of_the_frame_stands_before_the_shared_one(tmp_path):
     def change(_, frame):
         frame.PixelMeasuresSequence = [item(PixelSpacing=[0.7, 0.6])]
 
-    assert read_header(write_enhanced(tmp_path / "e.dcm", change=change)).grid.spacing_mm == pytest.approx((2.5, 0.7, 0.6))
+    assert read_header(write_enhanced(tmp_path / "e.dcm", change=change)).grid.spacing_mm == pytest.approx(
+        (2.5, 0.7, 0.6)
+    )
 
 
 def test_a_position_in_a_private_sequence_alone_is_none(tmp_path):
@@ -95,15 +107,6 @@ def test_a_folder_of_such_files_holds_a_case_each(tmp_path):
     assert [c.id for c in find_inputs(tmp_path / "many", tmp_path / "out", 1)] == ["a", "b"]
     assert [c.id for c in find_inputs(tmp_path / "one", tmp_path / "out", 1)] == ["one"]
     assert [c.id for c in find_inputs(tmp_path / "slices", tmp_path / "out", 1)] == ["slices"]
-
-
-def test_such_files_are_images_of_a_dataset(tmp_path):
-    for case in ("a", "b"):
-        path = write_enhanced(tmp_path / "ds" / "images" / f"{case}.dcm")
-        write_labels_like(path, tmp_path / "ds" / "labels" / f"{case}.nii.gz", (voxels() > 1000).astype(np.uint8))
-    checked = segpipe.check(tmp_path / "ds", work=tmp_path / "work")
-    assert [f.message for f in checked.findings if f.severity == "error"] == []
-    assert [c.id for c in checked.cases] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

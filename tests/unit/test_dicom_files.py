@@ -40,7 +40,13 @@ def test_elements_at_the_beginning_are_recognised(tmp_path, implicit, little, fi
         return
     image = pydicom.Dataset()
     image.SOPClassUID, image.Modality, image.PatientID = "1.2.840.10008.5.1.4.1.1.2", "CT", "P1"
-    setattr(image, first, {"SOPClassUID": image.SOPClassUID, "ImageType": ["A", "B"], "InstanceCreationDate": "20200101"}.get(first, "ISO_IR 100"))
+    setattr(
+        image,
+        first,
+        {"SOPClassUID": image.SOPClassUID, "ImageType": ["A", "B"], "InstanceCreationDate": "20200101"}.get(
+            first, "ISO_IR 100"
+        ),
+    )
     written = io.BytesIO()
     pydicom.dcmwrite(written, image, implicit_vr=implicit, little_endian=little)
     assert begins_with_elements(written.getvalue()[:132])
@@ -101,7 +107,9 @@ def private_object(path, uid):
     image.save_as(path / "XX_0001")
 
 
-@pytest.mark.parametrize("uid", ["1.3.46.670589.11.0.0.12.2", "1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.11.1"])
+@pytest.mark.parametrize(
+    "uid", ["1.3.46.670589.11.0.0.12.2", "1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.11.1"]
+)
 def test_objects_without_pixels_have_no_vote(tmp_path, uid):
     private_object(write_series(tmp_path / "mr"), uid)
     np.testing.assert_array_equal(read_volume(tmp_path / "mr").array[0], voxels().astype(int) - 1024)
@@ -121,14 +129,16 @@ def test_a_real_private_object_has_no_vote(data):
 def test_an_image_that_lost_its_pixels_is_still_missed(tmp_path):
     write_series(tmp_path / "ct")
     rewrite(tmp_path / "ct", lambda n, s: s.__delattr__("PixelData") if n == 5 else None)
-    with pytest.raises(IrregularSeriesError, match="ends before its pixels.*may be a slice of this series"):
+    with pytest.raises(IrregularSeriesError, match=r"ends before its pixels.*may be a slice of this series"):
         read_header(tmp_path / "ct")
 
 
 def test_a_segmentation_given_as_image_is_named(tmp_path):
     write_series(tmp_path / "seg", voxels(1), Modality="", SOPClassUID=SegmentationStorage)
     rewrite(tmp_path / "seg", lambda _, s: setattr(s.file_meta, "MediaStorageSOPClassUID", SegmentationStorage))
-    with pytest.raises(IrregularSeriesError, match=r"0\.dcm is a DICOM segmentation \(SEG\), not an image; its masks are not read"):
+    with pytest.raises(
+        IrregularSeriesError, match=r"0\.dcm is a DICOM segmentation \(SEG\), not an image; its masks are not read"
+    ):
         read_header(tmp_path / "seg")
     with pytest.raises(DatasetError, match=r"1 file\(s\) of a DICOM segmentation \(SEG\); its masks"):
         segpipe.convert(tmp_path / "seg", tmp_path / "out")

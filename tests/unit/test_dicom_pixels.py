@@ -43,9 +43,23 @@ def of(**values):
     return change
 
 
+def no_slope(n, s):
+    del s.RescaleSlope, s.RescaleIntercept
+
+
+def inverted_signed12(n, s):
+    signed12(n, s)
+    s.PhotometricInterpretation = "MONOCHROME1"
+
+
+def upper_bits(n, s):
+    s.PixelData = (voxels()[n] << 4).tobytes()
+    s.BitsStored = 12
+
+
 KINDS = {
     "plain": lambda n, s: None,
-    "no slope": lambda n, s: (delattr(s, "RescaleSlope"), delattr(s, "RescaleIntercept")) and None,
+    "no slope": no_slope,
     "signed 12 bit": signed12,
     "overlay bits": overlay_bits,
     "32 bit": bits32,
@@ -54,7 +68,7 @@ KINDS = {
     "negative": of(RescaleSlope="-1", RescaleIntercept="3000"),
     "slice by slice": of(RescaleSlope=lambda n: str(1 + n / 4)),
     "shown inverted": of(PhotometricInterpretation="MONOCHROME1"),
-    "shown inverted, signed 12 bit": lambda n, s: (signed12(n, s), setattr(s, "PhotometricInterpretation", "MONOCHROME1")) and None,
+    "shown inverted, signed 12 bit": inverted_signed12,
     "high bit misstated": of(BitsStored=12, HighBit=15),
 }  # fmt: skip
 
@@ -67,11 +81,15 @@ def test_values_are_pydicoms(tmp_path, name):
     array = read_volume(tmp_path / "ct").array[0]
     np.testing.assert_allclose(array, expected, rtol=1e-6)
     assert (array.dtype == np.int16) == bool(
-        (expected == expected.round()).all() and np.abs(expected).max() < 32768 and name not in ("fraction", "slice by slice")
+        (expected == expected.round()).all()
+        and np.abs(expected).max() < 32768
+        and name not in ("fraction", "slice by slice")
     )
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless]
+)
 def test_every_uncompressed_transfer_syntax_gives_the_same_values(tmp_path, syntax):
     write_series(tmp_path / "ct")
     for path in (tmp_path / "ct").iterdir():
@@ -154,10 +172,7 @@ def first_of_two_frames(n, s):
         (pixels(lambda p: p + b"\x01\x00"), "PixelData holds 162 bytes; expected 160"),
         (first_of_two_frames, "PixelData holds 160 bytes; expected 80 for Rows 4"),
         (lambda n, s: setattr(s, "BitsAllocated", 8), "PixelData holds 160 bytes; expected 80"),
-        (
-            lambda n, s: (setattr(s, "PixelData", (voxels()[n] << 4).tobytes()), setattr(s, "BitsStored", 12)) and None,
-            "HighBit is 15 with BitsStored 12, expected 11",
-        ),
+        (upper_bits, "HighBit is 15 with BitsStored 12, expected 11"),
     ],
 )  # fmt: skip
 def test_pixels_that_contradict_their_tags_are_refused(tmp_path, change, message):
