@@ -20,7 +20,7 @@ from segpipe.io.notes import Note, shear_notes
 from segpipe.io.series import Stack
 
 __all__ = [
-    "Found", "Series", "files_behind", "find_series", "forget_last_file", "header_notes", "holds_dicom", "is_volume_file",
+    "Found", "Series", "files_behind", "find_series", "forget_last_file", "header_notes", "holds_dicom",
     "looks_like_dicom", "one_series", "read", "read_header", "read_voxels", "require_volume_file", "series_volumes", "stack_of",
     "volume_files",
 ]  # fmt: skip
@@ -98,12 +98,6 @@ def one_series(path: Path) -> Series:
 def files_behind(path: Path) -> list[Path]:
     """Files whose change changes the series."""
     return [f for f in files_of(path) if path.is_file() or looks_like_dicom(f)]
-
-
-def is_volume_file(file: Path) -> bool:
-    """Tell whether a DICOM file may be a volume of its own: an image of several frames."""
-    opened = open_file(file)
-    return isinstance(opened, DicomFile) and _n_frames(opened) > 1
 
 
 def volume_files(folder: Path) -> list[Path]:

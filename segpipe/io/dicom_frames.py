@@ -173,7 +173,8 @@ class _Enhanced:
 
     def __init__(self, header: Dataset, frame: Dataset, shared: Dataset, pointers: list[str]) -> None:
         self.private = frame
-        self._header, self._groups, self._pointers = header, (frame, shared), pointers
+        self._header, self._pointers = header, pointers
+        self._groups = [(group, {keyword_for_tag(tag) for tag in group.keys()}) for group in (frame, shared)]  # noqa: SIM118
 
     def get(self, name: str) -> Any:
         """Return an attribute's value, or None."""
@@ -208,8 +209,9 @@ class _Enhanced:
         return {p: float(n) for p, n in zip(self._pointers, numbers, strict=True) if p and p not in _WITHIN}
 
     def _in(self, macro: str, name: str) -> Any:
-        for group in self._groups:
-            items = group.get(macro)
+        for group, macros in self._groups:
+            # To ask pydicom for what is not there takes long, with thousands of frames.
+            items = group.get(macro) if macro in macros else None
             value = items[0].get(name) if items else None
             if value not in (None, ""):
                 return value
