@@ -50,6 +50,8 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     """
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
+    if is_dicom(output):
+        raise SegpipeError(f"{output}: DICOM is not written; give a folder, or a name that ends in .nii.gz")
     if source.is_dir():
         files = image_files_in(source)
         if holds_dicom(source, below=False) and not dicom_volumes(source):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
-from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, kept_back, looks_like_dicom, open_file
+from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, image_type, kept_back, looks_like_dicom, open_file
 from segpipe.io.dicom_pixels import forget_last_file, read_planes
 from segpipe.io.dicom_series import Found, Series, files_of, find_series, series_volumes, stack_of
 from segpipe.io.notes import Note, shear_notes
@@ -154,7 +154,7 @@ def require_volume_file(path: Path) -> None:
     header = opened.header
     if _n_frames(opened) > 1 or "PerFrameFunctionalGroupsSequence" in header:
         return
-    if "MOSAIC" in {str(t).upper() for t in header.get("ImageType") or ()}:
+    if "MOSAIC" in image_type(header):
         raise UnreadableFileError(f"{path}: is a Siemens mosaic (ImageType): dcm2niix unpacks it to a volume")
     modality = str(header.get("Modality") or "")
     size = f"{modality or 'image'}, {header.get('Rows')} x {header.get('Columns')} pixels"

@@ -203,12 +203,20 @@ def kept_back() -> Iterator[list[str]]:
         yield texts
 
 
+def image_type(header: Any) -> tuple[str, ...]:
+    """Return the values of ImageType in capitals; none where it is not stated."""
+    value = header.get("ImageType")
+    return (value.upper(),) if isinstance(value, str) else tuple(str(t).upper() for t in value or ())
+
+
 def refusal_of(header: Any) -> str | None:
     """Why an image is no part of a volume, whatever its position; None where nothing speaks against it."""
-    types = {str(t).upper() for t in header.get("ImageType") or ()}
-    if "MOSAIC" in types:
+    if "MOSAIC" in image_type(header):
         return "is a Siemens mosaic (ImageType): the slices of a volume in one picture; dcm2niix unpacks it"
-    samples, colours = int(header.get("SamplesPerPixel") or 1), str(header.get("PhotometricInterpretation") or "")
+    samples, colours = (
+        int(header.get("SamplesPerPixel") or 1),
+        str(header.get("PhotometricInterpretation") or "").strip(),
+    )
     if samples != 1:
         return (
             f"pixels have {samples} samples (colour, PhotometricInterpretation {colours}); expected grey values: "

@@ -12,7 +12,7 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
 from segpipe.errors import UnreadableFileError
-from segpipe.io.dicom_files import DicomFile, refusal_of
+from segpipe.io.dicom_files import DicomFile, image_type, refusal_of
 from segpipe.io.series import Slice
 
 _MACROS = {
@@ -152,7 +152,7 @@ class _Classic:
 
     def image_type(self) -> tuple[str, ...]:
         """Return the values of ImageType."""
-        return tuple(str(t) for t in self._header.get("ImageType") or ())
+        return image_type(self._header)
 
     def direction(self) -> Any:
         """Return the direction of the diffusion gradient, or None: the standard's, or the maker's."""
@@ -192,7 +192,9 @@ class _Enhanced:
         """Return the frame's type, or that of the image."""
         types = next((t for macro in _FRAME_TYPES if (t := self._in(macro, "FrameType")) is not None), None)
         component = self._in("MRImageFrameTypeSequence", "ComplexImageComponent")
-        of_image = tuple(str(t) for t in types or self._header.get("ImageType") or ())
+        of_image = (
+            tuple(str(t).upper() for t in types) if types and not isinstance(types, str) else image_type(self._header)
+        )
         return (*of_image, str(component)) if component and component != "MIXED" else of_image
 
     def direction(self) -> Any:

@@ -133,9 +133,9 @@ def _require_length(file: Path, image: Dataset) -> None:
     is_padding = found - expected < expected / _n_frames(image) and not any(image.PixelData[expected:])
     if found < expected or (found > expected + expected % 2 and not is_padding):
         raise UnreadableFileError(
-            f"{file}: the pixels cannot be decoded: PixelData holds {found} bytes; expected {expected} for "
-            f"Rows {image.Rows}, Columns {image.Columns}, BitsAllocated {image.BitsAllocated} and {_n_frames(image)} frame(s): pixels were lost or do not belong to it; "
-            "export it again"
+            f"{file}: the pixels cannot be decoded: PixelData holds {found} bytes; expected {expected} for Rows {image.Rows}, "
+            f"Columns {image.Columns}, BitsAllocated {image.BitsAllocated} and {_n_frames(image)} frame(s): pixels were lost, or do not "
+            "belong to it; export it again"
         )
 
 

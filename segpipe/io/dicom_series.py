@@ -81,7 +81,7 @@ def find_series(source: Path) -> Found:
     opened = [_opened(f) for f in files if source.is_file() or looks_like_dicom(f)]
     images = [o for o in opened if isinstance(o, DicomFile)]
     others = tuple(o for o in opened if isinstance(o, OtherObject))
-    damaged = [o for o in opened if isinstance(o, Damaged)]
+    damaged = [*(o for o in opened if isinstance(o, Damaged)), *_dangling(source)]
     by_uid: dict[str, list[DicomFile]] = defaultdict(list)
     for image in images:
         by_uid[_uid_of(image)].append(image)
@@ -92,6 +92,15 @@ def find_series(source: Path) -> Found:
     passed += [PassedOver(what=_name(source, f), why="not DICOM") for f in files if f not in seen]
     given = Given(kind=f"files of {source.name}", n_given=len(files), passed_over=tuple(passed))
     return Found(tuple(found), others, given)
+
+
+def _dangling(source: Path) -> list[Damaged]:
+    """Links that lead nowhere: each may have been a slice."""
+    links = sorted(f for f in source.rglob("*") if f.is_symlink() and not f.exists() and not f.name.startswith("."))
+    return [
+        Damaged(f, f"{f}: is a link to {f.readlink()}, which is not there; restore the file or take the link away")
+        for f in links
+    ]
 
 
 def _opened(file: Path) -> DicomFile | OtherObject | Damaged:

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 
 import segpipe
-from segpipe.errors import UnreadableFileError
+from segpipe.errors import SegpipeError, UnreadableFileError
 from segpipe.inference.inputs import find_inputs
 from segpipe.io.formats import output_ending, read_header, read_volume, write_labels_like, write_volume
 from tests.dicoms import item, voxels, write_enhanced, write_series
@@ -141,3 +141,5 @@ def test_dicom_is_not_written(tmp_path):
     grid = read_header(write_enhanced(tmp_path / "e.dcm")).grid
     with pytest.raises(UnreadableFileError, match="DICOM is not written"):
         write_volume(tmp_path / "out.dcm", np.zeros(grid.shape, np.uint8), grid)
+    with pytest.raises(SegpipeError, match="DICOM is not written; give a folder"):
+        find_inputs(tmp_path / "e.dcm", tmp_path / "out.dcm", 1)

@@ -133,6 +133,22 @@ def test_an_image_that_lost_its_pixels_is_still_missed(tmp_path):
         read_header(tmp_path / "ct")
 
 
+def test_a_link_that_leads_nowhere_may_be_a_slice(tmp_path):
+    write_series(tmp_path / "ct")
+    path = tmp_path / "ct" / "5.dcm"
+    path.unlink()
+    path.symlink_to(tmp_path / "moved" / "5.dcm")
+    with pytest.raises(
+        IrregularSeriesError, match=r"5\.dcm: is a link to .*5\.dcm, which is not there.*may be a slice"
+    ):
+        read_header(tmp_path / "ct")
+
+
+def test_one_word_as_image_type_is_one_word(tmp_path):
+    write_series(tmp_path / "ct", change=lambda n, s: setattr(s, "ImageType", "ORIGINAL" if n else "IMAGE"))
+    assert read_header(tmp_path / "ct").grid.shape == (6, 8, 10)
+
+
 def test_a_segmentation_given_as_image_is_named(tmp_path):
     write_series(tmp_path / "seg", voxels(1), Modality="", SOPClassUID=SegmentationStorage)
     rewrite(tmp_path / "seg", lambda _, s: setattr(s.file_meta, "MediaStorageSOPClassUID", SegmentationStorage))
