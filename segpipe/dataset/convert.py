@@ -20,7 +20,7 @@ from segpipe.io.dicom import (
     require_volume_file,
     series_volumes,
 )
-from segpipe.io.formats import stem_of, write_volume
+from segpipe.io.formats import archive_of, stem_of, write_volume
 from segpipe.io.notes import shear_notes
 from segpipe.io.series import Stack
 
@@ -125,7 +125,7 @@ def _found(source: Path) -> Found:
     if source.is_file():
         if not looks_like_dicom(source):
             raise DatasetError(
-                f"{source}: is not a DICOM file; give a folder of DICOM files, or a DICOM file that is a volume"
+                f"{source}: is {archive_of(source) or 'not a DICOM file'}; a folder of DICOM files or a DICOM file that is a volume is expected"
             )
         require_volume_file(source)
     found = find_series(source)

@@ -54,13 +54,16 @@ class Series:
     """Why its slices cannot be trusted, when that is known before they are ordered."""
     notes: tuple[Note, ...] = ()
     """What is odd about its files."""
+    n_files: int = 0
+    """How many images it has; some of them may be unreadable."""
 
     @property
     def title(self) -> str:
         """Number, description and size, for messages."""
         told = self.identity["series"]
         return (
-            f"series {told.get('SeriesNumber', '?')} {told.get('SeriesDescription', '')!r} ({len(self.slices)} images)"
+            f"series {told.get('SeriesNumber', '?')} {told.get('SeriesDescription', '')!r} "
+            f"({max(self.n_files, len(self.slices))} images)"
         )
 
 
@@ -179,7 +182,9 @@ def _lost_series(damaged: Sequence[Damaged], images: Sequence[DicomFile]) -> lis
             lost[file.series_uid or str(file.path.parent)].append(file)
     empty: dict[str, dict[str, str]] = {"patient": {}, "study": {}, "series": {}}
     return [
-        Series(uid, files[0].path.parent, (), empty, f"{files[0].problem}; it may be a slice of a series")
+        Series(
+            uid, files[0].path.parent, (), empty, f"{files[0].problem}; it may be a slice of a series", (), len(files)
+        )
         for uid, files in sorted(lost.items())
     ]
 
@@ -230,7 +235,9 @@ def _series(uid: str, images: list[DicomFile], notes: tuple[Note, ...], damaged:
     # A damaged file of an unknown series may be a slice of any that lies beside it.
     own = [d for d in damaged if d.series_uid == uid or (not d.series_uid and d.path.parent in parents)]
     if own:
-        return Series(uid, folder, (), identity, f"{own[0].problem}; it may be a slice of this series", notes)
+        return Series(
+            uid, folder, (), identity, f"{own[0].problem}; it may be a slice of this series", notes, len(images)
+        )
     slices: list[Slice] = []
     remarks: dict[str, list[str]] = defaultdict(list)
     try:
@@ -240,7 +247,7 @@ def _series(uid: str, images: list[DicomFile], notes: tuple[Note, ...], damaged:
             for text in dict.fromkeys((*image.remarks, *texts)):
                 remarks[" ".join(text.split())].append(image.path.name)
     except UnreadableFileError as error:
-        return Series(uid, folder, (), identity, str(error), notes)
+        return Series(uid, folder, (), identity, str(error), notes, len(images))
     return Series(uid, folder, tuple(slices), identity, notes=(*notes, *_remark_notes(remarks)))
 
 

@@ -181,7 +181,7 @@ def _reader_of(path: Path) -> Any:
     ending = ending_of(path)
     if ending is None and path.is_file() and _module("dicom").looks_like_dicom(path):
         return _module("dicom")
-    if ending is None and path.is_file() and (archive := _archive(path)):
+    if ending is None and path.is_file() and (archive := archive_of(path)):
         raise UnreadableFileError(f"{path}: is {archive}")
     if ending is None:
         raise UnreadableFileError(
@@ -194,7 +194,7 @@ def _reader_of(path: Path) -> Any:
     return _module(_READERS[ending])
 
 
-def _archive(path: Path) -> str | None:
+def archive_of(path: Path) -> str | None:
     """Say what to do with a file that holds or lists images; None for any other."""
     if path.name.upper() == "DICOMDIR":
         return "the list of a DICOM medium; give the folder in which it lies"
