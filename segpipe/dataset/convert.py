@@ -125,7 +125,8 @@ def _found(source: Path) -> Found:
     if source.is_file():
         if not looks_like_dicom(source):
             raise DatasetError(
-                f"{source}: is {archive_of(source) or 'not a DICOM file'}; a folder of DICOM files or a DICOM file that is a volume is expected"
+                f"{source}: is {archive_of(source) or 'not a DICOM file'}; expected a folder of DICOM files, or a DICOM file that is "
+                "a volume"
             )
         require_volume_file(source)
     found = find_series(source)
