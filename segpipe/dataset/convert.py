@@ -153,9 +153,12 @@ def _convert(source: Path, name: str, volume: _Planned, output: Path) -> Convert
         _require_own(target, sidecar, volume.series)
         voxels = read_voxels(volume.stack)
         record = _sidecar(source, volume.series, volume.stack)
-        # First: a volume without it would be taken for somebody else's.
-        record.write(sidecar)
-        write_volume(target, voxels, grid)
+        try:
+            # First: a volume without it would be taken for somebody else's.
+            record.write(sidecar)
+            write_volume(target, voxels, grid)
+        except OSError as error:
+            raise CaseError(f"{target}: cannot be written ({error}); choose another output folder") from error
     except Exception as error:  # noqa: BLE001 - one series never costs the others
         return Converted(series=name, reason=reason_of(error, name))
     return Converted(

@@ -54,13 +54,14 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
         raise SegpipeError(f"{output}: DICOM is not written; give a folder, or a name that ends in .nii.gz")
     if source.is_dir():
         files = image_files_in(source)
-        if holds_dicom(source, below=False) and not dicom_volumes(source):
+        volumes = dicom_volumes(source)
+        if holds_dicom(source, below=False) and (not volumes or {*files, *volumes} == {*volumes[:1]}):
             # The files of a series lie in it: the folder is the image, and what is below belongs to it.
             place = output if ending_of(output) else output / f"{source.name}{output_ending(source)}"
             cases = [InputCase(source.name, (source,), place)]
             files = [f for f in files if f.is_file() and not is_picture(f) and not is_dicom(f)]
         else:
-            cases = []
+            cases, files = [], sorted({*files, *volumes})
         cases += [_folder_case(c, found, output) for c, found in sorted(group_images(files, n_channels).items())]
     elif source.suffix.lower() in (".csv", ".json"):
         cases = _manifest_cases(source, output)

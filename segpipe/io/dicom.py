@@ -101,9 +101,9 @@ def files_behind(path: Path) -> list[Path]:
 
 
 def volume_files(folder: Path) -> list[Path]:
-    """Return the DICOM files directly in a folder where there are several, each an image of its own with several frames.
+    """Return the DICOM files directly in a folder where each is an image of its own with several frames.
 
-    Nothing where one of them is a slice: then the folder is the image.
+    Nothing where one of them is a slice, or a part of another's series: then the folder is the image.
     """
     uids: dict[Path, str] = {}
     for file in sorted(
@@ -113,7 +113,7 @@ def volume_files(folder: Path) -> list[Path]:
         if not isinstance(opened, DicomFile) or _n_frames(opened) < 2:
             return []
         uids[file] = str(opened.header.get("SeriesInstanceUID", ""))
-    return list(uids) if len(uids) > 1 and len(set(uids.values())) == len(uids) else []
+    return list(uids) if len(set(uids.values())) == len(uids) else []
 
 
 def _n_frames(file: DicomFile) -> int:

@@ -165,6 +165,8 @@ def open_file(file: Path) -> DicomFile | OtherObject | Damaged:
             return _judged(file, header, bool(lengths), remarks)
     except UnreadableFileError as error:
         return Damaged(file, str(error), _text(header, "SeriesInstanceUID"))
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - a damaged file raises whatever its bytes lead to
         return Damaged(file, f"{file}: not a readable DICOM file ({error}); export it again")
 

@@ -107,7 +107,7 @@ def slices_of(file: DicomFile) -> list[Slice]:
     """
     try:
         return _slices_of(file)
-    except UnreadableFileError:
+    except (UnreadableFileError, MemoryError):
         raise
     except Exception as error:
         # pydicom converts a value when it is asked for.
@@ -273,7 +273,8 @@ def _b_value(plane: _Classic | _Enhanced) -> float | None:
     if value is None and isinstance(plane, _Classic):
         found = (_private(plane.private, *place) for place in _B_VALUES)
         value = next((v for v in found if v not in (None, "")), None)
-    if value is None:
+    # Bytes have lost their type on the way.
+    if value is None or isinstance(value, bytes):
         return None
     first = value if isinstance(value, str | int | float) else value[0]
     # GE adds a thousand million to say how it was measured.
@@ -297,7 +298,7 @@ def _told(plane: _Classic | _Enhanced, name: str) -> Any:
 
 def _number(value: Any) -> float | None:
     """Return a value, or its first, as a number; a date and time as YYYYMMDDHHMMSS.F; None where it is none."""
-    if value is None or (not isinstance(value, str | int | float) and not len(value)):
+    if value is None or isinstance(value, bytes) or (not isinstance(value, str | int | float) and not len(value)):
         return None
     first = value if isinstance(value, str | int | float) else value[0]
     try:
@@ -314,7 +315,7 @@ def _text(value: Any) -> str | None:
 
 
 def _vector(value: Any) -> tuple[float, ...] | None:
-    return None if value is None or isinstance(value, str | float | int) else tuple(float(v) for v in value)
+    return None if value is None or isinstance(value, str | bytes | float | int) else tuple(float(v) for v in value)
 
 
 def _numbers(plane: _Classic | _Enhanced, name: str, n: int) -> tuple[float, ...] | None:

@@ -80,7 +80,7 @@ def _frames(file: Path, _time_ns: int) -> tuple[NDArray[Any], bool]:
             frames = frames.reshape((_n_frames(image), int(image.Rows), int(image.Columns)))
             table = image.get("ModalityLUTSequence")
             return (apply_modality_lut(frames, image), True) if table else (frames, False)
-    except UnreadableFileError:
+    except (UnreadableFileError, MemoryError):
         raise
     except Exception as error:
         raise UnreadableFileError(

@@ -100,11 +100,16 @@ def test_one_file_is_an_image(tmp_path, name):
 
 
 def test_a_folder_of_such_files_holds_a_case_each(tmp_path):
-    for name in ("a.dcm", "b.dcm"):
+    for name in ("a.dcm", "b.dcm", "c"):
         write_enhanced(tmp_path / "many" / name)
+    (tmp_path / "mixed").mkdir()
+    write_labels_like(
+        write_enhanced(tmp_path / "mixed" / "a.dcm"), tmp_path / "mixed" / "b.nii.gz", np.ones((6, 8, 10), np.uint8)
+    )
     write_enhanced(tmp_path / "one" / "a.dcm")
     write_series(tmp_path / "slices")
-    assert [c.id for c in find_inputs(tmp_path / "many", tmp_path / "out", 1)] == ["a", "b"]
+    assert [c.id for c in find_inputs(tmp_path / "many", tmp_path / "out", 1)] == ["a", "b", "c"]
+    assert [c.id for c in find_inputs(tmp_path / "mixed", tmp_path / "out", 1)] == ["a", "b"]
     assert [c.id for c in find_inputs(tmp_path / "one", tmp_path / "out", 1)] == ["one"]
     assert [c.id for c in find_inputs(tmp_path / "slices", tmp_path / "out", 1)] == ["slices"]
 

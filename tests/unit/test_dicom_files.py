@@ -229,6 +229,13 @@ def test_one_bad_series_never_costs_the_others(tmp_path, monkeypatch):
     assert "PALETTE COLOR" in done["palette"]
 
 
+def test_an_output_that_cannot_be_written_is_said(tmp_path):
+    write_series(tmp_path / "ct")
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    (done,) = segpipe.convert(tmp_path / "ct", tmp_path / "out")
+    assert "out/ct.nii.gz: cannot be written" in done.reason
+
+
 def test_a_damaged_file_costs_its_own_series_alone(tmp_path):
     """Its series is known, though its pixels are gone: the other series of the folder is whole."""
     write_series(tmp_path / "flat", uid="1.2.3")
