@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from segpipe.errors import UnreadableFileError
 from segpipe.io.dicom_files import DicomFile, image_type, refusal_of
-from segpipe.io.series import Slice
+from segpipe.io.slices import Slice
 
 _MACROS = {
     "ImagePositionPatient": "PlanePositionSequence",

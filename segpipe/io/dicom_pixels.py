@@ -32,7 +32,7 @@ from pydicom.uid import (
 from segpipe.errors import UnreadableFileError
 from segpipe.io.dicom_files import PIXELS, kept_back
 from segpipe.io.itk import one_line
-from segpipe.io.series import Slice
+from segpipe.io.slices import Slice
 
 _END_OF_IMAGE = b"\xff\xd9"
 _PIXEL_MODULE = (

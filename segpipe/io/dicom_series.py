@@ -12,7 +12,8 @@ from segpipe.errors import IrregularSeriesError, UnreadableFileError
 from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, kept_back, looks_like_dicom, open_file
 from segpipe.io.dicom_frames import slices_of
 from segpipe.io.notes import Note
-from segpipe.io.series import MIN_SLICES, Slice, Stack
+from segpipe.io.series import MIN_SLICES, Stack
+from segpipe.io.slices import Slice
 from segpipe.io.volumes import Volume, only_volume, volumes_of
 
 _PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")

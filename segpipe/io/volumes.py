@@ -16,7 +16,8 @@ import numpy as np
 
 from segpipe.errors import IrregularSeriesError
 from segpipe.io.notes import Note
-from segpipe.io.series import Slice, Stack, clusters, placed, positions_of, regular_stack, shared_place
+from segpipe.io.series import Stack, regular_stack
+from segpipe.io.slices import Slice, clusters, placed, positions_of, shared_place
 
 # What is tried, in this order, with the beginning of the suffix of a file's name.
 _SUFFIXES = {
