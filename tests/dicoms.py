@@ -109,6 +109,7 @@ def without_preamble(path: Path, target: Path) -> Path:
     """Write the data set alone, as old devices do: no preamble, no meta information."""
     image = pydicom.dcmread(path)
     del image.file_meta
+    image.preamble = None
     image.save_as(target, implicit_vr=True, little_endian=True, enforce_file_format=False)
     path.unlink()
     return target

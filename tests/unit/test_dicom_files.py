@@ -262,9 +262,10 @@ def test_names_of_many_series_in_one_folder_never_collide(tmp_path, number):
         np.testing.assert_array_equal(read_volume(one.output).array[0], voxels(seed=k).astype(int) - 1024)
 
 
-def test_names_that_differ_in_capitals_alone_do_not_collide(tmp_path):
-    write_series(tmp_path / "in" / "a b")
-    write_series(tmp_path / "in" / "A_b", voxels(seed=1))
+@pytest.mark.parametrize("uids", [("1.2.3", "1.2.4"), ("1.2.4", "1.2.3")])
+def test_names_that_differ_in_capitals_alone_do_not_collide(tmp_path, uids):
+    write_series(tmp_path / "in" / "a b", uid=uids[0])
+    write_series(tmp_path / "in" / "A_b", voxels(seed=1), uid=uids[1])
     done = segpipe.convert(tmp_path / "in", tmp_path / "out")
     assert len({c.output.name.lower() for c in done}) == 2
 
