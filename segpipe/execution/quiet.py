@@ -35,18 +35,33 @@ def ignored_warnings(category: type[Warning], message: str = "") -> Iterator[Non
         _without(warnings.filters, own)
 
 
-class _Collector:
-    """Stands where a filter has a regular expression: takes note of each message of its own thread, and matches it."""
+class _Message:
+    """Stands where a filter has the expression of a message: matches each of its own thread, and keeps it."""
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
+        self.last = ""
         self._thread = get_ident()
 
     def match(self, message: str) -> bool:
         """Tell whether the message is one of this thread."""
         if get_ident() != self._thread:
             return False
-        self.messages.append(message)
+        self.last = message
+        return True
+
+
+class _Module:
+    """Stands where a filter has the expression of a module, which Python asks last: takes note of the message."""
+
+    def __init__(self, beginning: str, message: _Message) -> None:
+        self.messages: list[str] = []
+        self._beginning, self._message = beginning, message
+
+    def match(self, module: str) -> bool:
+        """Tell whether the module is one of those whose warnings are kept back."""
+        if not module.startswith(self._beginning):
+            return False
+        self.messages.append(self._message.last)
         return True
 
 
@@ -59,8 +74,9 @@ def collected_warnings(module: str) -> Iterator[list[str]]:
     module : str
         Beginning of the name of the module that warns.
     """
-    collector = _Collector()
-    own = ("ignore", collector, Warning, re.compile(module), 0)
+    message = _Message()
+    collector = _Module(module, message)
+    own = ("ignore", message, Warning, collector, 0)
     before: Any = warnings.filters
     before.insert(0, own)
     try:
