@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def voxels(n=6, rows=8, columns=10, seed=0):
@@ -45,3 +45,71 @@ def write_series(folder: Path, array=None, uid=None, change=None, **attributes) 
         if change is None or change(number, slice_) is not False:
             pydicom.dcmwrite(folder / f"{order[number]}.dcm", slice_, enforce_file_format=True)
     return folder
+
+
+def item(**attributes) -> Dataset:
+    """An item of a sequence."""
+    made = Dataset()
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def write_enhanced(path: Path, array=None, change=None, **attributes) -> Path:
+    """Write one enhanced MR file: a frame for each plane, 2.5 mm apart, each attribute in its functional group macro.
+
+    ``change(number, frame)`` alters the functional groups of a frame before they are written.
+    """
+    array = voxels() if array is None else array
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = EnhancedMRImageStorage
+    sop = generate_uid(entropy_srcs=[str(path)])
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = sop
+    image.SeriesInstanceUID = generate_uid(entropy_srcs=[str(path), "series"])
+    image.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
+    image.Modality, image.SeriesNumber, image.InstanceNumber, image.PatientID = "MR", 3, 1, "P1"
+    image.NumberOfFrames, (image.Rows, image.Columns) = len(array), array.shape[1:]
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
+    image.SharedFunctionalGroupsSequence = [
+        item(
+            PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+            PixelMeasuresSequence=[item(PixelSpacing=[0.8, 0.5], SliceThickness=2.5)],
+        )
+    ]
+    frames = []
+    for number in range(len(array)):
+        frame = item(
+            PlanePositionSequence=[item(ImagePositionPatient=[-20.0, -30.0, 100.0 + 2.5 * number])],
+            PixelValueTransformationSequence=[item(RescaleSlope=1, RescaleIntercept=0, RescaleType="US")],
+        )
+        if change is not None:
+            change(number, frame)
+        frames.append(frame)
+    image.PerFrameFunctionalGroupsSequence = frames
+    image.PixelData = array.tobytes()
+    for name, value in attributes.items():
+        setattr(image, name, value)
+    pydicom.dcmwrite(path, image, enforce_file_format=True)
+    return path
+
+
+def rewrite(folder: Path, change) -> None:
+    """Alter the files of a folder: ``change(number, dataset)`` in the order of InstanceNumber."""
+    for path in sorted(folder.iterdir()):
+        image = pydicom.dcmread(path)
+        change(image.InstanceNumber - 1, image)
+        image.save_as(path)
+
+
+def without_preamble(path: Path, target: Path) -> Path:
+    """Write the data set alone, as old devices do: no preamble, no meta information."""
+    image = pydicom.dcmread(path)
+    del image.file_meta
+    image.preamble = None
+    image.save_as(target, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    path.unlink()
+    return target

@@ -1,14 +1,27 @@
-"""DICOM series to NIfTI files, each with a sidecar that keeps what is needed to write results back."""
+"""DICOM series to NIfTI files, each volume with a sidecar that keeps what is needed to write results back."""
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.artefact import Artefact, Record
+from segpipe.core.given import Given
 from segpipe.errors import ArtefactError, CaseError, DatasetError
-from segpipe.io.dicom import Series, find_series, read_voxels, stack_of
-from segpipe.io.formats import write_volume
+from segpipe.execution.processes import reason_of
+from segpipe.io.dicom import (
+    Found,
+    Series,
+    find_series,
+    forget_last_file,
+    looks_like_dicom,
+    read_voxels,
+    require_volume_file,
+    series_volumes,
+)
+from segpipe.io.formats import archive_of, stem_of, write_volume
+from segpipe.io.notes import shear_notes
 from segpipe.io.series import Stack
 
 
@@ -40,7 +53,7 @@ class Sidecar(Artefact):
 
 
 class Converted(Record):
-    """What became of one series."""
+    """What became of one volume, or of a series that is none."""
 
     series: str
     output: Path | None = None
@@ -49,62 +62,121 @@ class Converted(Record):
     spacing_mm: tuple[float, float, float] | None = None
     reason: str | None = None
     """Why there is no output."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the volume, or was assumed."""
 
 
-def convert(source: Path, output: Path, *, on_series: Callable[[str], None] | None = None) -> list[Converted]:
+@dataclass(frozen=True)
+class _Planned:
+    """A volume to be written, or why a series is none."""
+
+    series: Series
+    stack: Stack | None = None
+    suffix: str = ""
+    reason: str | None = None
+
+
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    on_series: Callable[[str], None] | None = None,
+    on_given: Callable[[Given], None] | None = None,
+) -> list[Converted]:
     """Write every regular image series in and below a folder as NIfTI; the others are reported with their reason.
 
     Parameters
     ----------
     source : Path
-        Folder of DICOM files, at any depth.
+        Folder of DICOM files, at any depth; or a DICOM file that is a volume.
     output : Path
         Folder for ``<name>.nii.gz`` and ``<name>.json``. A series is named after its folder, and its number where that holds several.
+        Where a series holds several regular volumes, each is written, with what tells it apart: ``<name>_e2``, ``<name>_b1000``.
     on_series : callable, optional
-        Receives each series' name when the series is done.
+        Receives the name of each volume when it is done.
+    on_given : callable, optional
+        Receives the count of the files: how many were given, and which are in no series.
 
     Raises
     ------
     DatasetError
         If there is no image series.
+    UnreadableFileError
+        If ``source`` is a file that is no volume.
     """
-    if not source.is_dir():
-        raise DatasetError(f"{source}: no such folder; give a folder of DICOM files")
-    found = find_series(source)
-    if not found:
-        raise DatasetError(f"{source}: no DICOM image in or below this folder")
+    found = _found(source)
+    if on_given:
+        on_given(found.given)
+    planned = [volume for series in found.series for volume in _planned(series)]
     done = []
-    for name, series in zip(_names(source, found), found, strict=True):
-        done.append(_convert(source, name, series, output))
+    for name, volume in zip(_names(source, found.series, planned), planned, strict=True):
+        done.append(_convert(source, name, volume, output))
         if on_series:
             on_series(name)
+    forget_last_file()
     return done
 
 
-def _convert(source: Path, name: str, series: Series, output: Path) -> Converted:
-    target, sidecar = output / f"{name}.nii.gz", output / f"{name}.json"
+def _found(source: Path) -> Found:
+    if not source.exists():
+        raise DatasetError(
+            f"{source}: no such folder or file; give a folder of DICOM files, or a DICOM file that is a volume"
+        )
+    if source.is_file():
+        if not looks_like_dicom(source):
+            raise DatasetError(
+                f"{source}: is {archive_of(source) or 'not a DICOM file'}; expected a folder of DICOM files, or a DICOM file that is "
+                "a volume"
+            )
+        require_volume_file(source)
+    found = find_series(source)
+    if not found.series:
+        kinds = Counter(f"{other.what}{other.advice}" for other in found.others)
+        listed = "; ".join(f"{n} file(s) of {kind}" for kind, n in kinds.most_common(3))
+        raise DatasetError(f"{source}: no DICOM image in or below this folder{': ' + listed if listed else ''}")
+    return found
+
+
+def _planned(series: Series) -> list[_Planned]:
     try:
-        _require_own(target, sidecar, series)
-        stack = stack_of(series)
-        voxels = read_voxels(stack)
-        # First: a volume without it would be taken for somebody else's.
-        _sidecar(source, series, stack).write(sidecar)
-        write_volume(target, voxels, stack.grid)
-    except CaseError as error:
-        return Converted(series=name, reason=str(error))
-    grid = stack.grid
-    return Converted(series=name, output=target, sidecar=sidecar, shape=grid.shape, spacing_mm=grid.spacing_mm)
+        return [_Planned(series, volume.stack, volume.suffix) for volume in series_volumes(series)]
+    except Exception as error:  # noqa: BLE001 - one series never costs the others
+        return [_Planned(series, reason=reason_of(error, series.title))]
+
+
+def _convert(source: Path, name: str, volume: _Planned, output: Path) -> Converted:
+    if volume.stack is None:
+        return Converted(series=name, reason=volume.reason)
+    target, sidecar = output / f"{name}.nii.gz", output / f"{name}.json"
+    grid = volume.stack.grid
+    try:
+        _require_own(target, sidecar, volume.series)
+        voxels = read_voxels(volume.stack)
+        record = _sidecar(source, volume.series, volume.stack)
+        try:
+            # First: a volume without it would be taken for somebody else's.
+            record.write(sidecar)
+            write_volume(target, voxels, grid)
+        except OSError as error:
+            raise CaseError(f"{target}: cannot be written ({error}); choose another output folder") from error
+    except Exception as error:  # noqa: BLE001 - one series never costs the others
+        return Converted(series=name, reason=reason_of(error, name))
+    return Converted(
+        series=name, output=target, sidecar=sidecar, shape=grid.shape, spacing_mm=grid.spacing_mm, notes=record.notes
+    )
 
 
 def _require_own(target: Path, sidecar: Path, series: Series) -> None:
     """Refuse to overwrite a file that does not come from this series."""
     if not target.exists():
         return
+    own = {level: series.identity[level] for level in ("patient", "study", "series")}
     try:
-        known = Sidecar.read(sidecar).series.get("SeriesInstanceUID", "")
+        known = Sidecar.read(sidecar)
+        found = {"patient": known.patient, "study": known.study, "series": known.series}
     except ArtefactError:
-        known = ""
-    if known != series.identity["series"].get("SeriesInstanceUID", "") or not known:
+        found = {}
+    if found != own or not own["series"].get("SeriesInstanceUID"):
         raise CaseError(f"{target}: is there already and is not this series; choose another output folder")
 
 
@@ -117,7 +189,7 @@ def _sidecar(source: Path, series: Series, stack: Stack) -> Sidecar:
         rows_columns=first.shape,
         slices=tuple(
             SourceSlice(
-                file=str(s.file.relative_to(source)),
+                file=str(s.file.relative_to(source if source.is_dir() else source.parent)),
                 sop_class_uid=s.class_uid,
                 sop_instance_uid=s.instance_uid,
                 frame=s.frame,
@@ -125,24 +197,39 @@ def _sidecar(source: Path, series: Series, stack: Stack) -> Sidecar:
             )
             for s in stack.slices
         ),
-        notes=tuple(note.message for note in stack.notes),
+        notes=tuple(note.message for note in (*stack.notes, *shear_notes(stack.grid))),
     )
 
 
-def _names(source: Path, found: list[Series]) -> list[str]:
-    """A name of its own for each series: its folder's, and its number and a counter where that does not tell."""
-    folders = [_common_folder(source, series) for series in found]
-    per_folder = Counter(folders)
-    names: list[str] = []
-    for folder, series in zip(folders, found, strict=True):
-        number = series.identity["series"].get("SeriesNumber", "")
-        name = folder if per_folder[folder] == 1 else f"{folder}_series{number}"
-        repeats = names.count(name)
-        names.append(name if not repeats else f"{name}_{repeats + 1}")
-    return names
+def _names(source: Path, found: Sequence[Series], planned: Sequence[_Planned]) -> list[str]:
+    """A name of its own for each volume: its folder's, its series' number where that holds several, and what tells it apart."""
+    per_folder = Counter(_base_name(source, series) for series in found)
+    # Some file systems take capitals and small letters for the same.
+    taken: set[str] = set()
+    return [_free_name(_name(source, volume, per_folder), volume.suffix, taken) for volume in planned]
 
 
-def _common_folder(source: Path, series: Series) -> str:
+def _name(source: Path, volume: _Planned, per_folder: Counter[str]) -> str:
+    base = _base_name(source, volume.series)
+    number = volume.series.identity["series"].get("SeriesNumber", "")
+    return base if per_folder[base] == 1 else f"{base}_series{_as_file_name(number)}"
+
+
+def _free_name(base: str, suffix: str, taken: set[str]) -> str:
+    name, repeat = f"{base}{suffix}", 1
+    while name.lower() in taken:
+        repeat += 1
+        name = f"{base}_{repeat}{suffix}"
+    taken.add(name.lower())
+    return name
+
+
+def _base_name(source: Path, series: Series) -> str:
+    if source.is_file():
+        return _as_file_name(stem_of(source))
     place = series.folder.relative_to(source)
-    text = "_".join(place.parts) if place.parts else source.resolve().name
+    return _as_file_name("_".join(place.parts) if place.parts else source.resolve().name)
+
+
+def _as_file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text)

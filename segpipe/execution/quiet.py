@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 
@@ -30,6 +31,57 @@ def ignored_warnings(category: type[Warning], message: str = "") -> Iterator[Non
         yield
     finally:
         # Another list may be in use by now: that of a `catch_warnings` that was entered or left meanwhile.
+        _without(before, own)
+        _without(warnings.filters, own)
+
+
+class _Message:
+    """Stands where a filter has the expression of a message: matches each of its own thread, and keeps it."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        self._thread = get_ident()
+
+    def match(self, message: str) -> bool:
+        """Tell whether the message is one of this thread."""
+        if get_ident() != self._thread:
+            return False
+        self.last = message
+        return True
+
+
+class _Module:
+    """Stands where a filter has the expression of a module, which Python asks last: takes note of the message."""
+
+    def __init__(self, beginning: str, message: _Message) -> None:
+        self.messages: list[str] = []
+        self._beginning, self._message = beginning, message
+
+    def match(self, module: str) -> bool:
+        """Tell whether the module is one of those whose warnings are kept back."""
+        if not module.startswith(self._beginning):
+            return False
+        self.messages.append(self._message.last)
+        return True
+
+
+@contextmanager
+def collected_warnings(module: str) -> Iterator[list[str]]:
+    """Keep back the warnings of a module in this thread, and yield the list of their messages.
+
+    Parameters
+    ----------
+    module : str
+        Beginning of the name of the module that warns.
+    """
+    message = _Message()
+    collector = _Module(module, message)
+    own = ("ignore", message, Warning, collector, 0)
+    before: Any = warnings.filters
+    before.insert(0, own)
+    try:
+        yield collector.messages
+    finally:
         _without(before, own)
         _without(warnings.filters, own)
 

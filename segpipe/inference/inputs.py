@@ -5,7 +5,16 @@ from pathlib import Path
 
 from segpipe.dataset.match import group_images, image_files_in, manifest_images, read_manifest
 from segpipe.errors import DatasetError, SegpipeError
-from segpipe.io.formats import IMAGE_ENDINGS, ending_of, holds_dicom, is_picture, output_ending, stem_of
+from segpipe.io.formats import (
+    IMAGE_ENDINGS,
+    dicom_volumes,
+    ending_of,
+    holds_dicom,
+    is_dicom,
+    is_picture,
+    output_ending,
+    stem_of,
+)
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,18 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     """
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
+    if is_dicom(output):
+        raise SegpipeError(f"{output}: DICOM is not written; give a folder, or a name that ends in .nii.gz")
     if source.is_dir():
         files = image_files_in(source)
-        if holds_dicom(source, below=False):
+        volumes = dicom_volumes(source)
+        if holds_dicom(source, below=False) and (not volumes or {*files, *volumes} == {*volumes[:1]}):
             # The files of a series lie in it: the folder is the image, and what is below belongs to it.
             place = output if ending_of(output) else output / f"{source.name}{output_ending(source)}"
             cases = [InputCase(source.name, (source,), place)]
-            files = [f for f in files if f.is_file() and not is_picture(f)]
+            files = [f for f in files if f.is_file() and not is_picture(f) and not is_dicom(f)]
         else:
-            cases = []
+            cases, files = [], sorted({*files, *volumes})
         cases += [_folder_case(c, found, output) for c, found in sorted(group_images(files, n_channels).items())]
     elif source.suffix.lower() in (".csv", ".json"):
         cases = _manifest_cases(source, output)

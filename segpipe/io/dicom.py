@@ -1,100 +1,31 @@
-"""DICOM series: headers by pydicom, voxels by SimpleITK (GDCM decodes the compressions that hospitals use).
+"""DICOM as images: a folder that holds one image series, or a file that is a volume (enhanced, multi-frame).
 
-A folder stands for one image, when the files in it and below it hold one image series. Other objects (segmentations, structure sets,
-reports) are passed over.
+Headers are read by pydicom (`dicom_files`, `dicom_frames`), files become series (`dicom_series`), slices a regular volume (`series`,
+`volumes`), and pixels values (`dicom_pixels`).
 """
 
-from collections import defaultdict
-from dataclasses import dataclass
 from functools import lru_cache
-from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID
 
 from segpipe.core.geometry import Grid
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
-from segpipe.io.itk import one_line
+from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, image_type, kept_back, looks_like_dicom, open_file
+from segpipe.io.dicom_pixels import forget_last_file, read_planes
+from segpipe.io.dicom_series import Found, Series, files_of, find_series, series_volumes, stack_of
 from segpipe.io.notes import Note, shear_notes
-from segpipe.io.series import Slice, Stack, regular_stack
+from segpipe.io.series import Stack
 
-ENDINGS = (".dcm", ".ima")
-_NO_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "RWV"}
-# What tells apart volumes that lie at one place. The first group has one value in a volume; the others may vary within one.
-_EXCLUSIVE = ("EchoTime", "b-value")
-_TELLING = (
-    "TemporalPositionIdentifier",
-    "AcquisitionNumber",
-    "TriggerTime",
-    "InversionTime",
-    "FlipAngle",
-    "ConvolutionKernel",
-    "ImageType",
-    "InstanceNumber",
-)
-_B_VALUES = (
-    ("SIEMENS MR HEADER", 0x0019, 0x0C),
-    ("Philips Imaging DD 001", 0x2001, 0x03),
-    ("GEMS_PARM_01", 0x0043, 0x39),
-)
-_DAMAGE = (
-    InvalidDicomError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    NotImplementedError,
-)
-_PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
-_STUDY = (
-    "StudyInstanceUID",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyDescription",
-)
-_SERIES = (
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDescription",
-    "Modality",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-)
+__all__ = [
+    "Found", "Series", "files_behind", "find_series", "forget_last_file", "header_notes", "holds_dicom",
+    "looks_like_dicom", "one_series", "read", "read_header", "read_voxels", "require_volume_file", "series_volumes", "stack_of",
+    "volume_files",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Series:
-    """The files of one image series, as its headers describe it."""
-
-    uid: str
-    folder: Path
-    """The one that holds all its files."""
-    slices: tuple[Slice, ...]
-    identity: dict[str, dict[str, str]]
-    """Attributes of patient, study and series, by level."""
-    problem: str | None = None
-    """Why its slices cannot be trusted, when that is known before they are ordered."""
-
-    @property
-    def title(self) -> str:
-        """Number, description and size, for messages."""
-        told = self.identity["series"]
-        return (
-            f"series {told.get('SeriesNumber', '?')} {told.get('SeriesDescription', '')!r} ({len(self.slices)} images)"
-        )
+_RADIOGRAPHS = {"CR", "DX", "MG", "RG", "PX", "IO", "XA", "RF"}
 
 
 def holds_dicom(folder: Path, *, below: bool = True) -> bool:
@@ -102,28 +33,7 @@ def holds_dicom(folder: Path, *, below: bool = True) -> bool:
     if not folder.is_dir():
         return False
     # Stops at the first: a folder may hold thousands.
-    return any(f.is_file() and _looks_like_dicom(f) for f in (folder.rglob("*") if below else folder.iterdir()))
-
-
-def find_series(folder: Path) -> list[Series]:
-    """Every image series in and below a folder, by uid; files that are not DICOM images are passed over."""
-    found: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
-    unreadable: dict[Path, str] = {}
-    for file in _files(folder):
-        if not _looks_like_dicom(file):
-            continue
-        try:
-            header = _header(file)
-        except UnreadableFileError as error:
-            unreadable[file.parent] = str(error)
-            continue
-        if header is not None:
-            found[str(header.get("SeriesInstanceUID", "")) or str(file.parent)].append((file, header))
-    for parent in unreadable:
-        # A folder in which nothing can be read is no series, and must not pass in silence.
-        if not any(file.parent == parent for images in found.values() for file, _ in images):
-            found[str(parent)] = []
-    return [_series(uid, images, unreadable) for uid, images in sorted(found.items())]
+    return any(f.is_file() and looks_like_dicom(f) for f in (folder.rglob("*") if below else folder.iterdir()))
 
 
 def read_header(path: Path) -> tuple[Grid, int]:
@@ -134,7 +44,9 @@ def read_header(path: Path) -> tuple[Grid, int]:
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Voxels (1, Z, Y, X) with slope and intercept applied, and their grid."""
     stack = _stack(path)
-    return read_voxels(stack)[None], stack.grid
+    voxels = read_voxels(stack)[None]
+    forget_last_file()
+    return voxels, stack.grid
 
 
 def header_notes(path: Path) -> list[Note]:
@@ -145,26 +57,24 @@ def header_notes(path: Path) -> list[Note]:
 
 def read_voxels(stack: Stack) -> NDArray[Any]:
     """Voxels (Z, Y, X) with slope and intercept applied: int16 where every value is one, else float32."""
-    planes = []
-    whole: dict[Path, NDArray[Any]] = {}
-    for s in stack.slices:
-        if s.file not in whole:
-            whole = {s.file: _decode(s.file)}
-        planes.append(whole[s.file][s.frame])
-    kind = np.result_type(*planes)
-    fits = (
-        np.issubdtype(kind, np.integer)
-        and min(int(p.min()) for p in planes) >= -32768
-        and max(int(p.max()) for p in planes) <= 32767
-    )
+    planes = [_narrow(plane) for plane in read_planes(stack.slices)]
+    fits = all(plane.dtype == np.int16 for plane in planes)
     voxels = np.empty(stack.grid.shape, dtype=np.int16 if fits else np.float32)
     for z, plane in enumerate(planes):
         voxels[z] = plane
     return voxels
 
 
+def _narrow(plane: NDArray[Any]) -> NDArray[Any]:
+    """As int16 where every value is one: 64-bit planes of a whole volume take four times the memory."""
+    whole = np.issubdtype(plane.dtype, np.integer)
+    if whole and int(plane.min()) >= -32768 and int(plane.max()) <= 32767:
+        return plane.astype(np.int16)
+    return plane.astype(np.float32)
+
+
 def one_series(path: Path) -> Series:
-    """Return the only image series of a folder.
+    """Return the only image series of a folder, or of a file.
 
     Raises
     ------
@@ -172,201 +82,86 @@ def one_series(path: Path) -> Series:
         If there is none, or several.
     """
     found = find_series(path)
-    if len(found) == 1:
-        return found[0]
-    listed = "; ".join(s.title for s in found[:6])
+    if len(found.series) == 1:
+        return found.series[0]
+    if not found.series and found.others:
+        other = found.others[0]
+        raise IrregularSeriesError(f"{other.path.name} is {other.what}, not an image{other.advice}")
+    listed = "; ".join(s.title for s in found.series[:6])
+    shared = next((n.message for s in found.series for n in s.notes if n.severity == "warning"), "")
     raise IrregularSeriesError(
-        f"{len(found)} image series{': ' + listed if found else ''}; expected one a folder: keep one, "
-        "or let `segpipe convert` write each as a file"
+        f"{len(found.series)} image series{': ' + listed if found.series else ''}{'; ' + shared if shared else ''}; "
+        "expected one a folder: keep one, or let `segpipe convert` write each as a file"
     )
 
 
-def files_behind(folder: Path) -> list[Path]:
+def files_behind(path: Path) -> list[Path]:
     """Files whose change changes the series."""
-    return [f for f in _files(folder) if _looks_like_dicom(f)]
+    return [f for f in files_of(path) if path.is_file() or looks_like_dicom(f)]
 
 
-def stack_of(series: Series) -> Stack:
-    """Order a series' slices to a regular volume.
+def volume_files(folder: Path) -> list[Path]:
+    """Return the DICOM files directly in a folder where each is an image of its own with several frames.
 
-    Raises
-    ------
-    IrregularSeriesError
-        With the reason, when it is none.
+    Nothing where one of them is a slice, or a part of another's series: then the folder is the image.
     """
+    uids: dict[Path, str] = {}
+    for file in sorted(
+        f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and looks_like_dicom(f)
+    ):
+        opened = open_file(file)
+        if not isinstance(opened, DicomFile) or _n_frames(opened) < 2:
+            return []
+        uids[file] = str(opened.header.get("SeriesInstanceUID", ""))
+    return list(uids) if len(set(uids.values())) == len(uids) else []
+
+
+def _n_frames(file: DicomFile) -> int:
     try:
-        if series.problem:
-            raise IrregularSeriesError(series.problem)
-        return regular_stack(series.slices)
-    except IrregularSeriesError as error:
-        raise IrregularSeriesError(f"{series.title}: {error}") from error
+        with kept_back():
+            return int(file.header.get("NumberOfFrames") or 1)
+    except (ValueError, TypeError):
+        return 1
 
 
 def _stack(path: Path) -> Stack:
-    return _cached_stack(path, tuple((f, f.stat().st_mtime_ns) for f in _files(path)))
+    return _cached_stack(path, tuple((f, f.stat().st_mtime_ns) for f in files_of(path)))
 
 
 @lru_cache(maxsize=4)
 def _cached_stack(path: Path, _files_and_times: tuple[tuple[Path, int], ...]) -> Stack:
+    if path.is_file():
+        require_volume_file(path)
     try:
         return stack_of(one_series(path))
     except IrregularSeriesError as error:
         raise IrregularSeriesError(f"{path}: {error}") from error
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
-
-
-def _looks_like_dicom(file: Path) -> bool:
-    if file.name.upper() == "DICOMDIR":
-        return False
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM" or file.suffix.lower() in ENDINGS
-
-
-def _header(file: Path) -> Dataset | None:
-    """Attributes of an image, or None for an object that is none.
+def require_volume_file(path: Path) -> None:
+    """Refuse a file that is no volume by itself.
 
     Raises
     ------
     UnreadableFileError
-        If the file is damaged: also when it ends before it says what it is, for it may be a slice.
+        If it is damaged, no image, or one slice.
     """
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, force=file.suffix.lower() in ENDINGS)
-        if str(header.get("Modality", "")) in _NO_IMAGES:
-            return None
-        kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or UID("")
-    except _DAMAGE as error:
-        raise UnreadableFileError(f"{file}: not a readable DICOM file ({error}); export it again") from error
-    if "Rows" in header:
-        return header
-    if kind and "Image" not in kind.name:
-        return None
-    raise UnreadableFileError(f"{file}: ends before its image is described, the file is damaged; export it again")
-
-
-def _series(uid: str, images: list[tuple[Path, Dataset]], unreadable: dict[Path, str]) -> Series:
-    first = images[0][1] if images else Dataset()
-    identity = {
-        level: {name: str(first.get(name)) for name in names if first.get(name) not in (None, "")}
-        for level, names in (("patient", _PATIENT), ("study", _STUDY), ("series", _SERIES))
-    }
-    parents = sorted({f.parent for f, _ in images}) or [Path(uid)]
-    folder = Path(commonpath(parents))
-    near = next((unreadable[parent] for parent in parents if parent in unreadable), None)
-    if near:
-        return Series(uid, folder, (), identity, f"{near}; it may be a slice of this series")
-    try:
-        return Series(uid, folder, tuple(s for file, header in images for s in _slices(file, header)), identity)
-    except UnreadableFileError as error:
-        return Series(uid, folder, (), identity, str(error))
-
-
-def _slices(file: Path, header: Dataset) -> list[Slice]:
-    """One slice of a classic image, one a frame of an enhanced one."""
-    try:
-        return _slices_of(file, header)
-    except _DAMAGE as error:
-        # pydicom converts a value when it is asked for.
+    opened = open_file(path)
+    if isinstance(opened, Damaged):
+        raise UnreadableFileError(opened.problem)
+    if isinstance(opened, OtherObject):
+        raise UnreadableFileError(f"{path}: is {opened.what}, not an image{opened.advice}")
+    header = opened.header
+    if _n_frames(opened) > 1 or "PerFrameFunctionalGroupsSequence" in header:
+        return
+    if "MOSAIC" in image_type(header):
+        raise UnreadableFileError(f"{path}: is a Siemens mosaic (ImageType): dcm2niix unpacks it to a volume")
+    modality = str(header.get("Modality") or "")
+    size = f"{modality or 'image'}, {header.get('Rows')} x {header.get('Columns')} pixels"
+    if modality in _RADIOGRAPHS:
         raise UnreadableFileError(
-            f"{file.name}: an attribute cannot be read ({error}); repair or export it again"
-        ) from error
-
-
-def _slices_of(file: Path, header: Dataset) -> list[Slice]:
-    if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise UnreadableFileError(
-            f"{file.name}: pixels have {header.SamplesPerPixel} samples (colour); expected grey values: a screenshot is no volume"
+            f"{path}: is a single two-dimensional DICOM picture ({size}), not a volume; two-dimensional images are read as PNG or TIFF"
         )
-    if "PerFrameFunctionalGroupsSequence" not in header:
-        n_frames = int(header.get("NumberOfFrames") or 1)
-        if n_frames > 1:
-            raise UnreadableFileError(
-                f"{file.name}: {n_frames} frames without positions (no functional groups); not a volume"
-            )
-        return [_slice(file, header, header, 0)]
-    shared = header.SharedFunctionalGroupsSequence[0] if header.get("SharedFunctionalGroupsSequence") else Dataset()
-    frames = [_merged(shared, frame) for frame in header.PerFrameFunctionalGroupsSequence]
-    scales = {(str(f.get("RescaleSlope", 1)), str(f.get("RescaleIntercept", 0))) for f in frames}
-    if len(scales) > 1:
-        raise UnreadableFileError(
-            f"{file.name}: frames have {len(scales)} different slopes and intercepts; convert it to a classic series first"
-        )
-    return [_slice(file, header, frame, number) for number, frame in enumerate(frames)]
-
-
-def _merged(*groups: Dataset) -> Dataset:
-    """Attributes of functional groups, taken out of their sequences; later groups win."""
-    merged = Dataset()
-    for group in groups:
-        for element in group:
-            if element.VR == "SQ":
-                for item in element.value:
-                    merged.update(item)
-    return merged
-
-
-def _slice(file: Path, header: Dataset, plane: Dataset, frame: int) -> Slice:
-    kinds = {name: str(plane.get(name, header.get(name))) for name in _TELLING if name in plane or name in header}
-    echo_ms, b_value = plane.get("EchoTime"), _b_value(plane)
-    # A tenth of a millisecond and a whole s/mm2: finer differences are rounding.
-    kinds |= {} if echo_ms in (None, "") else {"EchoTime": f"{float(echo_ms):.1f}"}
-    kinds |= {} if b_value is None else {"b-value": f"{b_value:.0f}"}
-    spacing = _numbers(plane, "PixelSpacing", 2)
-    position = _numbers(plane, "ImagePositionPatient", 3)
-    distance, number = plane.get("SpacingBetweenSlices"), header.get("InstanceNumber")
-    return Slice(
-        file=file,
-        instance_uid=str(header.get("SOPInstanceUID", "")),
-        class_uid=str(header.get("SOPClassUID", "")),
-        number=None if number in (None, "") else int(number) + frame,
-        position=(position[0], position[1], position[2]) if position else None,
-        orientation=_numbers(plane, "ImageOrientationPatient", 6),
-        pixel_spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-        shape=(int(header.Rows), int(header.Columns)),
-        frame=frame,
-        image_type=tuple(str(t) for t in header.get("ImageType") or ()),
-        slice_distance_mm=float(distance) if distance not in (None, "") and float(distance) > 0 else None,
-        kinds=kinds,
-        exclusive=_EXCLUSIVE,
+    raise UnreadableFileError(
+        f"{path}: is one slice ({size}), not a volume; give the folder that holds the series, or a multi-frame file"
     )
-
-
-def _b_value(plane: Dataset) -> float | None:
-    """Diffusion weighting, where the standard or the maker of the scanner has put it."""
-    value = plane.get("DiffusionBValue")
-    for creator, group, element in _B_VALUES:
-        if value in (None, ""):
-            try:
-                value = plane.get_private_item(group, element, creator).value
-            except KeyError:
-                continue
-    if value in (None, ""):
-        return None
-    first = value if isinstance(value, str | int | float) else value[0]
-    # GE adds a thousand million to say how it was measured.
-    return float(first) % 1e9
-
-
-def _numbers(plane: Dataset, name: str, n: int) -> tuple[float, ...] | None:
-    value = plane.get(name)
-    if value is None or isinstance(value, str | float | int) or len(value) != n:
-        return None
-    return tuple(float(v) for v in value)
-
-
-def _decode(file: Path) -> NDArray[Any]:
-    """Frames (N, Y, X) of a file, with slope and intercept applied."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
-    try:
-        frames = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise UnreadableFileError(
-            f"{file}: the pixels cannot be decoded ({one_line(error)}); export it again"
-        ) from error
-    stacked: NDArray[Any] = frames.reshape((-1, *frames.shape[-2:]))
-    return stacked

@@ -30,6 +30,7 @@ _READERS = {
     **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".ome.tif", ".ome.tiff", ".tif", ".tiff"), "image2d"),
+    **dict.fromkeys((".dcm", ".ima"), "dicom"),
 }
 IMAGE_ENDINGS = tuple(_READERS)
 
@@ -50,7 +51,11 @@ def ending_of(path: Path) -> str | None:
 def output_ending(path: Path) -> str:
     """Return the ending of a segmentation of this image: its own, or one that can hold a mask (PNG for JPEG, NIfTI for DICOM)."""
     ending = ending_of(path) or ""
-    instead = {".mhd": ".mha", ".nhdr": ".nrrd", ".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", "": ".nii.gz"}
+    instead = {
+        **{".mhd": ".mha", ".nhdr": ".nrrd"},
+        **dict.fromkeys((".jpg", ".jpeg", ".bmp"), ".png"),
+        **dict.fromkeys((".dcm", ".ima", ""), ".nii.gz"),
+    }
     return instead.get(ending, ending)
 
 
@@ -137,6 +142,17 @@ def is_picture(path: Path) -> bool:
     return _READERS.get(ending_of(path) or "") == "image2d"
 
 
+def is_dicom(file: Path) -> bool:
+    """Tell whether a file has the ending of a DICOM file."""
+    return _READERS.get(ending_of(file) or "") == "dicom"
+
+
+def dicom_volumes(folder: Path) -> list[Path]:
+    """Return the DICOM files directly in a folder where each is a volume of its own; nothing where the folder is one image."""
+    files: list[Path] = _module("dicom").volume_files(folder)
+    return files
+
+
 def holds_dicom(folder: Path, *, below: bool = True) -> bool:
     """Tell whether a folder, or one below it, holds a DICOM file."""
     found: bool = _module("dicom").holds_dicom(folder, below=below)
@@ -177,10 +193,10 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
     The number type is that of ``labels``; both files must have the same kind of ending. Labels of a DICOM folder are written as
     NIfTI on the series' grid.
     """
-    if source.is_dir():
+    kind = _READERS.get(ending_of(source) or "")
+    if source.is_dir() or kind == "dicom" or (kind is None and _module("dicom").looks_like_dicom(source)):
         write_volume(output, labels, read_header(source).grid)
         return
-    kind = _READERS.get(ending_of(source) or "")
     if kind is None or kind != _READERS.get(ending_of(output) or ""):
         raise UnreadableFileError(
             f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}"
@@ -195,6 +211,8 @@ def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
     kind = _READERS.get(ending_of(path) or "")
     if kind is None:
         raise UnreadableFileError(f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}")
+    if kind == "dicom":
+        raise UnreadableFileError(f"{path}: DICOM is not written; use the ending .nii.gz")
     _replace_when_whole(path, lambda partial: _module(kind).write(partial, array, grid))
 
 
@@ -235,6 +253,10 @@ def _reader_of(path: Path) -> Any:
     if path.is_dir():
         return _module("dicom")
     ending = ending_of(path)
+    if ending is None and path.is_file() and _module("dicom").looks_like_dicom(path):
+        return _module("dicom")
+    if ending is None and path.is_file() and (archive := archive_of(path)):
+        raise UnreadableFileError(f"{path}: is {archive}")
     if ending is None:
         raise UnreadableFileError(
             f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}, nor is it a folder of DICOM files"
@@ -244,6 +266,15 @@ def _reader_of(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise UnreadableFileError(f"{path}: the file is empty (0 bytes); copy it again from its source")
     return _module(_READERS[ending])
+
+
+def archive_of(path: Path) -> str | None:
+    """Say what to do with a file that holds or lists images; None for any other."""
+    if path.name.upper() == "DICOMDIR":
+        return "the list of a DICOM medium; give the folder in which it lies"
+    with path.open("rb") as stream:
+        is_zip = stream.read(4) == b"PK\x03\x04"
+    return "a zip archive; unpack it and give the folder" if is_zip else None
 
 
 def _module(name: str) -> Any:

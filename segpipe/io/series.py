@@ -5,58 +5,31 @@ equal distances along their normal, each above the one before.
 Attributes: DICOM PS3.3 C.7.6.2 (Image Plane Module), whose world is LPS.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from segpipe.core.geometry import GRID_TOLERANCE_VOXELS, Floats, Grid
 from segpipe.errors import IrregularSeriesError
 from segpipe.io.notes import Note
+from segpipe.io.slices import SHOWN, Slice, clusters, file_names, normal_of, placed, row_and_column, shared_place
 
 MIN_SLICES = 3
 """With two slices there is one distance, and nothing to tell it from a gap; unless the header states the distance."""
 TILT_TOLERANCE_DEGREES = 0.5
 """A stack that leans less than this keeps its lean in the grid's directions; a gantry is tilted by whole degrees."""
-_ORIENTATION_TOLERANCE = 1e-3
-_UNIT_TOLERANCE = 0.01
 # Some scanners round positions to a tenth of a millimetre.
 _ROUNDING_MM = 0.06
 _ROUNDED_FROM_MM = 0.25
 _STATED_TOLERANCE = 0.05
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What one image, or one frame of an image, says of itself."""
-
-    file: Path
-    instance_uid: str
-    """SOPInstanceUID; empty where it is not stated."""
-    position: tuple[float, float, float] | None
-    """Position of the first voxel's centre, LPS mm."""
-    orientation: tuple[float, ...] | None
-    """Direction of a row, then of a column, LPS."""
-    pixel_spacing_mm: tuple[float, float] | None
-    """Between rows, between columns."""
-    shape: tuple[int, int]
-    """Rows, columns."""
-    class_uid: str = ""
-    frame: int = 0
-    number: int | None = None
-    """InstanceNumber."""
-    image_type: tuple[str, ...] = ()
-    slice_distance_mm: float | None = None
-    """What the header states."""
-    kinds: dict[str, str] = field(default_factory=dict)
-    """What tells apart images of one place: echo, b-value, acquisition, ..."""
-    exclusive: tuple[str, ...] = ()
-    """Those of ``kinds`` that a single volume has one value of."""
+# Attributes that a volume has one value of, with the differences that are rounding or a scanner's own spread (ms, s/mm²).
+_ONE_IN_A_VOLUME = {"EchoTime": (0.1, 0.02), "b-value": (20.0, 0.05), "component": (0.0, 0.0)}
+# Some makers state no b-value where it is 0.
+_NOT_STATED = {"b-value": 0.0}
 
 
 @dataclass(frozen=True)
@@ -68,119 +41,52 @@ class Stack:
     notes: tuple[Note, ...] = ()
 
 
-def regular_stack(slices: Iterable[Slice]) -> Stack:
+def regular_stack(slices: Iterable[Slice], *, numbers: Collection[int] = ()) -> Stack:
     """Order slices by position and make sure that they are one regular volume.
+
+    Parameters
+    ----------
+    slices : iterable of Slice
+        Slices of the volume, in any order.
+    numbers : collection of int
+        InstanceNumber of other slices of the series, which belong to other volumes.
 
     Raises
     ------
     IrregularSeriesError
         With the reason and the positions at fault.
     """
-    images = _without_copies(list(slices))
-    _require_planes(images)
-    _require_one_orientation(images)
-    _require_one_shape(images)
-    _require_one_kind(images)
-    normal = _normal(images[0])
-    images.sort(key=lambda s: float(normal @ np.asarray(s.position)))
-    places = np.array([normal @ np.asarray(s.position) for s in images])
+    images, places = placed(slices)
     _require_one_image_a_place(images, places)
+    _require_one_kind(images)
     distance = _regular_distance(images, places)
-    _require_upright(images, normal)
+    _require_upright(images, normal_of(images[0]))
     _require_in_line(images, distance)
-    return Stack(tuple(images), _grid(images), _stated_distance_notes(images, distance))
-
-
-def _without_copies(images: list[Slice]) -> list[Slice]:
-    """Each image once: a second file of the same image adds nothing."""
-    kept: dict[tuple[str, int], Slice] = {}
-    for s in images:
-        key = (s.instance_uid or str(s.file), s.frame)
-        first = kept.setdefault(key, s)
-        if (first.position, first.orientation) != (s.position, s.orientation):
-            raise IrregularSeriesError(
-                f"{first.file.name} and {s.file.name} have one SOPInstanceUID and lie at {first.position} and {s.position} mm; "
-                "identities were lost, export the series again"
-            )
-    return list(kept.values())
-
-
-def _require_planes(images: list[Slice]) -> None:
-    localisers = [s for s in images if {"LOCALIZER", "SCOUT"} & {t.upper() for t in s.image_type}]
-    if localisers:
-        raise IrregularSeriesError(
-            f"{len(localisers)} of {len(images)} image(s) are localisers ({_files(localisers)}), not a volume; leave them out"
-        )
-    bare = [s for s in images if not _is_placed(s)]
-    if bare:
-        raise IrregularSeriesError(
-            f"{len(bare)} of {len(images)} image(s) have no usable position, orientation or pixel spacing ({_files(bare)}); "
-            "they cannot be placed in a volume"
-        )
-
-
-def _is_placed(image: Slice) -> bool:
-    if image.position is None or image.orientation is None or image.pixel_spacing_mm is None:
-        return False
-    lengths = np.linalg.norm(np.reshape(image.orientation, (2, 3)), axis=1)
-    finite = np.isfinite([*image.position, *image.orientation, *image.pixel_spacing_mm]).all()
-    return bool(finite and (np.abs(lengths - 1) < _UNIT_TOLERANCE).all())
-
-
-def _require_one_shape(images: list[Slice]) -> None:
-    shapes = Counter(f"{s.shape[0]}x{s.shape[1]}" for s in images)
-    spacings = Counter(" x ".join(f"{v:.4g}" for v in s.pixel_spacing_mm or ()) + " mm" for s in images)
-    for name, found in (("rows x columns", shapes), ("pixel spacing", spacings)):
-        if len(found) > 1:
-            shown = ", ".join(f"{n} image(s) with {value}" for value, n in found.most_common(_SHOWN))
-            raise IrregularSeriesError(f"images differ in {name}: {shown}; a volume has one")
+    notes = (*_stated_distance_notes(images, distance, numbers), *_slope_notes(images), *_lean_notes(images))
+    return Stack(tuple(images), _grid(images), notes)
 
 
 def _require_one_kind(images: list[Slice]) -> None:
-    for name in images[0].exclusive:
-        by_value = defaultdict(list)
-        for s in images:
-            by_value[s.kinds.get(name, "none")].append(s)
+    """Raise when slices at different positions are of different contrasts."""
+    for name, (absolute, relative) in _ONE_IN_A_VOLUME.items():
+        by_value: Counter[str] = Counter()
+        told = [s.kinds.get(name, _NOT_STATED.get(name)) for s in images]
+        starts = clusters((v for v in told if isinstance(v, float)), absolute, relative)
+        form = ".1f" if name == "EchoTime" else "g"
+        for value in told:
+            by_value[
+                f"{starts[bisect_right(starts, value) - 1]:{form}}" if isinstance(value, float) else str(value)
+            ] += 1
         if len(by_value) > 1:
-            shown = ", ".join(f"{value} ({len(found)} images)" for value, found in sorted(by_value.items())[:_SHOWN])
+            shown = ", ".join(f"{value} ({n} images)" for value, n in list(by_value.items())[:SHOWN])
             raise IrregularSeriesError(
-                f"several volumes in one series: {name} is {shown}; give each a series of its own"
+                f"slices of several contrasts in one series: {name} is {shown}; a volume has one"
             )
 
 
-def _require_one_orientation(images: list[Slice]) -> None:
-    groups: list[list[Slice]] = []
-    for s in images:
-        for group in groups:
-            if np.abs(np.subtract(s.orientation, group[0].orientation)).max() <= _ORIENTATION_TOLERANCE:  # type: ignore[arg-type]
-                group.append(s)
-                break
-        else:
-            groups.append([s])
-    if len(groups) > 1:
-        shown = "; ".join(
-            f"{len(g)} image(s) with ({', '.join(f'{v:.3f}' for v in g[0].orientation or ())}) such as {g[0].file.name}"
-            for g in groups[:_SHOWN]
-        )
-        raise IrregularSeriesError(f"mixed orientations: {shown}; keep one of them")
-    if abs(float(np.dot(*_row_and_column(images[0])))) > _ORIENTATION_TOLERANCE:
-        raise IrregularSeriesError(f"rows and columns are not at right angles: orientation is {images[0].orientation}")
-
-
 def _require_one_image_a_place(images: list[Slice], places: Floats) -> None:
-    scale = float(np.median(np.diff(places))) if len(images) > 1 else 0.0
-    together = np.flatnonzero(np.diff(places) <= max(GRID_TOLERANCE_VOXELS * scale, 1e-3))
-    if not len(together):
-        return
-    at = places[together[0]]
-    same = [s for s, place in zip(images, places, strict=True) if at <= place <= places[together[0] + 1]]
-    differing = {name: sorted({s.kinds.get(name, "none") for s in same}) for name in same[0].kinds}
-    apart = ", ".join(f"{name} ({', '.join(v[:_SHOWN])})" for name, v in differing.items() if len(v) > 1)
-    everywhere = " and no two at different ones" if float(np.ptp(places)) <= 1e-3 else ""
-    raise IrregularSeriesError(
-        f"not a volume: {len(same)} images at position {at:.3f} mm{everywhere} ({_files(same)}); they differ in "
-        f"{apart or 'nothing that is stated'}: give each volume a series of its own"
-    )
+    if problem := shared_place(images, places):
+        raise IrregularSeriesError(problem)
 
 
 def _regular_distance(images: list[Slice], places: Floats) -> float:
@@ -199,7 +105,7 @@ def _regular_distance(images: list[Slice], places: Floats) -> float:
     gaps = np.flatnonzero(multiples > 1)
     if len(gaps) and (np.abs(steps / usual - multiples) <= GRID_TOLERANCE_VOXELS).all():
         shown = "; ".join(
-            f"{int(multiples[i]) - 1} between {places[i]:.3f} and {places[i + 1]:.3f} mm" for i in gaps[:_SHOWN]
+            f"{int(multiples[i]) - 1} between {places[i]:.3f} and {places[i + 1]:.3f} mm" for i in gaps[:SHOWN]
         )
         raise IrregularSeriesError(
             f"missing slice(s): {shown}, where slices are {usual:.3f} mm apart; export the whole series again"
@@ -248,8 +154,8 @@ def _require_upright(images: list[Slice], normal: Floats) -> None:
         )
 
 
-def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[Note, ...]:
-    """What the header says against the positions.
+def _stated_distance_notes(images: list[Slice], distance: float, others: Collection[int]) -> tuple[Note, ...]:
+    """What the header and the images' numbers say against the positions.
 
     Raises
     ------
@@ -257,14 +163,19 @@ def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[Note, 
         If both the stated distance and the images' numbers say that every second (third, ...) slice alone is there.
     """
     stated = images[0].slice_distance_mm
-    if stated is None or abs(stated / distance - 1) <= _STATED_TOLERANCE:
-        return ()
-    times = round(distance / stated)
     numbers = [s.number for s in images if s.number is not None]
     strides = set(np.abs(np.diff(numbers)).tolist())
+    step = strides.pop() if len(numbers) == len(images) and len(strides) == 1 else 1
+    # The numbers in between belong to other volumes of the series.
+    step = 1 if set(others) & set(range(min(numbers, default=0), max(numbers, default=0))) - set(numbers) else step
+    if stated is None:
+        return (_step_warning(numbers, step),) if step > 1 else ()
+    if abs(stated / distance - 1) <= _STATED_TOLERANCE:
+        return ()
+    times = round(distance / stated)
     told = f"SpacingBetweenSlices says {stated:g} mm, the positions {distance:.4g} mm"
     if times > 1 and abs(distance / stated - times) <= GRID_TOLERANCE_VOXELS:
-        if len(numbers) == len(images) and strides == {times}:
+        if step == times:
             raise IrregularSeriesError(
                 f"missing slices: {told}, and the images are numbered in steps of {times} ({numbers[0]}, {numbers[1]}, ...): "
                 f"only one of {times} slices is here; export the whole series again"
@@ -278,29 +189,44 @@ def _stated_distance_notes(images: list[Slice], distance: float) -> tuple[Note, 
     return (Note("note", f"{told}; the positions are believed"),)
 
 
+def _step_warning(numbers: list[int], step: int) -> Note:
+    return Note(
+        "warning",
+        f"the images are numbered in steps of {step} ({numbers[0]}, {numbers[1]}, ...), and SpacingBetweenSlices is not stated: "
+        "make sure that no slices are missing",
+    )
+
+
+def _slope_notes(images: list[Slice]) -> tuple[Note, ...]:
+    flat = [s for s in images if s.slope == 0]
+    if not flat:
+        return ()
+    return (Note("warning", f"RescaleSlope is 0 in {len(flat)} image(s) ({file_names(flat)}); it is taken as 1"),)
+
+
+def _lean_notes(images: list[Slice]) -> tuple[Note, ...]:
+    """Say how far a stack leans, when that moves its last slice by more than a pixel."""
+    way = np.subtract(images[-1].position, images[0].position)  # type: ignore[arg-type]
+    normal = normal_of(images[0])
+    beside = float(np.linalg.norm(way - (way @ normal) * normal))
+    if beside <= min(images[0].pixel_spacing_mm or (1.0, 1.0)):
+        return ()
+    lean = float(np.degrees(np.arcsin(np.clip(beside / np.linalg.norm(way), 0, 1))))
+    return (
+        Note(
+            "note",
+            f"the stack leans by {lean:.3f} degrees: its last slice lies {beside:.2f} mm beside the first slice's normal; "
+            "the lean is kept in the grid's directions",
+        ),
+    )
+
+
 def _grid(images: list[Slice]) -> Grid:
     first = images[0]
-    row, column = _row_and_column(first)
+    row, column = row_and_column(first)
     between_rows, between_columns = first.pixel_spacing_mm or (1.0, 1.0)
     step = np.subtract(images[-1].position, first.position) / (len(images) - 1)  # type: ignore[arg-type]
     affine = np.eye(4)
     affine[:3, :3] = _LPS_TO_RAS @ np.stack([step, column * between_rows, row * between_columns], axis=1)
     affine[:3, 3] = _LPS_TO_RAS @ np.asarray(first.position)
     return Grid.from_affine((len(images), *first.shape), affine)
-
-
-def _row_and_column(image: Slice) -> tuple[Floats, Floats]:
-    """Unit vectors along a row (columns grow) and along a column (rows grow)."""
-    vectors = np.asarray(image.orientation, dtype=np.float64).reshape(2, 3)
-    row, column = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return row, column
-
-
-def _normal(image: Slice) -> Floats:
-    normal: Floats = np.cross(*_row_and_column(image))
-    return normal
-
-
-def _files(images: list[Any]) -> str:
-    names = sorted({s.file.name for s in images})
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segpipe.core.given import Given
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table
 from segpipe.dataset.convert import Converted
@@ -13,7 +14,12 @@ from segpipe.workflows.page import Page, plain
 def convert(options: ConvertOptions, watch: Watch = SILENT) -> list[Converted]:
     """Write every regular DICOM series of a folder as NIfTI with a sidecar; the others are reported with their reason."""
     with watch.counting("converting", None) as done:
-        return stage(options.source, options.output, on_series=done)
+        return stage(options.source, options.output, on_series=done, on_given=lambda given: _say(watch, given))
+
+
+def _say(watch: Watch, given: Given) -> None:
+    for line in given.lines():
+        watch.note(line)
 
 
 def page(series: list[Converted], options: ConvertOptions) -> Page:
@@ -24,7 +30,9 @@ def page(series: list[Converted], options: ConvertOptions) -> Page:
         if s.output and s.shape and s.spacing_mm
     ]
     written = Table(
-        f"{len(rows)} of {len(series)} series, in {options.output}", ["file", "shape (z, y, x)", "mm"], rows
+        f"{len(rows)} of {len(series)} volume(s), in {options.output}", ["file", "shape (z, y, x)", "mm"], rows
     )
+    noted = [[s.series, note] for s in series for note in s.notes]
+    notes = [Table("What is odd about them, or was assumed", ["volume", "note"], noted)] if noted else []
     failed = {s.series: s.reason for s in series if s.reason}
-    return Page([plain(s) for s in series], [written], failed, "Series that were refused")
+    return Page([plain(s) for s in series], [written, *notes], failed, "Series that were refused")

@@ -468,9 +468,9 @@ class ExportOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """Write every regular DICOM series as NIfTI, with a sidecar; the others are refused with the reason (exit 3)."""
+    """Write every regular volume of DICOM series as NIfTI, with a sidecar; the others are refused with the reason (exit 3)."""
 
-    source: Path = argument("Folder of DICOM files, at any depth.", "DICOM")
+    source: Path = argument("Folder of DICOM files, at any depth; or a DICOM file that is a volume.", "DICOM")
     output: Path = argument("Folder for the NIfTI files and their sidecars.", "OUTPUT")
 
 

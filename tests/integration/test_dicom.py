@@ -3,6 +3,8 @@ import pytest
 import SimpleITK as sitk
 
 import segpipe
+from segpipe.io.formats import write_labels_like
+from tests.dicoms import voxels, write_enhanced
 
 
 @pytest.mark.data
@@ -23,3 +25,12 @@ def test_real_series_have_simpleitks_voxels(data, tmp_path, name):
         np.testing.assert_allclose(
             ours.TransformIndexToPhysicalPoint(index), theirs.TransformIndexToPhysicalPoint(index), atol=1e-3
         )
+
+
+def test_such_files_are_images_of_a_dataset(tmp_path):
+    for case in ("a", "b"):
+        path = write_enhanced(tmp_path / "ds" / "images" / f"{case}.dcm")
+        write_labels_like(path, tmp_path / "ds" / "labels" / f"{case}.nii.gz", (voxels() > 1000).astype(np.uint8))
+    checked = segpipe.check(tmp_path / "ds", work=tmp_path / "work")
+    assert [f.message for f in checked.findings if f.severity == "error"] == []
+    assert [c.id for c in checked.dataset.cases] == ["a", "b"]

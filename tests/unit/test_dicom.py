@@ -10,7 +10,8 @@ import segpipe
 from segpipe.dataset.convert import Sidecar
 from segpipe.errors import DatasetError, IrregularSeriesError, UnreadableFileError
 from segpipe.io.formats import header_notes, read_header, read_volume
-from segpipe.io.series import Slice, regular_stack
+from segpipe.io.series import regular_stack
+from segpipe.io.slices import Slice
 from tests.dicoms import voxels, write_series
 
 
