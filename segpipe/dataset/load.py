@@ -10,18 +10,30 @@ from scipy.ndimage import affine_transform, gaussian_filter
 
 from segpipe.core.geometry import (
     GRID_TOLERANCE_VOXELS,
+    Box,
     Floats,
     Grid,
     Orientation,
+    Shape,
+    box_on_lattice,
     canonical_orientation,
+    header_is_lost,
     largest_displacement_mm,
+    orientation_onto,
     same_grid,
+    same_spacing,
 )
 from segpipe.core.labels import Labels, smallest_dtype
 from segpipe.core.volume import Volume, stack_channels
+from segpipe.dataset.segments import joined_segments, segments_of
 from segpipe.errors import CaseError, GeometryMismatchError
-from segpipe.io.formats import read_volume
+from segpipe.io.formats import number_step, read_volume, segment_keys
+from segpipe.io.notes import Note
 
+WHOLE_TOLERANCE = 1e-3
+"""Distance from a whole number that resampling or scaling in single precision leaves."""
+LARGEST_STEP = 0.5
+"""Largest step of a header's scaling under which integers can be told from what lies between them."""
 MIN_COVERAGE = 0.5
 """A channel that covers less of the first channel's grid than this is of another part of the body."""
 
@@ -37,6 +49,28 @@ class LoadedImage:
     def to_stored(self, array: NDArray[Any]) -> NDArray[Any]:
         """Turn an array (Z, Y, X) in canonical orientation back to the file's axes."""
         return np.ascontiguousarray(self.orientation.inverse().apply(array))
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label file as it is read."""
+
+    volume: Volume
+    """(1, Z, Y, X) on its own axes."""
+    notes: tuple[Note, ...] = ()
+    """What was believed or changed."""
+    may_be_part: bool = False
+    """Whether its format holds the part around the labels, as that of 3D Slicer does."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Labels on the grid of their image."""
+
+    array: NDArray[Any]
+    """(Z, Y, X)."""
+    notes: tuple[Note, ...] = ()
+    """How they were brought there, when the grids did not agree."""
 
 
 def load_image(
@@ -134,14 +168,22 @@ def _inside(mapping: Floats, shape: tuple[int, ...], axes: list[NDArray[Any]]) -
 
 
 def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Volume:
-    """Read a label file, (1, Z, Y, X) on its own axes; one channel per label becomes one value per voxel.
+    """Read a label file, (1, Z, Y, X) on its own axes, as ``read_label_file`` does, without its notes."""
+    return read_label_file(case_id, path, declared).volume
+
+
+def read_label_file(case_id: str, path: Path, declared: Labels | None = None) -> LabelFile:
+    """Read a label file; one channel per label, and the segments of 3D Slicer, become one value per voxel.
+
+    Values that are whole but for what rounding, or the scaling of the header, made of them are whole numbers.
 
     Parameters
     ----------
     case_id : str
     path : Path
     declared : Labels, optional
-        Values that the channels of a one-hot file stand for, background first (it may be left out), then ascending.
+        Values that the channels of a one-hot file stand for, background first (it may be left out), then ascending; and the values
+        that the names of segments stand for.
 
     Raises
     ------
@@ -149,9 +191,36 @@ def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Vol
         If it cannot be read, or its channels are not one label each.
     """
     volume = read_volume(path)
+    segments = segments_of(segment_keys(path))
+    if segments:
+        joined, notes = joined_segments(case_id, path.name, volume.array, segments, declared)
+        return LabelFile(Volume(joined[None], volume.grid), notes, may_be_part=True)
     if volume.array.shape[0] == 1:
-        return volume
-    return Volume(_from_one_hot(case_id, path.name, volume.array, declared)[None], volume.grid)
+        whole, notes = _made_whole(volume.array, number_step(path))
+        return LabelFile(Volume(whole, volume.grid), notes)
+    return LabelFile(Volume(_from_one_hot(case_id, path.name, volume.array, declared)[None], volume.grid))
+
+
+def _made_whole(stored: NDArray[Any], step: float) -> tuple[NDArray[Any], tuple[Note, ...]]:
+    """Round values that lie as near to whole numbers as rounding, or a header's scaling by ``step``, leaves them.
+
+    An integer that was saved with scaling comes back as a multiple of the step, at most half a step away. Above a step of a half, what
+    was a whole number is no longer known.
+    """
+    if not np.issubdtype(stored.dtype, np.floating) or step > LARGEST_STEP:
+        return stored, ()
+    tolerance = max(WHOLE_TOLERANCE, 0.501 * step)
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(stored)
+        off = np.abs(stored - whole)
+    largest = float(off.max(initial=0.0))
+    # NaN is no number, and compares as false.
+    if largest == 0 or not largest <= tolerance:
+        return stored, ()
+    how = f"scaled by {step:.4g} in the header" if step > 2 * WHOLE_TOLERANCE else "rounded"
+    return whole, (
+        Note("note", f"label values lie up to {largest:.2g} from whole numbers ({how}); they are made whole"),
+    )
 
 
 def _from_one_hot(
@@ -196,7 +265,7 @@ def _from_one_hot(
     return joined
 
 
-def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
+def labels_on(case_id: str, image: LoadedImage, labels: LabelFile) -> Placed:
     """Bring labels onto the axes of their image, (Z, Y, X).
 
     Raises
@@ -204,9 +273,70 @@ def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
     GeometryMismatchError
         If they lie on another grid.
     """
-    require_same_grid(case_id, "image", image.stored_grid, "label", labels.grid)
-    reoriented: NDArray[Any] = image.orientation.apply(along_axes_of(image.stored_grid, labels).array[0])
-    return reoriented
+    placed = onto_axes_of(case_id, "image", image.stored_grid, "label", labels)
+    return Placed(image.orientation.apply(placed.array), placed.notes)
+
+
+def labels_exactly_on(case_id: str, first_name: str, first: Grid, second_name: str, labels: LabelFile) -> NDArray[Any]:
+    """Bring labels onto a grid as ``onto_axes_of`` does, (Z, Y, X), where nobody sees a warning: what is worth one is refused.
+
+    Raises
+    ------
+    GeometryMismatchError
+        If they lie on another grid, or on a part of it without saying that they do.
+    """
+    placed = onto_axes_of(case_id, first_name, first, second_name, labels)
+    doubt = next((note.message for note in placed.notes if note.severity == "warning"), None)
+    if doubt is not None:
+        raise GeometryMismatchError(
+            f"case {case_id!r}: {doubt}; expected the whole grid: save it on that of {first_name}"
+        )
+    return placed.array
+
+
+def onto_axes_of(case_id: str, first_name: str, first: Grid, second_name: str, labels: LabelFile) -> Placed:
+    """Bring labels onto a grid of the same case, (Z, Y, X), without interpolation.
+
+    Grids agree in some order of their axes; or the labels are a part of the grid's lattice, as 3D Slicer saves them; or the grid states
+    no position, has the same shape and voxel sizes, and the labels were made from it.
+
+    Raises
+    ------
+    GeometryMismatchError
+        If none of these holds.
+    """
+    array, grid = labels.volume.array[0], labels.volume.grid
+    orientation = orientation_onto(first, grid)
+    if orientation is not None:
+        return Placed(orientation.apply(array))
+    if not first.placed and same_spacing(first, grid):
+        message = (
+            f"{first_name} states no position (neither sform nor qform), {second_name} does; shapes and voxel sizes agree: "
+            f"the voxels of {second_name} are taken to be those of {first_name}, in the order in which they are stored"
+        )
+        return Placed(array, (Note("note", message),))
+    found = box_on_lattice(first, grid)
+    whole = None if found is None else _in_whole(first.shape, found[0].apply(array), found[1])
+    if found is None or whole is None:
+        raise _mismatch(case_id, first_name, first, second_name, grid, "or repair its header")
+    shape, full = ("x".join(map(str, s)) for s in (found[0].apply(array).shape, first.shape))
+    message = (
+        f"{second_name} covers {shape} of the {full} voxels of {first_name}, on the same lattice: it is placed at voxel "
+        f"{tuple(s.start for s in found[1])} (z, y, x), and the voxels outside it are 0"
+    )
+    return Placed(whole, (Note("note" if labels.may_be_part else "warning", message),))
+
+
+def _in_whole(shape: Shape, part: NDArray[Any], box: Box) -> NDArray[Any] | None:
+    """Put a part of a lattice into a whole array of zeros; None where it is no smaller part, or a labelled voxel would be lost."""
+    inner = [slice(max(s.start, 0), min(s.stop, n)) for s, n in zip(box, shape, strict=True)]
+    if sorted(part.shape) == sorted(shape) or any(s.start >= s.stop for s in inner):
+        return None
+    whole = np.zeros(shape, dtype=part.dtype)
+    whole[tuple(inner)] = part[
+        tuple(slice(i.start - s.start, i.stop - s.start) for i, s in zip(inner, box, strict=True))
+    ]
+    return whole if np.count_nonzero(whole) == np.count_nonzero(part) else None
 
 
 def along_axes_of(grid: Grid, volume: Volume) -> Volume:
@@ -215,23 +345,40 @@ def along_axes_of(grid: Grid, volume: Volume) -> Volume:
 
 
 def _to_axes_of(grid: Grid, other: Grid) -> Orientation:
-    """Orientation that makes the axes of ``other`` run as those of ``grid``."""
-    return canonical_orientation(other).then(canonical_orientation(grid).inverse())
+    """Orientation that makes the axes of ``other`` run as those of ``grid``: exactly where there is one, else by the nearest axes."""
+    exact = orientation_onto(grid, other)
+    return exact or canonical_orientation(other).then(canonical_orientation(grid).inverse())
 
 
 def require_same_grid(
     case_id: str, first_name: str, first: Grid, second_name: str, second: Grid, otherwise: str = "or repair its header"
 ) -> None:
     """Raise GeometryMismatchError, with both grids printed, unless they agree in some order of their axes."""
+    if orientation_onto(first, second) is None:
+        raise _mismatch(case_id, first_name, first, second_name, second, otherwise)
+
+
+def _mismatch(
+    case_id: str, first_name: str, first: Grid, second_name: str, second: Grid, otherwise: str
+) -> GeometryMismatchError:
     aligned = second.reoriented(_to_axes_of(first, second))
-    if same_grid(first, aligned):
-        return
     apart = (
         ""
         if first.shape != aligned.shape
         else f"; corners lie up to {largest_displacement_mm(first, aligned):.3g} mm apart"
     )
-    raise GeometryMismatchError(
+    advice = f"resample one onto the other, {otherwise}"
+    for name, other_name, grid, other in (
+        (second_name, first_name, second, first),
+        (first_name, second_name, first, second),
+    ):
+        if grid.shape == other.shape and (header_is_lost(grid) or not grid.placed) and other.placed:
+            advice = (
+                f"the header of {name} seems to be lost (it holds no position of its own): copy that of {other_name} if it was "
+                "made from it, do not resample"
+            )
+            break
+    return GeometryMismatchError(
         f"case {case_id!r}: {first_name} is on {first.describe()} but {second_name} is on {second.describe()}{apart}; "
-        f"expected the same grid within {GRID_TOLERANCE_VOXELS} voxel: resample one onto the other, {otherwise}"
+        f"expected the same grid within {GRID_TOLERANCE_VOXELS} voxel: {advice}"
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.artefact import Artefact
 from segpipe.core.geometry import Box, bounding_box
-from segpipe.dataset.load import LoadedImage, along_axes_of, read_labels, require_same_grid
+from segpipe.dataset.load import LoadedImage, labels_exactly_on, read_label_file
 from segpipe.metrics.calibration import Counts
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.prepare import Placement
@@ -50,9 +50,8 @@ class Reliability:
             If the reference cannot be read, or lies on another grid.
         """
         labels = self.plan.labels
-        stored = read_labels(case, self.references[case], labels)
-        require_same_grid(case, "image", image.stored_grid, "reference", stored.grid)
-        canonical = image.orientation.apply(along_axes_of(image.stored_grid, stored).array[0])
+        stored = read_label_file(case, self.references[case], labels)
+        canonical = image.orientation.apply(labels_exactly_on(case, "image", image.stored_grid, "reference", stored))
         reference = canonical.transpose(self.plan.transpose_forward)
         foreground = ~np.isin(reference, labels.aside)
         if not foreground.any():

@@ -1,6 +1,7 @@
 """The stage: predictions and references in, scores out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
-from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
+from segpipe.dataset.load import LabelFile, labels_exactly_on, read_label_file
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation
@@ -129,24 +130,25 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return files, twice
 
 
-def _read_labels(case: str, path: Path, declared: Labels | None = None) -> Volume:
-    volume = read_labels(case, path, declared)
+def _read_labels(case: str, path: Path, declared: Labels | None = None) -> LabelFile:
+    stored = read_label_file(case, path, declared)
+    volume = stored.volume
     problems = label_problems(value_counts(volume.array), None)
     if problems:
         raise CaseError(f"{path}: " + "; ".join(f"{rule}: {message}" for rule, message in problems))
-    return Volume(volume.array.astype(np.int64), volume.grid)
+    return replace(stored, volume=Volume(volume.array.astype(np.int64), volume.grid))
 
 
 def _score_pair(pair: Pair, labels: Labels, declared: Labels | None, tolerance_mm: float) -> CaseScores:
     case, prediction_path, reference_path = pair
-    prediction, stored = (_read_labels(case, path, declared) for path in (prediction_path, reference_path))
-    require_same_grid(case, "prediction", prediction.grid, "reference", stored.grid)
-    reference = along_axes_of(prediction.grid, stored)
-    return score_case(case, prediction.array[0], reference.array[0], prediction.grid, labels, tolerance_mm)
+    predicted, known = (_read_labels(case, path, declared) for path in (prediction_path, reference_path))
+    prediction = predicted.volume
+    reference = labels_exactly_on(case, "prediction", prediction.grid, "reference", known)
+    return score_case(case, prediction.array[0], reference, prediction.grid, labels, tolerance_mm)
 
 
 def _values_of(pair: Pair) -> set[int]:
-    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path).array)}
+    return {int(v) for path in pair[1:] for v in np.unique(_read_labels(pair[0], path).volume.array)}
 
 
 def _labels_found(pairs: list[Pair], workers: Workers, peak: int, failed: dict[str, str]) -> Labels:

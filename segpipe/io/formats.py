@@ -19,11 +19,22 @@ from segpipe.io.notes import Note
 
 # Module of each ending. Modules are imported when a file needs them: a worker that reads NIfTI does not wait for the others.
 _READERS = {
-    **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
-    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
+    **dict.fromkeys((".seg.nii.gz", ".seg.nii", ".nii.gz", ".nii", ".hdr", ".hdr.gz"), "nifti"),
+    **dict.fromkeys((".mgz", ".mgh"), "freesurfer"),
+    **dict.fromkeys((".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".png", ".tif", ".tiff"), "image2d"),
 }
 IMAGE_ENDINGS = tuple(_READERS)
+_WRITTEN_AS = {
+    **dict.fromkeys((".hdr", ".hdr.gz", ".mgz", ".mgh", ".seg.nii.gz", ""), ".nii.gz"),
+    ".seg.nii": ".nii",
+    ".seg.nrrd": ".nrrd",
+    ".nhdr": ".nrrd",
+    ".mhd": ".mha",
+}
+"""Endings of segmentations of images whose own ending is none for a segmentation."""
+_NOT_WRITTEN = (".hdr", ".hdr.gz", ".mgz", ".mgh")
+"""Endings that are read only."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,9 @@ def ending_of(path: Path) -> str | None:
 
 
 def output_ending(path: Path) -> str:
-    """Return the ending of a segmentation of this image: its own, the one-file form where the voxels lie apart, NIfTI for DICOM."""
+    """Return the ending of a segmentation of this image: its own, that of one file where voxels lie apart, or NIfTI."""
     ending = ending_of(path) or ""
-    return {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}.get(ending, ending)
+    return _WRITTEN_AS.get(ending, ending)
 
 
 def stem_of(path: Path) -> str:
@@ -77,8 +88,22 @@ def read_volume(path: Path) -> Volume:
 
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file's header, and what was believed (docs/conventions.md)."""
-    notes: list[Note] = _reader_of(path).header_notes(path)
+    try:
+        notes: list[Note] = _reader_of(path).header_notes(path)
+    except Exception as error:  # noqa: BLE001 - notes are no reason to lose a case that can be read
+        return [Note("warning", f"the header could not be looked at for oddities ({error})")]
     return notes
+
+
+def number_step(path: Path) -> float:
+    """Return the distance of neighbouring values that a file can hold, where its header scales integers; else 0."""
+    return float(_module("nifti").number_step(path)) if _reader_name(path) == "nifti" else 0.0
+
+
+def segment_keys(path: Path) -> dict[str, str]:
+    """Return the names and values by which 3D Slicer describes segments; empty for every other file."""
+    keys: dict[str, str] = _module("itk").segment_keys(path) if _reader_name(path) == "itk" else {}
+    return keys
 
 
 def is_image(path: Path) -> bool:
@@ -90,7 +115,7 @@ def is_image(path: Path) -> bool:
 
 def is_picture(path: Path) -> bool:
     """Tell whether a file is a two-dimensional picture (PNG, TIFF), whose rows run from top to bottom."""
-    return _READERS.get(ending_of(path) or "") == "image2d"
+    return _reader_name(path) == "image2d"
 
 
 def holds_dicom(folder: Path, *, below: bool = True) -> bool:
@@ -104,7 +129,11 @@ def files_behind(path: Path) -> list[Path]:
     if path.is_dir():
         files: list[Path] = _module("dicom").files_behind(path)
         return files
-    return _module("itk").files_behind(path) if path.suffix.lower() in (".mhd", ".nhdr") else [path]
+    lower = path.name.lower()
+    if lower.endswith((".mhd", ".nhdr", ".hdr", ".hdr.gz")):
+        behind: list[Path] = _module("nifti" if ".hdr" in lower else "itk").files_behind(path)
+        return behind
+    return [path]
 
 
 def content_of(images: Sequence[Path]) -> str:
@@ -127,28 +156,37 @@ def most_voxels(files: Iterable[Path]) -> int:
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
-    """Write a label array (Z, Y, X) with the header of ``source``; the file appears whole or not at all.
+    """Write an array (Z, Y, X) with the header of ``source``; the file appears whole or not at all.
 
-    The number type is that of ``labels``; both files must have the same kind of ending. Labels of a DICOM folder are written as
-    NIfTI on the series' grid.
+    The number type is that of ``labels``; both files must have the same kind of ending. Labels of a DICOM folder or of a FreeSurfer
+    file are written as NIfTI on the image's grid.
     """
-    if source.is_dir():
+    kind = _reader_name(source)
+    if source.is_dir() or (kind == "freesurfer" and _reader_name(output) == "nifti"):
         write_volume(output, labels, read_header(source).grid)
         return
-    kind = _READERS.get(ending_of(source) or "")
-    if kind is None or kind != _READERS.get(ending_of(output) or ""):
+    if kind is None or kind != _reader_name(output) or not _is_written(output):
         raise UnreadableFileError(
-            f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}"
+            f"{output}: cannot carry the header of {source.name}; use the ending {output_ending(source)}"
         )
     _replace_when_whole(output, lambda partial: _module(kind).write_labels_like(source, partial, labels))
 
 
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
     """Write an array (Z, Y, X) on a grid as a new file; the file appears whole or not at all."""
-    kind = _READERS.get(ending_of(path) or "")
-    if kind is None:
-        raise UnreadableFileError(f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}")
+    kind = _reader_name(path)
+    if kind is None or not _is_written(path):
+        written = ", ".join(ending for ending in IMAGE_ENDINGS if ending not in _NOT_WRITTEN)
+        raise UnreadableFileError(f"{path}: cannot be written: its ending is not one of {written}")
     _replace_when_whole(path, lambda partial: _module(kind).write(partial, array, grid))
+
+
+def _reader_name(path: Path) -> str | None:
+    return _READERS.get(ending_of(path) or "")
+
+
+def _is_written(path: Path) -> bool:
+    return ending_of(path) not in _NOT_WRITTEN
 
 
 def _replace_when_whole(output: Path, write: Any) -> None:
