@@ -114,11 +114,13 @@ def image_problems(array: NDArray[Any]) -> list[tuple[str, str]]:
     finite = not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array.sum(dtype=np.float64)))
     if not finite and not (everywhere := np.isfinite(array)).all():
         first = tuple(int(i) for i in np.argwhere(~everywhere)[0])
+        corners = np.isnan(array[np.ix_(range(len(array)), *((0, n - 1) for n in array.shape[1:]))])
+        outside = " (all corners are NaN: SPM and FSL mark the outside so; `fslmaths IN -nan OUT` sets it to 0)"
         return [
             (
                 "non-finite voxels",
                 f"{int((~everywhere).sum())} voxel(s) are NaN or infinite, the first at (c, z, y, x) = {first}; "
-                "replace them by the background value",
+                f"replace them by the background value{outside if corners.all() else ''}",
             )
         ]
     if not array.any():

@@ -61,6 +61,8 @@ class LabelFile:
     """What was believed or changed."""
     may_be_part: bool = False
     """Whether its format holds the part around the labels, as that of 3D Slicer does."""
+    background: int = 0
+    """Value of what is not labelled."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +193,16 @@ def read_label_file(case_id: str, path: Path, declared: Labels | None = None) ->
         If it cannot be read, or its channels are not one label each.
     """
     volume = read_volume(path)
+    background = 0 if declared is None else declared.background
     segments = segments_of(segment_keys(path))
     if segments:
         joined, notes = joined_segments(case_id, path.name, volume.array, segments, declared)
-        return LabelFile(Volume(joined[None], volume.grid), notes, may_be_part=True)
+        return LabelFile(Volume(joined[None], volume.grid), notes, may_be_part=True, background=background)
     if volume.array.shape[0] == 1:
         whole, notes = _made_whole(volume.array, number_step(path))
-        return LabelFile(Volume(whole, volume.grid), notes)
-    return LabelFile(Volume(_from_one_hot(case_id, path.name, volume.array, declared)[None], volume.grid))
+        return LabelFile(Volume(whole, volume.grid), notes, background=background)
+    joined = _from_one_hot(case_id, path.name, volume.array, declared)
+    return LabelFile(Volume(joined[None], volume.grid), background=background)
 
 
 def _made_whole(stored: NDArray[Any], step: float) -> tuple[NDArray[Any], tuple[Note, ...]]:
@@ -316,27 +320,28 @@ def onto_axes_of(case_id: str, first_name: str, first: Grid, second_name: str, l
         )
         return Placed(array, (Note("note", message),))
     found = box_on_lattice(first, grid)
-    whole = None if found is None else _in_whole(first.shape, found[0].apply(array), found[1])
+    whole = None if found is None else _in_whole(first.shape, found[0].apply(array), found[1], labels.background)
     if found is None or whole is None:
         raise _mismatch(case_id, first_name, first, second_name, grid, "or repair its header")
     shape, full = ("x".join(map(str, s)) for s in (found[0].apply(array).shape, first.shape))
     message = (
         f"{second_name} covers {shape} of the {full} voxels of {first_name}, on the same lattice: it is placed at voxel "
-        f"{tuple(s.start for s in found[1])} (z, y, x), and the voxels outside it are 0"
+        f"{tuple(s.start for s in found[1])} (z, y, x), and the voxels outside it are background"
     )
     return Placed(whole, (Note("note" if labels.may_be_part else "warning", message),))
 
 
-def _in_whole(shape: Shape, part: NDArray[Any], box: Box) -> NDArray[Any] | None:
-    """Put a part of a lattice into a whole array of zeros; None where it is no smaller part, or a labelled voxel would be lost."""
+def _in_whole(shape: Shape, part: NDArray[Any], box: Box, background: int) -> NDArray[Any] | None:
+    """Put a part of a lattice into a whole array of background; None where it is no smaller part, or a labelled voxel would be lost."""
     inner = [slice(max(s.start, 0), min(s.stop, n)) for s, n in zip(box, shape, strict=True)]
     if sorted(part.shape) == sorted(shape) or any(s.start >= s.stop for s in inner):
         return None
-    whole = np.zeros(shape, dtype=part.dtype)
+    whole = np.full(shape, background, dtype=part.dtype)
     whole[tuple(inner)] = part[
         tuple(slice(i.start - s.start, i.stop - s.start) for i, s in zip(inner, box, strict=True))
     ]
-    return whole if np.count_nonzero(whole) == np.count_nonzero(part) else None
+    lost = np.count_nonzero(part != background) - np.count_nonzero(whole != background)
+    return None if lost else whole
 
 
 def along_axes_of(grid: Grid, volume: Volume) -> Volume:

@@ -95,6 +95,16 @@ def header_notes(path: Path) -> list[Note]:
     return notes
 
 
+def header_warnings(images: Sequence[Path]) -> tuple[str, ...]:
+    """Return what is worth a warning about the headers of a case's images, with the file's name where there are several."""
+    return tuple(
+        f"{path.name}: {note.message}" if len(images) > 1 else note.message
+        for path in images
+        for note in header_notes(path)
+        if note.severity == "warning"
+    )
+
+
 def number_step(path: Path) -> float:
     """Return the distance of neighbouring values that a file can hold, where its header scales integers; else 0."""
     return float(_module("nifti").number_step(path)) if _reader_name(path) == "nifti" else 0.0
@@ -170,6 +180,14 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
             f"{output}: cannot carry the header of {source.name}; use the ending {output_ending(source)}"
         )
     _replace_when_whole(output, lambda partial: _module(kind).write_labels_like(source, partial, labels))
+
+
+def write_map_like(source: Path, output: Path, array: NDArray[Any]) -> None:
+    """Write an array (Z, Y, X) on the grid of ``source``: with its header where both are of one kind of format, else as a new file."""
+    if not source.is_dir() and _reader_name(source) == _reader_name(output):
+        write_labels_like(source, output, array)
+    else:
+        write_volume(output, array, read_header(source).grid)
 
 
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
