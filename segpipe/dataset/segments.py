@@ -45,7 +45,7 @@ def segments_of(keys: dict[str, str]) -> list[Segment]:
 
 def joined_segments(
     case_id: str, name: str, layers: NDArray[Any], segments: list[Segment], declared: Labels | None
-) -> tuple[NDArray[np.unsignedinteger], tuple[Note, ...]]:
+) -> tuple[NDArray[Any], tuple[Note, ...]]:
     """Join segments to one value per voxel.
 
     Parameters
@@ -72,57 +72,101 @@ def joined_segments(
     """
     where = f"case {case_id!r}: label {name}"
     _require_layers(where, layers, segments)
-    background = 0 if declared is None else declared.background
-    members = _members(where, segments, declared)
-    found = np.zeros(layers.shape[1:], dtype=np.int64)
-    # The set of segments at a voxel, as bits.
-    for bit, segment in enumerate(segments):
-        found |= (layers[segment.layer] == segment.value).astype(np.int64) << bit
+    by_name = declared is not None and bool(_declared_names(segments, declared))
+    members = _by_declared_names(where, segments, declared) if declared and by_name else _by_numbers(where, segments)
+    if not by_name and len(layers) == 1:
+        # Its numbers are the labels already, those that no segment describes among them.
+        return layers[0], (_note(members, by_name=False),)
     _require_described(where, layers, segments)
+    background = 0 if declared is None else declared.background
     joined = np.full(layers.shape[1:], background, dtype=smallest_dtype(max([background, *members.values()])))
-    values = {frozenset(names): value for names, value in members.items()}
-    for bits in np.unique(found):
-        if bits == 0:
-            continue
-        here = frozenset(s.name for number, s in enumerate(segments) if int(bits) >> number & 1)
-        if here not in values:
-            raise CaseError(_overlap(where, here, int((found == bits).sum()), declared))
-        joined[found == bits] = values[here]
-    return joined, (_note(segments, declared, members),)
+    n_here = np.zeros(layers.shape[1:], dtype=np.uint16)
+    for layer in layers:
+        n_here += layer != 0
+    for number, layer in enumerate(layers):
+        here = [s for s in segments if s.layer == number]
+        alone = layer[(layer != 0) & (n_here == 1)]
+        _require_values(where, alone, here, members)
+        table = np.zeros(max([0, *(s.value for s in here)]) + 1, dtype=joined.dtype)
+        for segment in here:
+            table[segment.value] = members.get(frozenset({segment.name}), 0)
+        joined[(layer != 0) & (n_here == 1)] = table[alone.astype(np.intp)]
+    _paint_overlaps(where, joined, layers, n_here > 1, segments, members, declared)
+    return joined, (_note(members, by_name=by_name),)
 
 
-def _members(where: str, segments: list[Segment], declared: Labels | None) -> dict[tuple[str, ...], int]:
-    """The value that stands for each set of segments."""
-    names = [s.name for s in segments]
-    if len(set(names)) < len(names):
-        raise CaseError(f"{where} has several segments of one name ({', '.join(names)}); give each its own name")
-    if declared is None or not (known := _declared_names(segments, declared)):
-        values = [s.value for s in segments]
-        if len(set(values)) < len(values):
-            shown = ", ".join(f"{s.name} = {s.value} in layer {s.layer}" for s in segments)
+def _require_values(
+    where: str, alone: NDArray[Any], segments: list[Segment], members: dict[frozenset[str], int]
+) -> None:
+    """Refuse voxels of one segment alone for which no value stands: a region, of which several values are parts."""
+    for segment in segments:
+        if frozenset({segment.name}) not in members and (n_voxels := int((alone == segment.value).sum())):
             raise CaseError(
-                f"{where} has layers in which the same value stands for several segments ({shown}); declare the labels in dataset.json "
-                "by the names of the segments"
+                f"{where}: {n_voxels} voxel(s) belong to {segment.name!r} alone, for which no declared value stands; "
+                "declare a value that belongs to this region alone, or correct the segments"
             )
-        return {(s.name,): s.value for s in segments}
-    unknown = [s.name for s in segments if s.name not in known]
-    if unknown:
+
+
+def _paint_overlaps(
+    where: str,
+    joined: NDArray[Any],
+    layers: NDArray[Any],
+    shared: NDArray[np.bool_],
+    segments: list[Segment],
+    members: dict[frozenset[str], int],
+    declared: Labels | None,
+) -> None:
+    """Give voxels of several segments the value that belongs to all their regions and to no other."""
+    if not shared.any():
+        return
+    found, which, counts = np.unique(layers[:, shared], axis=1, return_inverse=True, return_counts=True)
+    names = {(s.layer, s.value): s.name for s in segments}
+    values = np.zeros(found.shape[1], dtype=joined.dtype)
+    for number, column in enumerate(found.T):
+        here = frozenset(names[layer, int(value)] for layer, value in enumerate(column) if value)
+        if here not in members:
+            regions = declared is not None and declared.regions
+            raise CaseError(
+                f"{where}: the segments {', '.join(sorted(map(repr, here)))} overlap in {int(counts[number])} voxel(s), and a voxel has "
+                "one value; remove the overlap in 3D Slicer (export the segmentation as labelmap)"
+                + ("" if regions else ", or declare regions with a value for the overlap in dataset.json")
+            )
+        values[number] = members[here]
+    joined[shared] = values[which.reshape(-1)]
+
+
+def _by_numbers(where: str, segments: list[Segment]) -> dict[frozenset[str], int]:
+    """Values of segments by the numbers in the file."""
+    if len({s.value for s in segments}) < len(segments):
+        shown = ", ".join(f"{s.name} = {s.value} in layer {s.layer}" for s in segments)
         raise CaseError(
-            f"{where} has the segment(s) {', '.join(map(repr, unknown))}; declared are {', '.join(declared.names)}: "
-            "rename or remove them in 3D Slicer, or declare them"
+            f"{where} has layers in which the same value stands for several segments ({shown}); declare the labels in dataset.json "
+            "by the names of the segments"
+        )
+    return {frozenset({s.name}): s.value for s in segments}
+
+
+def _by_declared_names(where: str, segments: list[Segment], declared: Labels) -> dict[frozenset[str], int]:
+    """The declared value that belongs to each set of segments, and to no other declared region."""
+    known = _declared_names(segments, declared)
+    aside = {"background": declared.background, "ignore": declared.ignore}
+    set_aside = {s.name: v for s in segments if s.name not in known and (v := aside.get(_plain(s.name))) is not None}
+    segments = [s for s in segments if s.name not in set_aside]
+    unknown = [s.name for s in segments if s.name not in known]
+    if unknown or len(set(known.values())) < len(segments):
+        raise CaseError(
+            f"{where} has the segments {', '.join(repr(s.name) for s in segments)}; declared are {', '.join(declared.names)}, each once: "
+            "rename or remove the others in 3D Slicer, or declare them"
         )
     by_target = {target: segment for segment, target in known.items()}
-    members: dict[tuple[str, ...], int] = {}
-    twice = set()
-    for value in sorted({v for t in declared.targets for v in t.values}):
+    sets: dict[frozenset[str], list[int]] = {}
+    for value in {v for t in declared.targets for v in t.values}:
         targets = [t.name for t in declared.targets if value in t.values]
-        if not all(t in by_target for t in targets):
-            continue
-        key = tuple(by_target[t] for t in targets)
-        twice |= {key} & set(members)
-        members.setdefault(key, value)
+        if all(t in by_target for t in targets):
+            sets.setdefault(frozenset(by_target[t] for t in targets), []).append(value)
     # What several values share is one region: it cannot be known which of them a voxel has.
-    return {key: value for key, value in members.items() if key not in twice}
+    one = {names: values[0] for names, values in sets.items() if len(values) == 1}
+    return {**one, **{frozenset({name}): value for name, value in set_aside.items()}}
 
 
 def _declared_names(segments: list[Segment], declared: Labels) -> dict[str, str]:
@@ -157,29 +201,10 @@ def _require_described(where: str, layers: NDArray[Any], segments: list[Segment]
             )
 
 
-def _overlap(where: str, here: frozenset[str], n_voxels: int, declared: Labels | None) -> str:
-    names = ", ".join(sorted(map(repr, here)))
-    if len(here) == 1:
-        return (
-            f"{where}: {n_voxels} voxel(s) belong to {names} alone, for which no declared value stands; "
-            "declare a value that belongs to this region alone, or correct the segments"
-        )
-    regions = (
-        ""
-        if declared is not None and declared.regions
-        else " (or declare regions with a value for this overlap in dataset.json)"
-    )
-    return (
-        f"{where}: the segments {names} overlap in {n_voxels} voxel(s), and a voxel has one value; "
-        f"remove the overlap in 3D Slicer: export the segmentation as labelmap{regions}"
-    )
-
-
-def _note(segments: list[Segment], declared: Labels | None, members: dict[tuple[str, ...], int]) -> Note:
-    if declared is not None and _declared_names(segments, declared):
-        shown = ", ".join(f"{' and '.join(names)} = {value}" for names, value in members.items())
+def _note(members: dict[frozenset[str], int], *, by_name: bool) -> Note:
+    shown = ", ".join(f"{' and '.join(sorted(names))} = {value}" for names, value in members.items())
+    if by_name:
         return Note("note", f"segments of 3D Slicer take the declared values of their names: {shown}")
-    shown = ", ".join(f"{s.name} = {s.value}" for s in segments)
     return Note(
         "note",
         f"segments of 3D Slicer have the values of the file: {shown}; declare their names in dataset.json to have the names decide",
