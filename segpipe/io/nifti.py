@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import Floats, Grid
 from segpipe.errors import UnreadableFileError
-from segpipe.io.nifti_header import FLIP_INDEX, Stored, believed, grid_of, notes_of, open_stored, voxels_of
+from segpipe.io.nifti_header import (
+    FLIP_INDEX,
+    QUATERNION_ROUNDING,
+    Stored,
+    believed,
+    grid_of,
+    notes_of,
+    open_stored,
+    voxels_of,
+)
 from segpipe.io.notes import Note
 from segpipe.io.streams import is_gzip, require_no_second_volume, take
 
@@ -137,7 +146,7 @@ def _mend(stored: Stored, header: Any) -> None:
     affine, part = believed(stored)
     if stored.has_sform and part == "qform":
         header.set_sform(affine, code=int(stored.header["sform_code"]))
-    if part == "qform" and stored.quaternion_excess > 0:
+    if part == "qform" and stored.quaternion_excess >= QUATERNION_ROUNDING:
         _set_qform(header, affine, int(stored.header["qform_code"]))
     usable = stored.has_qform and stored.qform_problem is None
     if part == "sform" and not usable and _lean(affine) > _LEAN:
@@ -150,7 +159,7 @@ def _set_qform(header: Any, affine: Floats, code: int) -> None:
     header.set_qform(affine, code=code)
     quaternion = np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
     if (excess := float(np.square(quaternion).sum() - 1)) > 0:
-        for axis, value in zip("bcd", quaternion / (1 + excess), strict=True):
+        for axis, value in zip("bcd", quaternion / np.sqrt(1 + excess), strict=True):
             header[f"quatern_{axis}"] = value
     if (np.isfinite(sizes) & (sizes > 0)).all():
         header["pixdim"][1:4] = sizes

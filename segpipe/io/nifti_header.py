@@ -26,6 +26,8 @@ SIZE_CONTRADICTION = 1e-2
 """Relative difference of voxel sizes that no rounding makes."""
 QUATERNION_TOLERANCE = 2e-3
 """Excess over 1 of a quaternion's sum of squares that rounding to three decimals may make: 2 x sqrt(3) x 0.0005."""
+QUATERNION_ROUNDING = float(Nifti1Header.quaternion_threshold)
+"""Distance of that sum from 1 which nibabel takes for rounding; it refuses more."""
 _MM = {"meter": 1000.0, "micron": 0.001}
 """Millimetres in the units a header may state instead of millimetres."""
 _MAGIC = {b"n+1": True, b"ni1": False, b"n+2": True, b"ni2": False}
@@ -89,7 +91,8 @@ class Stored:
         excess = self.quaternion_excess
         if excess > 0:
             b, c, d = self._quaternion / np.sqrt(1 + excess)
-        rotation = quat2mat([np.sqrt(max(-excess, 0.0)), b, c, d]) if np.isfinite(excess) else np.full((3, 3), np.nan)
+        first = np.sqrt(-excess) if excess < -QUATERNION_ROUNDING else 0.0
+        rotation = quat2mat([first, b, c, d]) if np.isfinite(excess) else np.full((3, 3), np.nan)
         # Only -1 is a flip; 0, which old programs write, is 1.
         sizes = np.abs(self.sizes) * [1, 1, -1 if float(self.header["pixdim"][0]) < 0 else 1]
         affine = np.eye(4)
@@ -305,7 +308,7 @@ def _size_contradictions(stored: Stored, affine: Floats, part: str) -> list[Note
 def _form_contradictions(stored: Stored, grid: Grid, part: str) -> list[Note]:
     if stored.has_sform and part == "qform":
         return [Note("warning", f"{matrix_problem('sform', stored.sform)}; the qform is believed")]
-    if part == "qform" and stored.quaternion_excess > SIZE_TOLERANCE:
+    if part == "qform" and stored.quaternion_excess >= QUATERNION_ROUNDING:
         return [Note("note", "the qform's quaternion is longer than 1 by rounding; it is made 1 long")]
     if part != "sform" or not stored.has_qform or not (np.isfinite(stored.sizes) & (stored.sizes != 0)).all():
         return []
