@@ -123,6 +123,11 @@ def is_image(path: Path) -> bool:
     return path.is_file() and ending_of(path) is not None
 
 
+def is_segmentation(path: Path) -> bool:
+    """Tell by a file's name whether it is a segmentation as 3D Slicer saves one beside its image."""
+    return (ending_of(path) or "").startswith(".seg.")
+
+
 def is_picture(path: Path) -> bool:
     """Tell whether a file is a two-dimensional picture (PNG, TIFF), whose rows run from top to bottom."""
     return _reader_name(path) == "image2d"
@@ -221,6 +226,8 @@ def _reader_of(path: Path) -> Any:
     if path.is_dir():
         return _module("dicom")
     ending = ending_of(path)
+    if ending is None and path.name.lower().endswith((".img", ".img.gz")):
+        raise UnreadableFileError(f"{path}: holds the voxels of a pair of files; give the one that ends in .hdr")
     if ending is None:
         raise UnreadableFileError(
             f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}, nor is it a folder of DICOM files"

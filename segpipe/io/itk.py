@@ -45,6 +45,7 @@ def read(path: Path) -> tuple[NDArray[Any], Grid]:
         voxels = _unpacked(path, stated, header)
     else:
         _require_length(path, stated)
+        _require_range(path, stated)
         voxels = _decoded(path, header, stated.encoding)
     return np.ascontiguousarray(voxels.reshape((n_channels, *grid.shape))), grid
 
@@ -67,7 +68,8 @@ def header_notes(path: Path) -> list[Note]:
                 "no 'space' is stated: where left and right are is unknown; axes are taken as left, posterior, superior",
             )
         )
-    if stated.spacing is None or not all(isfinite(size) for size in stated.spacing):
+    n_stated = sum(isfinite(size) for size in stated.spacing or ())
+    if stated.spacing is None or (stated.spacing and n_stated < min(header.GetDimension(), 3)):
         notes.append(Note("note", "no voxel size is stated; 1 mm is assumed where there is none"))
     return [*notes, *_unit_notes(stated), *size_notes(grid), *shear_notes(grid)]
 
@@ -182,6 +184,26 @@ def _require_length(path: Path, stated: Stated) -> None:
         )
     if len(stated.files) == 1 and found > n_bytes and found % n_bytes == 0:
         require_no_second_volume(path, take(stated.files[0], stated.start, n_bytes), n_bytes)
+
+
+def _require_range(path: Path, stated: Stated) -> None:
+    """Refuse numbers in text that do not fit into the type of the header: ITK takes other numbers for them."""
+    if stated.encoding != "ascii" or stated.start is None or len(stated.files) > 1:
+        return
+    with stated.files[0].open("rb") as file:
+        file.seek(stated.start)
+        try:
+            values = np.array(file.read().replace(b",", b" ").split(), dtype=np.float64)
+        except ValueError as error:
+            raise UnreadableFileError(f"{path}: its voxels are no numbers ({error}); save it again") from error
+    number = np.dtype(stated.number)
+    if values.size and np.issubdtype(number, np.integer):
+        limits = np.iinfo(number)
+        if values.min() < limits.min or values.max() > limits.max or (values != np.rint(values)).any():
+            raise UnreadableFileError(
+                f"{path}: its voxels run from {values.min():g} to {values.max():g}; expected whole numbers of type {stated.number}, "
+                "as its header states: save it again with a type that holds them"
+            )
 
 
 def _unit_notes(stated: Stated) -> list[Note]:

@@ -231,6 +231,11 @@ def notes_of(stored: Stored) -> list[Note]:
 
 def matrix_problem(name: str, affine: Floats) -> str | None:
     """Why a matrix cannot place voxels."""
+    if not np.isfinite(affine).all():
+        return f"the {name} cannot be used: it holds values that are no numbers"
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not lengths.all():
+        return f"the {name} cannot be used: its columns are {by(lengths)} long, expected positive lengths"
     try:
         Grid.from_affine((1, 1, 1), affine)
     except ValueError as error:

@@ -15,6 +15,8 @@ from segpipe.errors import UnreadableFileError
 
 _GZIP = b"\x1f\x8b"
 _ZLIB = 15
+_MOST_PACKED = 1100
+"""Bytes that one byte of a deflate stream can stand for, at most 1032, rounded up."""
 _READ, _GIVEN = 1 << 18, 1 << 22
 """Bytes that are read, and most bytes that are given out, at a time."""
 
@@ -72,6 +74,10 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
     UnreadableFileError
         If the content ends too early, or its checksum does not fit.
     """
+    most = (path.stat().st_size - at) * (_MOST_PACKED if inside == "zlib" or is_gzip(path) else 1)
+    if n_bytes > most:
+        # Before memory is taken: a damaged header may state any size.
+        raise _too_short(path, f"at most {most}", n_bytes)
     content = np.empty(n_bytes, dtype=np.uint8)
     filled, behind, zeros = -start, 0, True
     for block in _zlib_blocks(path, at) if inside == "zlib" else _blocks(path, at, _GIVEN):
@@ -86,10 +92,7 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
             behind += len(rest)
             zeros = zeros and not rest.strip(b"\0")
     if filled < n_bytes:
-        raise UnreadableFileError(
-            f"{path}: the file is truncated: it holds {max(filled, 0)} bytes of voxels, by its header expected {n_bytes}; "
-            "copy it again from its source"
-        )
+        raise _too_short(path, str(max(filled, 0)), n_bytes)
     return Taken(content, behind, zeros)
 
 
@@ -106,6 +109,13 @@ def require_no_second_volume(path: Path, taken: Taken, n_bytes: int) -> None:
             f"{path}: the file holds {taken.n_behind // n_bytes + 1} times the voxels that its header states; "
             "expected once: set the right number of axes and their sizes in the header"
         )
+
+
+def _too_short(path: Path, found: str, expected: int) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{path}: the file is truncated: it holds {found} bytes of voxels, by its header expected {expected}; "
+        "copy it again from its source"
+    )
 
 
 def _blocks(path: Path, at: int, most: int) -> Iterator[bytes]:

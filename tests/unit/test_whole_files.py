@@ -94,6 +94,15 @@ def test_an_offset_that_is_none_is_refused(tmp_path, offset):
         read_volume(tmp_path / "a.nii")
 
 
+def test_a_damaged_size_takes_no_memory(tmp_path):
+    content = bytearray(nii(tmp_path))
+    content[42:48] = np.array([32767] * 3, dtype="<i2").tobytes()
+    for name, stored in (("a.nii", bytes(content)), ("b.nii.gz", gzip.compress(content))):
+        (tmp_path / name).write_bytes(stored)
+        with pytest.raises(UnreadableFileError, match=r"truncated: it holds at most \d+ bytes"):
+            read_volume(tmp_path / name)
+
+
 def test_a_name_that_hides_the_compression_is_noted(tmp_path):
     (tmp_path / "a.nii").write_bytes(gzip.compress(nii(tmp_path)))
     (tmp_path / "a.nii.gz").write_bytes(nii(tmp_path))
@@ -123,6 +132,10 @@ FOUR = SPACE.replace("(0,0,2.5)", "(0,0,2.5) none")
         ({"encoding": "gzip", "data": gzip.compress(RAW[:-2])}, r"\(gzip\): they end too early"),
         ({"encoding": "gzip", "data": flipped(gzip.compress(RAW, 0), 900)}, "checksum does not fit"),
         ({"encoding": "gzip", "data": gzip.compress(RAW)[:-8]}, "checksum does not fit"),
+        ({"encoding": "ascii", "type": "uint8", "data": b" ".join(b"%d" % v for v in VOXELS.ravel(order="F"))},
+         "run from 0 to 998; expected whole numbers of type uint8"),
+        ({"encoding": "ascii", "data": b"1.5 " * 960}, "run from 1.5 to 1.5; expected whole numbers"),
+        ({"encoding": "ascii", "data": b"1 " * 900}, r"\(ascii\): they end too early"),
         ({"encoding": "bzip2", "data": bz2.compress(RAW)}, "its encoding is bzip2.*expected raw or gzip"),
         ({"type": "float16"}, "its type is float16"),
         ({"type": "block"}, "its type is block"),
@@ -189,6 +202,11 @@ def test_units_and_assumed_sizes_of_nrrd_are_noted(tmp_path, fields, spacing, se
 
 
 def test_sound_files_have_no_note(tmp_path):
+    listed = {"sizes": "2 12 10 8", "dimension": 4, "data": RAW * 2}
+    fields = SPACE.replace("directions: ", "directions: none ") + "kinds: list domain domain domain\n"
+    assert header_notes(nrrd(tmp_path, fields, **listed)) == []
+    fields = "spacings: NaN 0.8 1.2 2.5\nkinds: list domain domain domain\n"
+    assert ["no 'space'" in n.message for n in header_notes(nrrd(tmp_path, fields, **listed))] == [True]
     assert header_notes(nrrd(tmp_path, SPACE + 'space units: "mm" "mm" "mm"\n')) == []
     assert header_notes(mha(tmp_path)) == []
 
