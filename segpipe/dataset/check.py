@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from segpipe.core.artefact import Record
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
-from segpipe.dataset.load import LabelFile, LoadedImage, labels_on, load_image, read_label_file
+from segpipe.dataset.grids import LabelFile
+from segpipe.dataset.load import LoadedImage, labels_on, load_image, read_label_file
 from segpipe.dataset.schema import Case, Dataset, Finding, Severity
 from segpipe.errors import CaseError, GeometryMismatchError, IrregularSeriesError, UnreadableFileError
 from segpipe.io.formats import header_notes

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.artefact import Artefact
 from segpipe.core.geometry import Box, bounding_box
-from segpipe.dataset.load import LoadedImage, labels_exactly_on, read_label_file
+from segpipe.dataset.grids import labels_exactly_on
+from segpipe.dataset.load import LoadedImage, read_label_file
 from segpipe.metrics.calibration import Counts
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.prepare import Placement

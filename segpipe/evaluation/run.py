@@ -10,7 +10,8 @@ import numpy as np
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
-from segpipe.dataset.load import LabelFile, labels_exactly_on, read_label_file
+from segpipe.dataset.grids import LabelFile, labels_exactly_on
+from segpipe.dataset.load import read_label_file
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import bounding_box
 from segpipe.core.labels import Labels
-from segpipe.dataset.load import labels_exactly_on, read_label_file
+from segpipe.dataset.grids import labels_exactly_on
+from segpipe.dataset.load import read_label_file
 from segpipe.errors import CaseError, SegpipeError
 from segpipe.execution import processes
 from segpipe.execution.memory import BYTES_A_LABEL_VOXEL

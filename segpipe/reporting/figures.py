@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import canonical_orientation
 from segpipe.core.labels import Labels
-from segpipe.dataset.load import labels_exactly_on, read_label_file
+from segpipe.dataset.grids import labels_exactly_on
+from segpipe.dataset.load import read_label_file
 from segpipe.io.formats import is_picture, read_volume
 from segpipe.losses.spec import LossTerm
 

@@ -14,7 +14,8 @@ import segpipe
 from segpipe.core.geometry import Grid, orientation_onto
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
-from segpipe.dataset.load import LabelFile, load_image, onto_axes_of, read_label_file, require_same_grid
+from segpipe.dataset.grids import LabelFile, onto_axes_of, require_same_grid
+from segpipe.dataset.load import load_image, read_label_file
 from segpipe.errors import GeometryMismatchError, UnreadableFileError
 from segpipe.io import formats
 from segpipe.io.formats import header_notes, header_warnings, read_header, read_volume, write_labels_like

@@ -9,7 +9,8 @@ import SimpleITK as sitk
 import segpipe
 from segpipe.core.labels import Labels, Target
 from segpipe.core.volume import Volume
-from segpipe.dataset.load import LabelFile, labels_exactly_on, onto_axes_of, read_label_file
+from segpipe.dataset.grids import LabelFile, labels_exactly_on, onto_axes_of
+from segpipe.dataset.load import read_label_file
 from segpipe.errors import CaseError, GeometryMismatchError
 from segpipe.io.formats import write_volume
 from tests.phantoms import axis_grid
