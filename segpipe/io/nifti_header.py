@@ -87,12 +87,10 @@ class Stored:
     @property
     def qform(self) -> Floats:
         """The qform's matrix (4, 4), whether it can be used or not. A quaternion that rounding made too long is made 1 long."""
-        b, c, d = self._quaternion
         excess = self.quaternion_excess
-        if excess > 0:
-            b, c, d = self._quaternion / np.sqrt(1 + excess)
         first = np.sqrt(-excess) if excess < -QUATERNION_ROUNDING else 0.0
-        rotation = quat2mat([first, b, c, d]) if np.isfinite(excess) else np.full((3, 3), np.nan)
+        # nibabel makes it 1 long.
+        rotation = quat2mat([first, *self._quaternion]) if np.isfinite(excess) else np.full((3, 3), np.nan)
         # Only -1 is a flip; 0, which old programs write, is 1.
         sizes = np.abs(self.sizes) * [1, 1, -1 if float(self.header["pixdim"][0]) < 0 else 1]
         affine = np.eye(4)

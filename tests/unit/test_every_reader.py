@@ -49,7 +49,7 @@ def assert_on(affine, shape, path, *, tolerance=1e-3):
         assert np.abs(found - expected).max() <= near, reader.__name__
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     grid=grids(),
     orientation=orientations,
@@ -83,7 +83,7 @@ def test_nifti_of_any_geometry(tmp_path_factory, grid, orientation, shear, decim
         np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), voxels.T)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     grid=grids(),
     orientation=orientations,
@@ -252,6 +252,26 @@ def test_nothing_writes_images_by_itself():
     assert {name for name, text in texts.items() if writing.search(text) and not name.startswith("io/")} == WRITERS
     alone = re.compile(r"\b(sitk\.WriteImage|nibabel\.save|nib\.save|to_filename)\(")
     assert {name for name, text in texts.items() if alone.search(text)} <= {"io/itk.py", "io/image2d.py"}
+
+
+def test_voxel_sizes_are_copied_to_the_bit(tmp_path):
+    def nearly(header):
+        header["pixdim"][1:4] *= np.float32(1.0005)
+
+    path = nifti(tmp_path / "a.nii", VOXELS, LEANING, forms="sform", change=nearly)
+    write_labels_like(path, tmp_path / "b.nii", np.ones(SHAPE[::-1], dtype=np.uint8))
+    before, after = (nib.load(p).header for p in (path, tmp_path / "b.nii"))
+    assert after["qform_code"] == 1
+    np.testing.assert_array_equal(after["pixdim"][1:], before["pixdim"][1:])
+    np.testing.assert_array_equal(after["srow_x"], before["srow_x"])
+
+
+@pytest.mark.data
+def test_a_real_series_with_rounded_positions_opens_everywhere(data, tmp_path):
+    (series,) = segpipe.convert(data / "odd2" / "ge_rounded_positions", tmp_path)
+    shape, seen = by_nibabel(series.output)
+    assert np.abs(by_itk(series.output)[1] - seen).max() < 0.1
+    assert shape[2] == 20
 
 
 def test_an_image_without_a_position_keeps_having_none(tmp_path):

@@ -32,6 +32,7 @@ def assert_whole(path):
     [
         gzip.compress,
         lambda c: gzip.compress(c[:1000]) + gzip.compress(c[1000:]),
+        lambda c: gzip.compress(c[:1000]) + bytes(512) + gzip.compress(c[1000:]),
         lambda c: gzip.compress(c) + bytes(512),
         lambda c: gzip.compress(c) + b"\0" * 3 + gzip.compress(b"") + b"rest",
         lambda c: gzip.compress(c) + b"\x1fno member",
@@ -43,6 +44,7 @@ def assert_whole(path):
     ids=[
         "plain",
         "members",
+        "padded members",
         "zeros",
         "empty member",
         "garbage",
