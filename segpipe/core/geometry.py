@@ -5,9 +5,9 @@ the patient's right, y to the front, z to the head. Column ``j`` of ``direction`
 axis ``j`` runs, so that ``position = origin + direction @ (index * spacing)``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import permutations, product
 from typing import TypeVar
 
 import numpy as np
@@ -62,6 +62,7 @@ class Grid:
     spacing_mm : tuple of float, (z, y, x)
     origin_mm : tuple of float, world (x, y, z) of voxel (0, 0, 0)
     direction : nested tuple, 3x3; column j is the unit world vector of array axis j
+    placed : bool; whether the file states where its axes run, or a reader's convention stands in for it
     sized : bool; whether the file states its voxel size, or 1 mm stands in for it
     """
 
@@ -69,10 +70,11 @@ class Grid:
     spacing_mm: Spacing
     origin_mm: tuple[float, float, float]
     direction: tuple[tuple[float, float, float], ...]
+    placed: bool = True
     sized: bool = True
 
     @classmethod
-    def from_affine(cls, shape: tuple[int, ...], affine: Floats) -> "Grid":
+    def from_affine(cls, shape: tuple[int, ...], affine: Floats, *, placed: bool = True) -> "Grid":
         """Build a grid from a 4x4 affine that maps an index (z, y, x) to world (x, y, z) in RAS+ mm.
 
         Raises
@@ -87,7 +89,8 @@ class Grid:
         direction = columns / spacing
         if abs(np.linalg.det(direction)) < 1e-4:
             raise ValueError(f"voxel-to-world affine is singular: {np.asarray(affine).tolist()}")
-        return cls(triple(shape), _triple(spacing), _triple(affine[:3, 3]), tuple(_triple(row) for row in direction))
+        rows = tuple(_triple(row) for row in direction)
+        return cls(triple(shape), _triple(spacing), _triple(affine[:3, 3]), rows, placed)
 
     @classmethod
     def of_spacing(cls, shape: Shape, spacing_mm: Spacing) -> "Grid":
@@ -136,7 +139,7 @@ class Grid:
         affine[:3, :3] = columns
         affine[:3, 3] = self.position_mm((start[0], start[1], start[2]))
         turned = Grid.from_affine(tuple(self.shape[a] for a in orientation.axes), affine)
-        return turned if self.sized else replace(turned, sized=False)
+        return replace(turned, placed=self.placed, sized=self.sized)
 
     def cropped(self, box: Box) -> "Grid":
         """Return the grid of a box (z, y, x) of an array; voxels keep their place in the world."""
@@ -144,13 +147,14 @@ class Grid:
         affine = self.affine
         affine[:3, 3] = self.position_mm((z, y, x))
         part = Grid.from_affine(tuple(s.stop - s.start for s in box), affine)
-        return part if self.sized else replace(part, sized=False)
+        return replace(part, placed=self.placed, sized=self.sized)
 
     def describe(self) -> str:
         """Shape, spacing, origin and axis codes in one line, for messages."""
         spacing = " x ".join(f"{s:.4g}" for s in self.spacing_mm)
         origin = ", ".join(f"{o:.5g}" for o in self.origin_mm)
-        return f"shape {'x'.join(map(str, self.shape))}, spacing {spacing} mm (z, y, x), origin ({origin}), axes {self.axis_codes}"
+        assumed = "" if self.placed else " (assumed: its header states no position)"
+        return f"shape {'x'.join(map(str, self.shape))}, spacing {spacing} mm (z, y, x), origin ({origin}), axes {self.axis_codes}{assumed}"
 
     @property
     def axis_codes(self) -> str:
@@ -212,6 +216,59 @@ def same_grid(first: Grid, second: Grid) -> bool:
     if not second.sized and np.allclose(first.direction, second.direction) and not any(second.origin_mm):
         return True
     return largest_displacement_mm(first, second) <= GRID_TOLERANCE_VOXELS * min(first.spacing_mm)
+
+
+SPACING_TOLERANCE = 1e-3
+"""Relative difference of voxel sizes that rounding makes."""
+
+
+def same_spacing(first: Grid, second: Grid) -> bool:
+    """Tell whether two grids have the same shape and, but for rounding, the same voxel sizes, axis by axis."""
+    ratios = np.asarray(first.spacing_mm) / np.asarray(second.spacing_mm)
+    return first.shape == second.shape and bool((np.abs(ratios - 1) <= SPACING_TOLERANCE).all())
+
+
+def header_is_lost(grid: Grid) -> bool:
+    """Tell whether a grid is what programs write when they know none: voxels of 1 mm from the origin on, along the world's axes."""
+    direction = np.abs(np.asarray(grid.direction))
+    along_axes = bool(np.isin(direction, (0.0, 1.0)).all())
+    return along_axes and set(grid.spacing_mm) == {1.0} and set(grid.origin_mm) == {0.0}
+
+
+def every_orientation() -> Iterator[Orientation]:
+    """Yield the 48 orders and directions of three axes; the one that changes nothing comes first."""
+    for axes in permutations(range(3)):
+        for flips in product((False, True), repeat=3):
+            yield Orientation(axes, flips)  # type: ignore[arg-type]
+
+
+def orientation_onto(grid: Grid, other: Grid) -> Orientation | None:
+    """Return the orientation under which the voxels of ``other`` lie on those of ``grid``; None if there is none.
+
+    The axes as they are stored come first: a rule of nearest axes puts two copies of one oblique grid into different orders, when one
+    of them is rounded.
+    """
+    for orientation in every_orientation():
+        # The shape decides most of them, for nothing.
+        if tuple(other.shape[a] for a in orientation.axes) == grid.shape and same_grid(
+            grid, other.reoriented(orientation)
+        ):
+            return orientation
+    return None
+
+
+def box_on_lattice(grid: Grid, other: Grid) -> tuple[Orientation, Box] | None:
+    """Return where ``other`` lies, if it is a part of the endless lattice of ``grid``: its orientation and its box.
+
+    The box counts in voxels of ``grid``, and may reach beyond it.
+    """
+    for orientation in every_orientation():
+        turned = other.reoriented(orientation)
+        start = np.linalg.solve(grid.affine, np.array([*turned.origin_mm, 1.0]))[:3]
+        z, y, x = (slice(int(s), int(s) + n) for s, n in zip(np.rint(start), turned.shape, strict=True))
+        if same_grid(grid.cropped((z, y, x)), turned):
+            return orientation, (z, y, x)
+    return None
 
 
 def resampled_shape(shape: tuple[int, ...], spacing_mm: tuple[float, ...], new_spacing_mm: tuple[float, ...]) -> Shape:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from segpipe.core.artefact import Record
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
-from segpipe.dataset.load import LoadedImage, labels_on, load_image, read_labels
+from segpipe.dataset.grids import LabelFile
+from segpipe.dataset.load import LoadedImage, labels_on, load_image, read_label_file
 from segpipe.dataset.schema import Case, Dataset, Finding, Severity
 from segpipe.errors import CaseError, GeometryMismatchError, IrregularSeriesError, UnreadableFileError
 from segpipe.io.formats import header_notes
@@ -79,14 +80,14 @@ def check_case(case: Case, expected: Expectations) -> CheckedCase:
             for note in header_notes(path):
                 which = f"{path.name}: " if len(case.images) > 1 else ""
                 report("header", f"{which}{note.message}", note.severity)
-    stored: Volume | None = None
+    stored: LabelFile | None = None
     if case.label is not None:
         try:
-            stored = read_labels(case.id, case.label.path, expected.labels)
+            stored = read_label_file(case.id, case.label.path, expected.labels)
         except CaseError as error:
             report(_RULES.get(type(error), "label channels"), str(error))
     if case.label is not None and stored is not None:
-        counts = value_counts(stored.array)
+        counts = value_counts(stored.volume.array)
         problems = label_problems(counts, expected.labels)
         for rule, message in problems:
             report(rule, message)
@@ -96,7 +97,10 @@ def check_case(case: Case, expected: Expectations) -> CheckedCase:
     labels: NDArray[Any] | None = None
     if image is not None and stored is not None:
         try:
-            labels = labels_on(case.id, image, stored)
+            placed = labels_on(case.id, image, stored)
+            labels = placed.array
+            for note in (*stored.notes, *placed.notes):
+                report("label file", note.message, note.severity)
         except CaseError as error:
             report(_RULES[GeometryMismatchError], str(error))
     checked = CheckedCase(tuple(findings))
@@ -111,11 +115,13 @@ def image_problems(array: NDArray[Any]) -> list[tuple[str, str]]:
     finite = not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array.sum(dtype=np.float64)))
     if not finite and not (everywhere := np.isfinite(array)).all():
         first = tuple(int(i) for i in np.argwhere(~everywhere)[0])
+        corners = np.isnan(array[np.ix_(range(len(array)), *((0, n - 1) for n in array.shape[1:]))])
+        outside = " (all corners are NaN: SPM and FSL mark the outside so; `fslmaths IN -nan OUT` sets it to 0)"
         return [
             (
                 "non-finite voxels",
                 f"{int((~everywhere).sum())} voxel(s) are NaN or infinite, the first at (c, z, y, x) = {first}; "
-                "replace them by the background value",
+                f"replace them by the background value{outside if corners.all() else ''}",
             )
         ]
     if not array.any():
@@ -153,14 +159,18 @@ def label_problems(counts: dict[float, int], declared: Labels | None) -> list[tu
     """What is wrong with the values of a label array, given with their voxels: rules and messages."""
     problems = []
     whole = {int(v): n for v, n in counts.items() if np.isfinite(v) and v == round(v)}
-    broken = {v: n for v, n in counts.items() if not (np.isfinite(v) and v == round(v))}
+    no_number = sum(n for v, n in counts.items() if not np.isfinite(v))
+    broken = {v: n for v, n in counts.items() if np.isfinite(v) and v != round(v)}
+    if no_number:
+        message = f"{no_number} voxel(s) are NaN or infinite; expected a label value: replace them by the background's, 0 as a rule"
+        problems.append(("non-finite labels", message))
     if broken:
-        examples = ", ".join(f"{v:.4g}" for v in list(broken)[:4])
+        examples = ", ".join(f"{v:.9g}" for v in list(broken)[:4])
         problems.append(
             (
                 "non-integer labels",
-                f"{sum(broken.values())} voxel(s) hold values such as {examples}; the mask was resampled with interpolation: "
-                "make it again with nearest-neighbour",
+                f"{sum(broken.values())} voxel(s) hold values such as {examples}; expected whole numbers. Interpolation (make the mask "
+                "again with nearest-neighbour), or saving with a scaling in the header (save it as integers), leaves such values",
             )
         )
     outside_type = [v for v in whole if not 0 <= v <= LARGEST_LABEL]

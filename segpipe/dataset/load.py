@@ -8,20 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from segpipe.core.geometry import (
-    GRID_TOLERANCE_VOXELS,
-    Floats,
-    Grid,
-    Orientation,
-    canonical_orientation,
-    largest_displacement_mm,
-    same_grid,
-)
+from segpipe.core.geometry import Floats, Grid, Orientation, canonical_orientation, same_grid
 from segpipe.core.labels import Labels, smallest_dtype
 from segpipe.core.volume import Volume, stack_channels
+from segpipe.dataset.grids import LabelFile, Placed, along_axes_of, onto_axes_of, require_same_grid
+from segpipe.dataset.segments import joined_segments, segments_of
 from segpipe.errors import CaseError, GeometryMismatchError
-from segpipe.io.formats import read_as_nnunet, read_label_volume, read_volume
+from segpipe.io.formats import number_step, read_as_nnunet, read_label_volume, read_volume, segment_keys
+from segpipe.io.notes import Note
 
+WHOLE_TOLERANCE = 1e-3
+"""Distance from a whole number that resampling or scaling in single precision leaves."""
+LARGEST_STEP = 0.5
+"""Largest step of a header's scaling under which integers can be told from what lies between them."""
 MIN_COVERAGE = 0.5
 """A channel that covers less of the first channel's grid than this is of another part of the body."""
 
@@ -134,14 +133,22 @@ def _inside(mapping: Floats, shape: tuple[int, ...], axes: list[NDArray[Any]]) -
 
 
 def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Volume:
-    """Read a label file, (1, Z, Y, X) on its own axes; one channel per label becomes one value per voxel.
+    """Read a label file, (1, Z, Y, X) on its own axes, as ``read_label_file`` does, without its notes."""
+    return read_label_file(case_id, path, declared).volume
+
+
+def read_label_file(case_id: str, path: Path, declared: Labels | None = None) -> LabelFile:
+    """Read a label file; one channel per label, and the segments of 3D Slicer, become one value per voxel.
+
+    Values that are whole but for what rounding, or the scaling of the header, made of them are whole numbers.
 
     Parameters
     ----------
     case_id : str
     path : Path
     declared : Labels, optional
-        Values that the channels of a one-hot file stand for, background first (it may be left out), then ascending.
+        Values that the channels of a one-hot file stand for, background first (it may be left out), then ascending; and the values
+        that the names of segments stand for.
 
     Raises
     ------
@@ -149,9 +156,38 @@ def read_labels(case_id: str, path: Path, declared: Labels | None = None) -> Vol
         If it cannot be read, or its channels are not one label each.
     """
     volume = read_label_volume(path, None if declared is None else declared.accepted)
+    background = 0 if declared is None else declared.background
+    segments = segments_of(segment_keys(path))
+    if segments:
+        joined, notes = joined_segments(case_id, path.name, volume.array, segments, declared)
+        return LabelFile(Volume(joined[None], volume.grid), notes, may_be_part=True, background=background)
     if volume.array.shape[0] == 1:
-        return volume
-    return Volume(_from_one_hot(case_id, path.name, volume.array, declared)[None], volume.grid)
+        whole, notes = _made_whole(volume.array, number_step(path))
+        return LabelFile(Volume(whole, volume.grid), notes, background=background)
+    joined = _from_one_hot(case_id, path.name, volume.array, declared)
+    return LabelFile(Volume(joined[None], volume.grid), background=background)
+
+
+def _made_whole(stored: NDArray[Any], step: float) -> tuple[NDArray[Any], tuple[Note, ...]]:
+    """Round values that lie as near to whole numbers as rounding, or a header's scaling by ``step``, leaves them.
+
+    An integer that was saved with scaling comes back as a multiple of the step, at most half a step away. Above a step of a half, what
+    was a whole number is no longer known.
+    """
+    if not np.issubdtype(stored.dtype, np.floating) or step > LARGEST_STEP:
+        return stored, ()
+    tolerance = max(WHOLE_TOLERANCE, 0.501 * step)
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(stored)
+        off = np.abs(stored - whole)
+    largest = float(off.max(initial=0.0))
+    # NaN is no number, and compares as false.
+    if largest == 0 or not largest <= tolerance:
+        return stored, ()
+    how = f"scaled by {step:.4g} in the header" if step > 2 * WHOLE_TOLERANCE else "rounded"
+    return whole, (
+        Note("note", f"label values lie up to {largest:.2g} from whole numbers ({how}); they are made whole"),
+    )
 
 
 def _from_one_hot(
@@ -196,7 +232,7 @@ def _from_one_hot(
     return joined
 
 
-def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
+def labels_on(case_id: str, image: LoadedImage, labels: LabelFile) -> Placed:
     """Bring labels onto the axes of their image, (Z, Y, X).
 
     Raises
@@ -204,34 +240,5 @@ def labels_on(case_id: str, image: LoadedImage, labels: Volume) -> NDArray[Any]:
     GeometryMismatchError
         If they lie on another grid.
     """
-    require_same_grid(case_id, "image", image.stored_grid, "label", labels.grid)
-    reoriented: NDArray[Any] = image.orientation.apply(along_axes_of(image.stored_grid, labels).array[0])
-    return reoriented
-
-
-def along_axes_of(grid: Grid, volume: Volume) -> Volume:
-    """Reorder and flip a volume's axes to run as those of a grid; tools store one image in several orders of axes."""
-    return volume.reoriented(_to_axes_of(grid, volume.grid))
-
-
-def _to_axes_of(grid: Grid, other: Grid) -> Orientation:
-    """Orientation that makes the axes of ``other`` run as those of ``grid``."""
-    return canonical_orientation(other).then(canonical_orientation(grid).inverse())
-
-
-def require_same_grid(
-    case_id: str, first_name: str, first: Grid, second_name: str, second: Grid, otherwise: str = "or repair its header"
-) -> None:
-    """Raise GeometryMismatchError, with both grids printed, unless they agree in some order of their axes."""
-    aligned = second.reoriented(_to_axes_of(first, second))
-    if same_grid(first, aligned):
-        return
-    apart = (
-        ""
-        if first.shape != aligned.shape
-        else f"; corners lie up to {largest_displacement_mm(first, aligned):.3g} mm apart"
-    )
-    raise GeometryMismatchError(
-        f"case {case_id!r}: {first_name} is on {first.describe()} but {second_name} is on {second.describe()}{apart}; "
-        f"expected the same grid within {GRID_TOLERANCE_VOXELS} voxel: resample one onto the other, {otherwise}"
-    )
+    placed = onto_axes_of(case_id, "image", image.stored_grid, "label", labels)
+    return Placed(image.orientation.apply(placed.array), placed.notes)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.artefact import Artefact
 from segpipe.core.geometry import Box, bounding_box
-from segpipe.dataset.load import LoadedImage, along_axes_of, read_labels, require_same_grid
+from segpipe.dataset.grids import labels_exactly_on
+from segpipe.dataset.load import LoadedImage, read_label_file
 from segpipe.metrics.calibration import Counts
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.prepare import Placement
@@ -55,9 +56,8 @@ class Reliability:
             If the reference cannot be read, or lies on another grid.
         """
         labels = self.plan.labels
-        stored = read_labels(case, self.references[case], labels)
-        require_same_grid(case, "image", image.stored_grid, "reference", stored.grid)
-        canonical = image.orientation.apply(along_axes_of(image.stored_grid, stored).array[0])
+        stored = read_label_file(case, self.references[case], labels)
+        canonical = image.orientation.apply(labels_exactly_on(case, "image", image.stored_grid, "reference", stored))
         reference = canonical.transpose(self.plan.transpose_forward)
         spacing = [image.volume.grid.spacing_mm[axis] for axis in self.plan.transpose_forward]
         return _Counter(self, case, reference, spacing).add

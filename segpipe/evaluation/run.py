@@ -1,7 +1,7 @@
 """The stage: predictions and references in, scores out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
-from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
+from segpipe.dataset.grids import LabelFile, labels_exactly_on
+from segpipe.dataset.load import read_label_file
 from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation
@@ -174,13 +175,14 @@ _Values = tuple[str, _Counts, _Counts]
 """A case, and the voxels of each value of its prediction and of its reference."""
 
 
-def _read_labels(case: str, path: Path, declared: Labels | None = None) -> tuple[Volume, _Counts]:
-    volume = read_labels(case, path, declared)
+def _read_labels(case: str, path: Path, declared: Labels | None = None) -> tuple[LabelFile, _Counts]:
+    stored = read_label_file(case, path, declared)
+    volume = stored.volume
     counts = value_counts(volume.array)
     problems = label_problems(counts, None)
     if problems:
         raise CaseError(f"{path}: " + "; ".join(f"{rule}: {message}" for rule, message in problems))
-    return Volume(volume.array.astype(np.int64), volume.grid), counts
+    return replace(stored, volume=Volume(volume.array.astype(np.int64), volume.grid)), counts
 
 
 def _score_pair(
@@ -188,10 +190,10 @@ def _score_pair(
 ) -> tuple[CaseScores, _Values]:
     case, *paths = pair
     (prediction, predicted), (stored, known) = (_read_labels(case, path, declared) for path in paths)
-    require_same_grid(case, "prediction", prediction.grid, "reference", stored.grid)
-    reference = along_axes_of(prediction.grid, stored)
-    arrays = prediction.array[0], reference.array[0]
-    return score_case(case, *arrays, prediction.grid, labels, tolerance_mm, nsd_unit), (case, predicted, known)
+    grid = prediction.volume.grid
+    reference = labels_exactly_on(case, "prediction", grid, "reference", stored)
+    scores = score_case(case, prediction.volume.array[0], reference, grid, labels, tolerance_mm, nsd_unit)
+    return scores, (case, predicted, known)
 
 
 def _values_given(values: list[_Values], declared: Labels | None) -> tuple[Given, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segpipe.dataset.load import LoadedImage
 from segpipe.inference.stage import entropy_of
-from segpipe.io.formats import stem_of, write_volume
+from segpipe.io.formats import stem_of, write_map_like
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.prepare import Placement
 
@@ -51,8 +51,8 @@ class Extras:
         if self.uncertainty is not None:
             self._in_plan_order(self.uncertainty)[at] = entropy_of(probabilities, regions=self.regions).cpu().numpy()
 
-    def write(self) -> tuple[Path, ...]:
-        """Write the files; returns their paths."""
+    def write(self, source: Path) -> tuple[Path, ...]:
+        """Write the files, on the grid of the image in ``source``; returns their paths."""
         written = []
         if self.probabilities is not None:
             self.probabilities.flush()
@@ -63,7 +63,7 @@ class Extras:
             written.append(probabilities_file(self.output))
             self.discard()
         if self.uncertainty is not None:
-            write_volume(uncertainty_file(self.output), self.uncertainty, self.image.stored_grid)
+            write_map_like(source, uncertainty_file(self.output), self.uncertainty)
             written.append(uncertainty_file(self.output))
         return tuple(written)
 

@@ -27,7 +27,7 @@ from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_fi
 from segpipe.inference.predictor import Prediction, Predictor, Sink
 from segpipe.inference.quality import quality_of, volumes_ml
 from segpipe.inference.schema import PredictionRow
-from segpipe.io.formats import content_of, stem_of, write_labels_like
+from segpipe.io.formats import content_of, header_warnings, stem_of, write_labels_like
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.preprocessing.prepare import Placement, Prepared
@@ -63,6 +63,7 @@ class _Job:
     content: str = ""
     image: LoadedImage | None = None
     percentiles: tuple[tuple[float, ...], ...] = ()
+    header_doubts: tuple[str, ...] = ()
     prepared: tuple[Prepared | None, ...] = ()
     prediction: Prediction | None = None
     extras: Extras | None = None
@@ -244,6 +245,7 @@ class _Batch:
             raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
         job.stamps, job.content = tuple(FileStamp.of(i) for i in case.images), content_of(case.images)
         job.percentiles = image_percentiles(job.image.volume.array)
+        job.header_doubts = header_warnings(case.images)
         job.seconds["read"] = time.perf_counter() - start
         start = time.perf_counter()
         job.prepared = self.predictor.prepare(job.image.volume)
@@ -296,11 +298,12 @@ class _Batch:
         spacing, measured = volume.grid.spacing_mm, prediction.measured.seconds
         volumes = volumes_ml(prediction.labels, volume.grid.voxel_volume_mm3, plan.labels)
         quality = quality_of(prediction, volume, job.percentiles, volumes, plan)
-        found = doubts(job.percentiles, plan.guard, plan.channel_names)
+        found = job.header_doubts
+        found += doubts(job.percentiles, plan.guard, plan.channel_names)
         found += (*unusual_spacing(spacing, plan.usual).values(), *unusual_volumes(volumes, plan.usual).values())
         measured["quality"] = measured.get("quality", 0.0) + time.perf_counter() - start
         start = time.perf_counter()
-        saved = () if job.extras is None else job.extras.write()
+        saved = () if job.extras is None else job.extras.write(case.images[0])
         write_labels_like(case.images[0], case.output, job.image.to_stored(prediction.labels))
         job.seconds["write"] = time.perf_counter() - start
         return self._row(job, status="done").model_copy(

@@ -27,12 +27,30 @@ SLOWEST_BYTES_PER_S = 250_000
 
 # Module of each ending. Modules are imported when a file needs them: a worker that reads NIfTI does not wait for the others.
 _READERS = {
-    **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
-    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
+    **dict.fromkeys((".seg.nii.gz", ".seg.nii", ".nii.gz", ".nii", ".hdr", ".hdr.gz"), "nifti"),
+    **dict.fromkeys((".mgz", ".mgh"), "freesurfer"),
+    **dict.fromkeys((".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".ome.tif", ".ome.tiff", ".tif", ".tiff"), "image2d"),
     **dict.fromkeys((".dcm", ".ima"), "dicom"),
 }
 IMAGE_ENDINGS = tuple(_READERS)
+_WRITTEN_AS = {
+    **dict.fromkeys((".hdr", ".hdr.gz", ".mgz", ".mgh", ".seg.nii.gz", ".dcm", ".ima", ""), ".nii.gz"),
+    **dict.fromkeys((".jpg", ".jpeg", ".bmp"), ".png"),
+    ".seg.nii": ".nii",
+    ".seg.nrrd": ".nrrd",
+    ".nhdr": ".nrrd",
+    ".mhd": ".mha",
+}
+"""Endings of segmentations of images whose own ending is none for a segmentation."""
+_NOT_WRITTEN = (".hdr", ".hdr.gz", ".mgz", ".mgh", ".dcm", ".ima")
+"""Endings that are read only."""
+_LIES_IN_PARTS = {
+    **dict.fromkeys((".mhd", ".nhdr"), "itk"),
+    ".hdr": "nifti",
+    **dict.fromkeys((".tif", ".tiff", ".ome.tif", ".ome.tiff"), "image2d"),
+}
+"""Readers that know which other files belong to one of such an ending."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +67,9 @@ def ending_of(path: Path) -> str | None:
 
 
 def output_ending(path: Path) -> str:
-    """Return the ending of a segmentation of this image: its own, or one that can hold a mask (PNG for JPEG, NIfTI for DICOM)."""
+    """Return the ending of a segmentation of this image: its own, that of one file where voxels lie apart, or one that holds a mask."""
     ending = ending_of(path) or ""
-    instead = {
-        **{".mhd": ".mha", ".nhdr": ".nrrd"},
-        **dict.fromkeys((".jpg", ".jpeg", ".bmp"), ".png"),
-        **dict.fromkeys((".dcm", ".ima", ""), ".nii.gz"),
-    }
-    return instead.get(ending, ending)
+    return _WRITTEN_AS.get(ending, ending)
 
 
 def stem_of(path: Path) -> str:
@@ -130,6 +143,27 @@ def header_notes(path: Path) -> list[Note]:
     return notes
 
 
+def header_warnings(images: Sequence[Path]) -> tuple[str, ...]:
+    """Return what is worth a warning about the headers of a case's images, with the file's name where there are several."""
+    return tuple(
+        f"{path.name}: {note.message}" if len(images) > 1 else note.message
+        for path in images
+        for note in header_notes(path)
+        if note.severity == "warning"
+    )
+
+
+def number_step(path: Path) -> float:
+    """Return the distance of neighbouring values that a file can hold, where its header scales integers; else 0."""
+    return float(_module("nifti").number_step(path)) if _reader_name(path) == "nifti" else 0.0
+
+
+def segment_keys(path: Path) -> dict[str, str]:
+    """Return the names and values by which 3D Slicer describes segments; empty for every other file."""
+    keys: dict[str, str] = _module("itk").segment_keys(path) if _reader_name(path) == "itk" else {}
+    return keys
+
+
 def is_image(path: Path) -> bool:
     """Tell whether a path is something to read: a file with an image's ending, or a folder of DICOM files."""
     if path.is_dir():
@@ -137,9 +171,14 @@ def is_image(path: Path) -> bool:
     return path.is_file() and ending_of(path) is not None
 
 
+def is_segmentation(path: Path) -> bool:
+    """Tell by a file's name whether it is a segmentation as 3D Slicer saves one beside its image."""
+    return (ending_of(path) or "").startswith(".seg.")
+
+
 def is_picture(path: Path) -> bool:
     """Tell whether a file is a picture (PNG, JPEG, BMP, TIFF), whose rows run from top to bottom."""
-    return _READERS.get(ending_of(path) or "") == "image2d"
+    return _reader_name(path) == "image2d"
 
 
 def is_dicom(file: Path) -> bool:
@@ -164,7 +203,7 @@ def files_behind(path: Path) -> list[Path]:
     if path.is_dir():
         files: list[Path] = _module("dicom").files_behind(path)
         return files
-    reader = {".mhd": "itk", ".nhdr": "itk", ".tif": "image2d", ".tiff": "image2d"}.get(path.suffix.lower())
+    reader = _LIES_IN_PARTS.get((ending_of(path) or "").removesuffix(".gz"))
     return [path] if reader is None else _module(reader).files_behind(path)
 
 
@@ -188,32 +227,50 @@ def most_voxels(files: Iterable[Path]) -> int:
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
-    """Write a label array (Z, Y, X) with the header of ``source``; the file appears whole or not at all.
+    """Write an array (Z, Y, X) with the header of ``source``; the file appears whole or not at all.
 
-    The number type is that of ``labels``; both files must have the same kind of ending. Labels of a DICOM folder are written as
-    NIfTI on the series' grid.
+    The number type is that of ``labels``; both files must have the same kind of ending. Labels of a DICOM folder or of a FreeSurfer
+    file are written as NIfTI on the image's grid.
     """
-    kind = _READERS.get(ending_of(source) or "")
+    kind = _reader_name(source)
     if source.is_dir() or kind == "dicom" or (kind is None and _module("dicom").looks_like_dicom(source)):
         write_volume(output, labels, read_header(source).grid)
         return
-    if kind is None or kind != _READERS.get(ending_of(output) or ""):
+    if kind == "freesurfer" and _reader_name(output) == "nifti":
+        write_volume(output, labels, read_header(source).grid)
+        return
+    if kind is None or kind != _reader_name(output) or not _is_written(output):
         raise UnreadableFileError(
-            f"{output}: cannot carry the header of {source.name}; use its ending, {ending_of(source)}"
+            f"{output}: cannot carry the header of {source.name}; use the ending {output_ending(source)}"
         )
     _replace_when_whole(output, lambda partial: _module(kind).write_labels_like(source, partial, labels))
     if kind == "image2d":
         _module(kind).write_beside(source, output)
 
 
+def write_map_like(source: Path, output: Path, array: NDArray[Any]) -> None:
+    """Write an array (Z, Y, X) on the grid of ``source``: with its header where both are of one kind of format, else as a new file."""
+    if not source.is_dir() and _reader_name(source) == _reader_name(output):
+        write_labels_like(source, output, array)
+    else:
+        write_volume(output, array, read_header(source).grid)
+
+
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
     """Write an array (Z, Y, X) on a grid as a new file; the file appears whole or not at all."""
-    kind = _READERS.get(ending_of(path) or "")
-    if kind is None:
-        raise UnreadableFileError(f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}")
-    if kind == "dicom":
-        raise UnreadableFileError(f"{path}: DICOM is not written; use the ending .nii.gz")
+    kind = _reader_name(path)
+    if kind is None or not _is_written(path):
+        written = ", ".join(ending for ending in IMAGE_ENDINGS if ending not in _NOT_WRITTEN)
+        raise UnreadableFileError(f"{path}: cannot be written: its ending is not one of {written}")
     _replace_when_whole(path, lambda partial: _module(kind).write(partial, array, grid))
+
+
+def _reader_name(path: Path) -> str | None:
+    return _READERS.get(ending_of(path) or "")
+
+
+def _is_written(path: Path) -> bool:
+    return ending_of(path) not in _NOT_WRITTEN
 
 
 def _replace_when_whole(output: Path, write: Any) -> None:
@@ -257,6 +314,8 @@ def _reader_of(path: Path) -> Any:
         return _module("dicom")
     if ending is None and path.is_file() and (archive := archive_of(path)):
         raise UnreadableFileError(f"{path}: is {archive}")
+    if ending is None and path.name.lower().endswith((".img", ".img.gz")):
+        raise UnreadableFileError(f"{path}: holds the voxels of a pair of files; give the one that ends in .hdr")
     if ending is None:
         raise UnreadableFileError(
             f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}, nor is it a folder of DICOM files"

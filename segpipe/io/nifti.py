@@ -1,226 +1,218 @@
-"""NIfTI-1 and NIfTI-2 by nibabel, which opens the sheared and not quite orthonormal directions that ITK refuses.
+"""NIfTI-1 and NIfTI-2, in one file or as a pair, by nibabel's headers, which also hold sheared directions that ITK refuses.
 
-Which part of a header is believed, and what is said of the rest, is written in docs/conventions.md.
+Which part of a header is believed, and what is noted about the rest, is written in docs/conventions.md.
 """
 
 import gzip
-import zlib
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from segpipe.core.geometry import Floats, Grid, largest_displacement_mm, same_grid
+from segpipe.core.geometry import Floats, Grid
 from segpipe.errors import UnreadableFileError
-from segpipe.io.notes import Note, shear_notes
+from segpipe.io.nifti_header import (
+    FLIP_INDEX,
+    QUATERNION_ROUNDING,
+    Stored,
+    believed,
+    grid_of,
+    notes_of,
+    open_stored,
+    voxels_of,
+)
+from segpipe.io.notes import Note
+from segpipe.io.streams import is_gzip, require_no_second_volume, take
 
-_DAMAGE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError, ValueError)
-SIZE_TOLERANCE = 1e-3
-"""Relative difference of voxel sizes from which a header contradicts itself."""
-
-_FLIP_INDEX = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
-_MM = {"meter": 1000.0, "micron": 0.001}
-"""Millimetres in the units a header may state instead of millimetres."""
+_LEAN = 1e-6
+"""Largest difference of direction cosines from the nearest rotation that ITK takes for none."""
+_LONGEST_NIFTI_1 = 32767
+"""Most voxels along an axis that NIfTI-1 can state."""
 
 
 def read_header(path: Path) -> tuple[Grid, int]:
     """Grid and number of channels."""
-    image = _open(path)
-    return _grid(path, image), _n_channels(path, image.shape)
+    stored = open_stored(path)
+    n_channels = _n_channels(stored)
+    return grid_of(stored), n_channels
 
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Voxels (C, Z, Y, X) with the header's scaling applied (as float32 where there is one), and their grid."""
-    image = _open(path)
-    grid, n_channels = _grid(path, image), _n_channels(path, image.shape)
-    try:
-        voxels = _scaled(image.dataobj)
-    except _DAMAGE as error:
-        raise UnreadableFileError(
-            f"{path}: the voxels cannot be read, the file is truncated or damaged ({_one_line(error)}); copy it again from its source"
-        ) from error
-    voxels = voxels.reshape((*_spatial(image.shape), n_channels), order="F")
+    stored = open_stored(path)
+    n_channels, grid = _n_channels(stored), grid_of(stored)
+    number = stored.header.get_data_dtype()
+    n_bytes = prod(stored.shape) * number.itemsize
+    taken = take(stored.voxels, _offset(stored), n_bytes)
+    require_no_second_volume(path, taken, n_bytes)
+    voxels = taken.content.view(number).reshape((*stored.spatial, n_channels), order="F")
+    voxels = _scaled(voxels.astype(number.newbyteorder("="), copy=False), *_scaling(stored))
     return np.ascontiguousarray(voxels.transpose(3, 2, 1, 0)), grid
+
+
+def number_step(path: Path) -> float:
+    """Distance of neighbouring values that a file can hold, where its header scales integers; else 0."""
+    stored = open_stored(path)
+    slope, _ = _scaling(stored)
+    return abs(slope) if np.issubdtype(stored.header.get_data_dtype(), np.integer) and slope != 1 else 0.0
 
 
 def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file's header, and what was believed."""
-    image = _open(path)
-    notes: list[Note] = []
-    lengths, sizes = _by(_lengths(image)), _raw_pixdim(path, image)
-    if _has_form(image) and not ((sizes > 0) & np.isfinite(sizes)).all():
-        notes.append(
-            Note("warning", f"pixdim says voxels of {_by(sizes)} mm (x, y, z); the affine's {lengths} mm are believed")
+    stored = open_stored(path)
+    notes = notes_of(stored)
+    lower = path.name.lower()
+    if stored.voxels == path and lower.endswith(".gz") != is_gzip(path):
+        inside = (
+            "is not compressed, although its name ends with .gz" if lower.endswith(".gz") else "is compressed by gzip"
         )
-    elif _sizes_disagree(path, image):
-        notes.append(
-            Note("note", f"the sform says voxels of {lengths} mm (x, y, z), pixdim {_by(sizes)} mm; pixdim is believed")
-        )
-    if image.header["sform_code"] > 0 and image.header["qform_code"] > 0:
-        believed = _grid(path, image)
-        qform = image.get_qform()
-        qform[:3] *= _MM.get(_unit(image), 1.0)
-        other = Grid.from_affine(believed.shape, qform @ _FLIP_INDEX)
-        if not same_grid(believed, other):
-            apart = largest_displacement_mm(believed, other)
-            notes.append(
-                Note("warning", f"sform and qform put the same voxel up to {apart:.3g} mm apart; the sform is believed")
-            )
-    if not _has_form(image):
-        notes.append(
-            Note("note", "neither sform nor qform: where left and right are is unknown; x is taken to run to the left")
-        )
-    unit = _unit(image)
-    if unit in _MM:
-        notes.append(Note("note", f"sizes are stated in {unit}s; they are multiplied by {_MM[unit]:g} to millimetres"))
-    elif unit != "mm":
-        notes.append(Note("note", "the unit of the voxel sizes is not stated; millimetres are assumed"))
-    return notes + shear_notes(_grid(path, image))
+        notes.append(Note("note", f"the file {inside}; it is read as it is"))
+    return notes
+
+
+def files_behind(path: Path) -> list[Path]:
+    """The file, and the one with the voxels of a pair."""
+    try:
+        voxels = voxels_of(path)
+    except UnreadableFileError:
+        return [path]
+    return [path, voxels]
 
 
 def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
-    """Write labels (Z, Y, X) with the source's header: class, byte order, sform and qform with their codes, units, description."""
-    image = _open(source)
-    header = image.header.copy()
+    """Write an array (Z, Y, X) with the source's header: class, byte order, sform and qform with their codes, units, description.
+
+    The bytes of the geometry are copied. Where nibabel or SimpleITK could not open the result, what they stumble over is mended.
+    """
+    stored = open_stored(source)
+    # A source of one slice or with a trailing axis of length 1 keeps its number of axes.
+    shape = stored.shape if prod(stored.shape) == labels.size else labels.shape[::-1]
+    header = _copied(stored, shape)
+    header["dim"] = [len(shape), *shape, *[1] * (7 - len(shape))]
     header.set_data_dtype(labels.dtype)
     header.set_slope_inter(1, 0)
     header["cal_max"] = header["cal_min"] = 0
     header.set_intent("none")
-    if len(header.extensions):
-        header.extensions.clear()
-    voxels = labels.transpose(2, 1, 0)
-    # A source of one slice or with a trailing axis of length 1 keeps its number of axes.
-    shape = image.shape if int(np.prod(image.shape)) == labels.size else voxels.shape
-    _save(type(image)(voxels.reshape(shape), None, header), output)
+    _mend(stored, header)
+    voxels = labels.transpose(2, 1, 0).astype(header.get_data_dtype(), copy=False)
+    _save(header.binaryblock + bytes(4) + voxels.tobytes(order="F"), output)
+
+
+def _copied(stored: Stored, shape: tuple[int, ...]) -> Any:
+    """The stored header as that of one file: NIfTI-1, which SimpleITK opens, or NIfTI-2 where an axis is too long for it."""
+    is_first = stored.header.sizeof_hdr == Nifti1Header.sizeof_hdr
+    if is_first or max(shape) > _LONGEST_NIFTI_1:
+        single = Nifti1Header if is_first else Nifti2Header
+        header = single(stored.header.binaryblock, endianness=stored.header.endianness, check=False)
+    else:
+        single = Nifti1Header
+        header = single(endianness=stored.header.endianness)
+        for name in set(header.keys()) & set(stored.header.keys()) - {"sizeof_hdr", "magic", "vox_offset", "dim"}:
+            header[name] = stored.header[name]
+    header["magic"], header["vox_offset"] = single.single_magic, single.single_vox_offset
+    return header
 
 
 def write(output: Path, array: NDArray[Any], grid: Grid) -> None:
-    """Write an array (Z, Y, X) on a grid as NIfTI-1 in millimetres."""
-    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), grid.affine @ _FLIP_INDEX)
+    """Write an array (Z, Y, X) on a grid as NIfTI-1 in millimetres, with its sform, and its nearest rotation as qform."""
+    affine = grid.affine @ FLIP_INDEX
+    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
-    _save(image, output)
+    image.header.set_sform(affine, code=1)
+    image.header.set_qform(affine, code=1)
+    _save(image.to_bytes(), output)
 
 
-def _save(image: Any, output: Path) -> None:
-    if output.name.endswith(".gz"):
+def _save(content: bytes, output: Path) -> None:
+    if output.name.lower().endswith(".gz"):
         # No file name and no time in the gzip header: the same voxels give the same bytes.
         with (
             output.open("wb") as raw,
             gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=5, mtime=0) as packed,
         ):
-            packed.write(image.to_bytes())
+            packed.write(content)
     else:
-        output.write_bytes(image.to_bytes())
+        output.write_bytes(content)
 
 
-def _open(path: Path) -> Any:
-    try:
-        image = nibabel.load(path)
-    except _DAMAGE as error:
-        raise UnreadableFileError(f"{path}: not a readable NIfTI file ({_one_line(error)})") from error
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise UnreadableFileError(f"{path}: holds a {type(image).__name__}, expected NIfTI; convert it first")
-    kind = image.get_data_dtype()
-    if kind.fields is not None or np.issubdtype(kind, np.complexfloating):
+def _mend(stored: Stored, header: Any) -> None:
+    """Change what keeps a copied header from being opened: a broken sform or qform, or directions that only ITK refuses."""
+    affine, part = believed(stored)
+    if stored.has_sform and part == "qform":
+        header.set_sform(affine, code=int(stored.header["sform_code"]))
+    if part == "qform" and stored.quaternion_excess >= QUATERNION_ROUNDING:
+        _set_qform(header, affine, int(stored.header["qform_code"]))
+    usable = stored.has_qform and stored.qform_problem is None
+    if part == "sform" and not usable and _lean(affine) > _LEAN:
+        _set_qform(header, affine, code=1)
+
+
+def _set_qform(header: Any, affine: Floats, code: int) -> None:
+    """Set a qform that no reader finds longer than 1, and leave usable voxel sizes as they are."""
+    sizes = np.array(header["pixdim"][1:4])
+    header.set_qform(affine, code=code)
+    quaternion = np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
+    if (excess := float(np.square(quaternion).sum() - 1)) > 0:
+        for axis, value in zip("bcd", quaternion / np.sqrt(1 + excess), strict=True):
+            header[f"quatern_{axis}"] = value
+    if (np.isfinite(sizes) & (sizes > 0)).all():
+        header["pixdim"][1:4] = sizes
+
+
+def _lean(affine: Floats) -> float:
+    """Largest difference of direction cosines from those of the nearest rotation, or rotation and flip."""
+    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(direction)
+    return float(np.abs(left @ right - direction).max())
+
+
+def _n_channels(stored: Stored) -> int:
+    shape = stored.shape
+    if len(shape) < 2 or min(shape) < 1:
         raise UnreadableFileError(
-            f"{path}: voxels are {_kind_name(kind)}, expected one real number a voxel; convert it to separate channels"
+            f"{stored.path}: shape (x, y, z) is {shape}; expected two to four axes, none of them empty"
         )
-    return image
-
-
-def _kind_name(kind: np.dtype[Any]) -> str:
-    return f"colour ({''.join(kind.fields)})" if kind.fields else str(kind)
-
-
-def _spatial(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    x, y, z = (*shape, 1, 1, 1)[:3]
-    return x, y, z
-
-
-def _n_channels(path: Path, shape: tuple[int, ...]) -> int:
-    if 0 in shape or len(shape) < 2:
-        raise UnreadableFileError(f"{path}: shape (x, y, z) is {shape}; expected two to four axes, none of them empty")
-    if any(n != 1 for n in shape[4:]):
+    spare = [axis for axis in range(3, len(shape)) if shape[axis] != 1]
+    # ITK writes the components of a voxel behind a time axis of one element.
+    if len(spare) > 1 or (spare and spare[0] > 4):
         raise UnreadableFileError(
-            f"{path}: shape (x, y, z, t, ...) is {shape}, {len(shape)} axes; expected three, or four with the channels last"
+            f"{stored.path}: shape (x, y, z, t, ...) is {shape}, {len(shape)} axes; "
+            "expected three, or four with the channels last (or five, the fourth of one element)"
         )
-    return shape[3] if len(shape) > 3 else 1
+    return shape[spare[0]] if spare else 1
 
 
-def _grid(path: Path, image: Any) -> Grid:
-    sizes = _raw_pixdim(path, image)
-    if not _has_form(image) and not ((sizes > 0) & np.isfinite(sizes)).all():
+def _offset(stored: Stored) -> int:
+    """First byte of the voxels; 0 in a single file means: behind the header."""
+    stated = float(stored.header["vox_offset"])
+    if not 0 <= stated < 2**62:
         raise UnreadableFileError(
-            f"{path}: pixdim says voxels of {_by(sizes)} mm (x, y, z), and neither sform nor qform says otherwise; "
-            "expected positive sizes: set them in the header"
+            f"{stored.path}: vox_offset is {stated:g}; expected 0, or the first byte of the voxels"
         )
+    first = 0 if stored.voxels != stored.path else int(stored.header.single_vox_offset)
+    return max(int(stated), first)
+
+
+def _scaling(stored: Stored) -> tuple[float, float]:
+    """Slope and intercept; 1 and 0 where the header has none that is usable."""
     try:
-        return Grid.from_affine(_spatial(image.shape)[::-1], _affine(path, image) @ _FLIP_INDEX)
-    except ValueError as error:
-        raise UnreadableFileError(f"{path}: {error}; repair the header's sform or qform") from error
+        slope, inter = stored.header.get_slope_inter()
+    except HeaderDataError as error:
+        raise UnreadableFileError(f"{stored.path}: {error}; set scl_slope and scl_inter in the header") from error
+    return (1.0, 0.0) if slope is None else (float(slope), float(inter))
 
 
-def _affine(path: Path, image: Any) -> Floats:
-    affine: Floats = np.array(image.affine, dtype=np.float64)
-    if _sizes_disagree(path, image):
-        affine[:3, :3] *= _raw_pixdim(path, image) / _lengths(image)
-    affine[:3] *= _MM.get(_unit(image), 1.0)
-    return affine
-
-
-def _has_form(image: Any) -> bool:
-    return bool(image.header["sform_code"] > 0 or image.header["qform_code"] > 0)
-
-
-def _unit(image: Any) -> str:
-    try:
-        return str(image.header.get_xyzt_units()[0])
-    except KeyError:
-        return "unknown"
-
-
-def _lengths(image: Any) -> Floats:
-    lengths: Floats = np.linalg.norm(image.affine[:3, :3], axis=0)
-    return lengths
-
-
-def _raw_pixdim(path: Path, image: Any) -> Floats:
-    """Voxel sizes as they are in the file: nibabel's reader makes negative ones positive and zeros ones."""
-    with ImageOpener(str(path)) as file:
-        header = type(image.header).from_fileobj(file, check=False)
-    sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    # An axis that a two-dimensional file does not have needs no size of its own.
-    sizes[len(image.shape) :] = _lengths(image)[len(image.shape) :]
-    return sizes
-
-
-def _sizes_disagree(path: Path, image: Any) -> bool:
-    """Whether the sform and a usable pixdim give other voxel sizes."""
-    lengths, sizes = _lengths(image), _raw_pixdim(path, image)
-    usable = bool((np.isfinite(sizes) & (sizes > 0) & np.isfinite(lengths) & (lengths > 0)).all())
-    return usable and bool(image.header["sform_code"] > 0 and (np.abs(lengths / sizes - 1) > SIZE_TOLERANCE).any())
-
-
-def _scaled(data: Any) -> NDArray[Any]:
+def _scaled(voxels: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     """Voxels with slope and intercept, which nibabel alone would apply in float64."""
-    voxels: NDArray[Any] = data.get_unscaled()
-    if (data.slope, data.inter) == (1, 0):
+    if (slope, inter) == (1, 0):
         return voxels
     scaled = voxels.astype(np.float32)
-    scaled *= np.float32(data.slope)
-    scaled += np.float32(data.inter)
+    scaled *= np.float32(slope)
+    scaled += np.float32(inter)
     return scaled
-
-
-def _by(values: Floats) -> str:
-    return " x ".join(f"{v:.4g}" for v in values)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -10,12 +10,31 @@ from segpipe.core.geometry import Grid
 RIGHT_ANGLE_TOLERANCE_DEGREES = 0.1
 """Axes further from a right angle are worth a warning: resampling takes them for rectangular."""
 
+LARGEST_VOXEL_MM = 50.0
+"""No scanner's slices are this far apart."""
+
+Severity = Literal["warning", "note"]
+
 
 class Note(NamedTuple):
     """Something to know about a header; a warning where the file contradicts itself or the pipeline's assumptions."""
 
-    severity: Literal["warning", "note"]
+    severity: Severity
     message: str
+
+
+def size_notes(grid: Grid) -> list[Note]:
+    """A warning when voxels are larger than anything that is imaged: their unit is then another one."""
+    if max(grid.spacing_mm) <= LARGEST_VOXEL_MM:
+        return []
+    sizes = " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
+    return [
+        Note(
+            "warning",
+            f"voxels are {sizes} mm (z, y, x), more than {LARGEST_VOXEL_MM:g} mm: the unit of the file is probably another one "
+            "(microns, for instance); state it in the header, or correct the sizes",
+        )
+    ]
 
 
 def shear_notes(grid: Grid) -> list[Note]:

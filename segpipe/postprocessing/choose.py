@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import bounding_box
 from segpipe.core.labels import Labels
-from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
+from segpipe.dataset.grids import labels_exactly_on
+from segpipe.dataset.load import read_label_file
 from segpipe.errors import CaseError, SegpipeError
 from segpipe.execution import processes
 from segpipe.execution.memory import BYTES_A_LABEL_VOXEL
@@ -130,9 +131,9 @@ def _dices(task: _Task) -> list[Dices]:
     """Dice of each label, for each list of rules; only the box around all foreground is looked at."""
     case, prediction, reference = task.pair
     labels = task.labels
-    predicted, known = (read_labels(case, path, labels) for path in (prediction, reference))
-    require_same_grid(case, "prediction", predicted.grid, "reference", known.grid)
-    found, truth = predicted.array[0], along_axes_of(predicted.grid, known).array[0]
+    stored, known = (read_label_file(case, path, labels) for path in (prediction, reference))
+    predicted = stored.volume
+    found, truth = predicted.array[0], labels_exactly_on(case, "prediction", predicted.grid, "reference", known)
     for name, array in (("prediction", found), ("reference", truth)):
         unknown = [int(v) for v in np.unique(array) if v not in labels.accepted]
         if unknown:

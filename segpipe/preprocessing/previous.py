@@ -9,7 +9,7 @@ import numpy as np
 
 from segpipe.core.artefact import Artefact, json_digest
 from segpipe.core.workspace import PreparedFiles
-from segpipe.dataset.load import labels_on, load_image, read_labels
+from segpipe.dataset.load import labels_on, load_image, read_label_file
 from segpipe.dataset.schema import Case, FileStamp
 from segpipe.errors import ArtefactError, CaseError
 from segpipe.execution import processes
@@ -71,7 +71,7 @@ def _prepare_one(found: FoundBefore, plan: Plan, configuration: Configuration, f
     files.record.unlink(missing_ok=True)
     paths = [i.path for i in found.case.images]
     image = load_image(found.id, paths, plan.channel_names, plan.orientation, resample_channels=plan.resample_channels)
-    labels = labels_on(found.id, image, read_labels(found.id, found.segmentation, plan.labels))
+    labels = labels_on(found.id, image, read_label_file(found.id, found.segmentation, plan.labels)).array
     prepared = prepare(image.volume, labels, plan, configuration).segmentation
     if prepared is None:
         raise CaseError(f"case {found.id}: nothing was prepared of {found.segmentation}")

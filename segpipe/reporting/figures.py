@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import canonical_orientation
 from segpipe.core.labels import Labels
-from segpipe.dataset.load import along_axes_of, read_labels
+from segpipe.dataset.grids import labels_exactly_on
+from segpipe.dataset.load import read_label_file
 from segpipe.io.formats import is_picture, read_volume
 from segpipe.losses.spec import LossTerm
 
@@ -100,13 +101,17 @@ class _Scan:
 
 def overlay(image: Path, prediction: Path, reference: Path, labels: Labels, title: str, path: Path) -> Path:
     """Draw orthogonal planes through the largest cross-sections: reference as lines, prediction as colour; a single slice as it is."""
-    stored = read_labels(title, reference, labels)
-    orientation = canonical_orientation(stored.grid)
+    scanned = read_volume(image)
+    orientation = canonical_orientation(scanned.grid)
+    predicted, referenced = (
+        orientation.apply(labels_exactly_on(title, "image", scanned.grid, name, read_label_file(title, file, labels)))
+        for name, file in (("prediction", prediction), ("reference", reference))
+    )
     scan = _Scan(
-        orientation.apply(along_axes_of(stored.grid, read_volume(image)).array[0]),
-        orientation.apply(along_axes_of(stored.grid, read_volume(prediction)).array[0]),
-        orientation.apply(stored.array[0]),
-        stored.grid.reoriented(orientation).spacing_mm,
+        orientation.apply(scanned.array[0]),
+        predicted,
+        referenced,
+        scanned.grid.reoriented(orientation).spacing_mm,
         is_picture(image),
     )
     shape = scan.voxels.shape

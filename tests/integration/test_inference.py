@@ -8,6 +8,7 @@ from segpipe.execution.device import choose_runtime
 from segpipe.inference.predictor import Predictor, PredictorOptions
 from segpipe.io.formats import write_volume
 from segpipe.models.file import ModelFile
+from tests.geometry import by_itk, by_nibabel, corners, nifti
 from tests.phantoms import axis_grid
 
 
@@ -30,6 +31,28 @@ def test_bad_files_are_reported_and_the_rest_done(sound_and_broken, tmp_path, ra
     ]
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 7
+
+
+def test_what_check_warns_of_in_a_header_is_a_doubt(tmp_path, random_model):
+    """And mask and uncertainty lie on the image's grid, whichever program opens them."""
+    voxels = np.random.default_rng(0).normal(size=(24, 20, 16)).astype(np.float32)
+    leaning = np.array([[1.0, 0.01, 0, 5], [0, 1.5, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]])
+    (tmp_path / "in").mkdir()
+
+    def shrink(header):
+        header["pixdim"][1:4] /= 2
+
+    nifti(tmp_path / "in" / "contradicting.nii", voxels, np.diag([2.0, 3, 4, 1]), change=shrink)
+    nifti(tmp_path / "in" / "leaning.nii", voxels, leaning, forms="sform")
+    nifti(tmp_path / "in" / "sound.nii", voxels, np.diag([1.0, 1.5, 2, 1]))
+    out = tmp_path / "out"
+    rows = segpipe.predict(tmp_path / "in", out, model=random_model, tta=False, device="cpu", save_uncertainty=True)
+    doubts = {r.case: [d for d in r.doubts if "pixdim" in d or "degrees" in d] for r in rows}
+    assert [len(doubts[case]) for case in ("contradicting", "leaning", "sound")] == [1, 1, 0]
+    assert "pixdim is believed" in doubts["contradicting"][0]
+    for written in ("leaning.nii", "leaning_uncertainty.nii.gz"):
+        np.testing.assert_allclose(by_nibabel(out / written)[1], corners(leaning, voxels.shape), atol=1e-4)
+        np.testing.assert_allclose(by_itk(out / written)[1], corners(leaning, voxels.shape), atol=0.2)
 
 
 def test_mirroring_and_folds_are_averaged(tmp_path, random_model):
