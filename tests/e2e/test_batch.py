@@ -61,6 +61,7 @@ def read_or_hang(case):
     return case
 
 
+@pytest.mark.slow
 def test_a_library_that_hangs_costs_its_own_case():
     cases = ["a", "hangs", "b", "c"]
     start = time.monotonic()
