@@ -90,7 +90,8 @@ def onto_axes_of(case_id: str, first_name: str, first: Grid, second_name: str, l
             f"the voxels of {second_name} are taken to be those of {first_name}, in the order in which they are stored"
         )
         return Placed(array, (Note("note", message),))
-    found = box_on_lattice(first, grid)
+    # Without a stated position on both sides, nothing says where a part would lie.
+    found = box_on_lattice(first, grid) if first.placed and grid.placed else None
     whole = None if found is None else _in_whole(first.shape, found[0].apply(array), found[1], labels.background)
     if found is None or whole is None:
         raise _mismatch(case_id, first_name, first, second_name, grid, "or repair its header")

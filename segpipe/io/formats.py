@@ -259,6 +259,8 @@ def write_map_like(source: Path, output: Path, array: NDArray[Any]) -> None:
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
     """Write an array (Z, Y, X) on a grid as a new file; the file appears whole or not at all."""
     kind = _reader_name(path)
+    if kind == "dicom":
+        raise UnreadableFileError(f"{path}: DICOM is not written; use the ending .nii.gz")
     if kind is None or not _is_written(path):
         written = ", ".join(ending for ending in IMAGE_ENDINGS if ending not in _NOT_WRITTEN)
         raise UnreadableFileError(f"{path}: cannot be written: its ending is not one of {written}")

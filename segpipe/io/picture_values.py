@@ -1,6 +1,7 @@
 """What the numbers of a picture mean: grey values or labels, palettes, few bits, transparency, orientation. Arrays in, arrays out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ _TURNED = {
 
 
 def picture_grid(size: tuple[int, int]) -> Grid:
-    """Grid of a picture of (y, x) pixels: 1 mm each, rows from top to bottom."""
-    return Grid.of_spacing((1, size[0], size[1]), (1.0, 1.0, 1.0))
+    """Grid of a picture of (y, x) pixels: 1 mm each, rows from top to bottom, at no stated position."""
+    return replace(Grid.of_spacing((1, size[0], size[1]), (1.0, 1.0, 1.0)), placed=False)
 
 
 def grey_levels(palette: NDArray[np.uint8]) -> NDArray[np.uint8] | None:

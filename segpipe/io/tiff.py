@@ -172,7 +172,7 @@ def _image(path: Path, tif: Any) -> _Image:
     if n_slices == 1:
         return _Image(tif, series, samples, axes, sizes, picture_grid(shape_zyx[1:]), None)
     spacing = spacing_of(path, tif)
-    grid = replace(Grid.of_spacing(shape_zyx, spacing.mm), sized=spacing.source is not None)
+    grid = replace(Grid.of_spacing(shape_zyx, spacing.mm), placed=False, sized=spacing.source is not None)
     return _Image(tif, series, samples, axes, sizes, grid, spacing)
 
 

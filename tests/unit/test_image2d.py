@@ -7,9 +7,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from segpipe.dataset.load import labels_on, load_image, read_labels
+from segpipe.dataset.load import labels_on, load_image, read_label_file
 from segpipe.dataset.match import match_dataset
-from segpipe.errors import UnreadableFileError
+from segpipe.errors import GeometryMismatchError, UnreadableFileError
 from segpipe.io.formats import (
     header_notes,
     output_ending,
@@ -311,4 +311,13 @@ def test_an_image_and_its_mask_are_matched_by_their_names(tmp_path, image, label
     (case,) = match_dataset(tmp_path).cases
     assert case.id == "c0"
     loaded = load_image("c0", [i.path for i in case.images], ("grey",))
-    np.testing.assert_array_equal(labels_on("c0", loaded, read_labels("c0", case.label.path))[0], np.eye(16))
+    np.testing.assert_array_equal(labels_on("c0", loaded, read_label_file("c0", case.label.path)).array[0], np.eye(16))
+
+
+def test_a_mask_of_another_size_is_not_placed_in_a_corner_of_its_image(tmp_path):
+    for size, folder in ((128, "images"), (64, "labels")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.eye(size, dtype=np.uint8)).save(tmp_path / folder / "a.png")
+    image = load_image("a", [tmp_path / "images" / "a.png"], ("grey",))
+    with pytest.raises(GeometryMismatchError, match="1x128x128.* but .*1x64x64"):
+        labels_on("a", image, read_label_file("a", tmp_path / "labels" / "a.png"))

@@ -99,7 +99,7 @@ def test_no_header_keeps_its_notes_from_being_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("segpipe.io.nifti.notes_of", lambda stored: 1 / 0)
     (note,) = formats.header_notes(path)
     assert note.severity == "warning"
-    assert "could not be looked at" in note.message
+    assert "could not be found out" in note.message
 
 
 def test_libraries_say_nothing(tmp_path, capfd, caplog):

@@ -6,7 +6,8 @@ import SimpleITK as sitk
 import tifffile
 
 from segpipe.core.labels import Labels
-from segpipe.dataset.load import labels_on, load_image, read_labels, require_same_grid
+from segpipe.dataset.grids import require_same_grid
+from segpipe.dataset.load import labels_on, load_image, read_label_file
 from segpipe.dataset.match import match_dataset
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import GeometryMismatchError, UnreadableFileError
@@ -211,8 +212,8 @@ def test_masks_lie_on_the_grid_of_their_image(tmp_path, make, name):
     output = tmp_path / "out" / "c.tif"
     write_labels_like(tmp_path / name, output, labels)
     image = load_image("c", [tmp_path / name], ("ct",))
-    again = read_labels("c", output, Labels.plain({"background": 0, "a": 2}))
-    np.testing.assert_array_equal(labels_on("c", image, again), labels)
+    again = read_label_file("c", output, Labels.plain({"background": 0, "a": 2}))
+    np.testing.assert_array_equal(labels_on("c", image, again).array, labels)
     # Other programs know as much of the mask as of the image.
     assert sitk.ReadImage(str(output)).GetSize() == (7, 6, 5)
     assert sitk.ReadImage(str(output)).GetSpacing()[:2] == pytest.approx(
@@ -236,7 +237,7 @@ def test_a_mask_without_voxel_size_has_that_of_its_image(tmp_path):
     (case,) = match_dataset(tmp_path).cases
     assert case.id == "c"
     image = load_image("c", [tmp_path / "images/c.ome.tif"], ("grey",))
-    np.testing.assert_array_equal(labels_on("c", image, read_labels("c", case.label.path)), STACK > 30000)
+    np.testing.assert_array_equal(labels_on("c", image, read_label_file("c", case.label.path)).array, STACK > 30000)
     # The other way round nobody knows the size, and a score would be in the wrong unit.
     for other in (plain(tmp_path / "d.tif", STACK[:4]), imagej(tmp_path / "d.tif", STACK)):
         with pytest.raises(GeometryMismatchError):
