@@ -319,5 +319,5 @@ def test_a_mask_of_another_size_is_not_placed_in_a_corner_of_its_image(tmp_path)
         (tmp_path / folder).mkdir()
         Image.fromarray(np.eye(size, dtype=np.uint8)).save(tmp_path / folder / "a.png")
     image = load_image("a", [tmp_path / "images" / "a.png"], ("grey",))
-    with pytest.raises(GeometryMismatchError, match="1x128x128.* but .*1x64x64"):
+    with pytest.raises(GeometryMismatchError, match=r"1x128x128.* but .*1x64x64"):
         labels_on("a", image, read_label_file("a", tmp_path / "labels" / "a.png"))
