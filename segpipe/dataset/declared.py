@@ -1,5 +1,6 @@
 """What a dataset.json declares: channel names and labels, in nnU-Net's and the Decathlon's spelling."""
 
+import re
 from typing import Any
 
 from segpipe.core.labels import Labels, Target
@@ -104,7 +105,7 @@ def _suggestion(entries: dict[str, tuple[int, ...]]) -> str:
 
 
 def _values(name: str, value: Any) -> tuple[int, ...]:
-    values = value if isinstance(value, list) else [value]
+    values = [_whole(one) for one in (value if isinstance(value, list) else [value])]
     for one in values:
         if isinstance(one, bool) or not isinstance(one, int) or one < 0:
             raise DatasetError(
@@ -113,6 +114,13 @@ def _values(name: str, value: Any) -> tuple[int, ...]:
     if not values or len(set(values)) < len(values):
         raise DatasetError(f"dataset.json: label {name!r} has the values {value!r}; expected at least one, none twice")
     return tuple(values)
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number that is written as 1.0, "1" or "1.0" as an integer; anything else as it is."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.0*)?\s*", value):
+        return int(float(value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _single(name: str, values: tuple[int, ...] | None) -> int | None:

@@ -10,7 +10,7 @@ from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
 from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
-from segpipe.dataset.match import image_files_in
+from segpipe.dataset.entries import entries_of
 from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
@@ -120,7 +120,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Files by name without ending, and the names that several files have."""
     files: dict[str, Path] = {}
     twice = {}
-    for file in image_files_in(folder):
+    for file in entries_of(folder).images:
         if stem_of(file) in files:
             twice[stem_of(file)] = (
                 f"{folder}: {files[stem_of(file)].name} and {file.name} have one name; keep one of them"
