@@ -82,7 +82,9 @@ def check_case(case: Case, expected: Expectations) -> CheckedCase:
             report("blank image", f"every voxel is {values}; the export lost its values")
         else:
             for channel, value in constant.items():
-                message = f"every voxel of {expected.channel_names[channel]} is {value:g}, as if that channel were missing"
+                message = (
+                    f"every voxel of {expected.channel_names[channel]} is {value:g}, as if that channel were missing"
+                )
                 report("blank channel", message, "warning")
         for path in [i.path for i in case.images]:
             for note in header_notes(path):

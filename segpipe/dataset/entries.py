@@ -8,9 +8,12 @@ from segpipe.io.formats import IMAGE_ENDINGS, ending_of, files_behind, is_image,
 
 # Files that accompany images and are none. A file of any other ending may be a case, and is named as one.
 _NO_IMAGE = frozenset(
-    ".bval .bvec .cfg .csv .doc .docx .htm .html .ini .ipynb .json .jsonl .log .m .md .odt .pdf .pkl .pptx .py .r .rst .rtf .segpipe .sh "
-    ".svg .toml .tsv .txt .xls .xlsm .xlsx .xml .yaml .yml".split()
-)
+    (
+        ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".m", ".md", ".odt",
+        ".pdf", ".pkl", ".pptx", ".py", ".r", ".rst", ".rtf", ".segpipe", ".sh", ".svg", ".toml", ".tsv", ".txt", ".xls", ".xlsm", ".xlsx",
+        ".xml", ".yaml", ".yml",
+    )
+)  # fmt: skip
 # What file managers leave behind; nobody gave it.
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 _COMPRESSION = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -92,6 +95,8 @@ def _passed_over(path: Path, read: set[str]) -> PassedOver:
         return PassedOver(what=f"{path.name} (to {path.readlink()})", why="link to what is not there", a_case=lost)
     if path.is_dir():
         n = _images_below(path)
+        if n and path.name in read:
+            return PassedOver(what=f"{path.name}/", why="an image of this name is read")
         if n:
             why = "images in sub-folders are not read; list them in a manifest, or give the sub-folder"
             return PassedOver(what=f"{path.name}/ ({n} image{'s' * (n > 1)})", why=why, a_case=True)
@@ -101,7 +106,9 @@ def _passed_over(path: Path, read: set[str]) -> PassedOver:
         return PassedOver(what=path.name, why="no image")
     if name_without_format(path) in read:
         return PassedOver(what=path.name, why="an image of this name is read")
-    return PassedOver(what=path.name, why=f"the format {ending} is not read; convert to {IMAGE_ENDINGS[0]}", a_case=True)
+    return PassedOver(
+        what=path.name, why=f"the format {ending} is not read; convert to {IMAGE_ENDINGS[0]}", a_case=True
+    )
 
 
 def _images_below(folder: Path) -> int:

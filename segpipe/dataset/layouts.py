@@ -86,7 +86,9 @@ def rows_of(root: Path, folder: Path, declared: Mapping[str, Any], n_channels: i
     for images, labels in (("images", "labels"), ("image", "label")):
         if (folder / images).is_dir() and (folder / labels).is_dir():
             return _folders("pairs", folder / images, folder / labels, n_channels)
-    raise DatasetError(f"{root}: layout not recognised: found {_listing(folder)}; {_per_patient(folder) or LAYOUTS_HELP}")
+    raise DatasetError(
+        f"{root}: layout not recognised: found {_listing(folder)}; {_per_patient(folder) or LAYOUTS_HELP}"
+    )
 
 
 def table_in(folder: Path, name: str) -> Path | None:
@@ -142,10 +144,12 @@ def path_of_cell(folder: Path, text: str) -> Path:
 def _manifest(table: CaseTable) -> Matched:
     if not table.n_channels:
         raise DatasetError(
-            f"{table.path}: no column of images; its columns are {', '.join(table.columns) or 'none'}; expected case, image[, image_2...], label"
+            f"{table.path}: no column of images; its columns are {', '.join(table.columns) or 'none'}; expected case, image[, image_2], label"
         )
     rows = [_manifest_row(table, row) for row in table.rows]
-    unnamed = tuple(PassedOver(what=f"row {r.number}", why="it names neither a case nor a file") for r in table.rows if not _says(r))
+    unnamed = tuple(
+        PassedOver(what=f"row {r.number}", why="it names neither a case nor a file") for r in table.rows if not _says(r)
+    )
     return Matched("manifest", [r for r in rows if r is not None], _given_rows(table, unnamed), table)
 
 
@@ -219,7 +223,9 @@ def _listed_rows(folder: Path, listed: dict[str, Any]) -> list[CaseRow]:
 def _folders(layout: Layout, images: Path, labels: Path, n_channels: int) -> Matched:
     """Match images and labels by name."""
     image_entries = entries_of(images)
-    label_entries = entries_of(labels) if labels.is_dir() else Entries([], Given(kind=f"entries of {labels.name}/", n_given=0))
+    label_entries = (
+        entries_of(labels) if labels.is_dir() else Entries([], Given(kind=f"entries of {labels.name}/", n_given=0))
+    )
     by_label: dict[str, list[Path]] = defaultdict(list)
     for file in label_entries.images:
         by_label[stem_of(file)].append(file)
@@ -227,7 +233,8 @@ def _folders(layout: Layout, images: Path, labels: Path, n_channels: int) -> Mat
     known = {*by_case, *by_label}
     lost = {_case_of(name, known): why for entries in (image_entries, label_entries) for name, why in entries.lost}
     rows = [
-        _folder_row(case, by_case.get(case, {}), by_label.get(case, []), lost.get(case, "")) for case in sorted({*known, *lost})
+        _folder_row(case, by_case.get(case, {}), by_label.get(case, []), lost.get(case, ""))
+        for case in sorted({*known, *lost})
     ]
     _name_misnamed_labels(rows, by_label)
     return Matched(layout, rows, (image_entries.given, label_entries.given))
@@ -278,8 +285,12 @@ def _per_patient(folder: Path) -> str | None:
     label = next((f for f in files[first] if _SEGMENTATION.search(f.name.removeprefix(first.name))), None)
     images = [f for f in files[first] if f != label]
     columns = ["case", *(f"image_{n}" for n in range(1, len(images) + 1)), "label"]
-    cells = [first.name, *(f"{first.name}/{f.name}" for f in images), "" if label is None else f"{first.name}/{label.name}"]
+    cells = [
+        first.name,
+        *(f"{first.name}/{f.name}" for f in images),
+        "" if label is None else f"{first.name}/{label.name}",
+    ]
     return (
-        f"{len(having)} folder(s) hold images, as with one folder per patient: list them in {folder / 'cases.csv'}, one row per case, such as "
+        f"{len(having)} folder(s) hold images, as with one folder per patient: list them in {folder / 'cases.csv'}, one row per case: "
         f"{','.join(columns)!r} and below it {','.join(cells)!r} (endings read: {', '.join(IMAGE_ENDINGS)})"
     )

@@ -121,11 +121,18 @@ def _row_problem(row: CaseRow, n_rows: int) -> tuple[str, str] | None:
     if not _SAFE_ID.match(row.case) or row.case in (".", ".."):
         return "case id", f"{row.case!r} cannot be a file name; use letters, digits, '_', '-' and '.'"
     if n_rows > 1:
-        why = "; it is the name of the image's file, since no column 'case' names another: add that column with" * row.from_file
-        return "duplicate id", f"{n_rows} rows have this id{why or '; give each case'} {'an id for each row' if why else 'its own'}"
+        why = (
+            "; it is the name of the image's file, since no column 'case' names another: add that column with"
+            * row.from_file
+        )
+        return (
+            "duplicate id",
+            f"{n_rows} rows have this id{why or '; give each case'} {'an id for each row' if why else 'its own'}",
+        )
     if row.problem:
         return row.problem
-    absent = next((why for path in (*row.images, row.label) if path is not None and (why := absence_of(path))), None)
+    paths = [*row.images, *([] if row.label is None else [row.label])]
+    absent = next((why for path in paths if (why := absence_of(path))), None)
     if absent:
         return "missing file", absent
     also = f"; {row.lost}" if row.lost else ""

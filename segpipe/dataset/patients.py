@@ -52,7 +52,9 @@ def join_table(table: CaseTable, cases: Collection[str], usable: Collection[str]
     for number, cells in table.rows:
         case = cells["case"]
         if case in rows:
-            raise DatasetError(f"{table.path}: case {case!r} stands twice, the second time in row {number}; keep one row")
+            raise DatasetError(
+                f"{table.path}: case {case!r} stands twice, the second time in row {number}; keep one row"
+            )
         if not case:
             nameless.append(PassedOver(what=f"row {number}", why="it names no case"))
             continue
@@ -72,7 +74,9 @@ def join_table(table: CaseTable, cases: Collection[str], usable: Collection[str]
         )
     notes = [f"{name}: {len(without)} of {len(usable)} cases have no row, such as {without[0]!r}"] if without else []
     if any(c.startswith("image_") for c in table.columns):
-        notes.append(f"{name}: its columns of files are not used, since the folders hold the cases; give the table itself to use them")
+        notes.append(
+            f"{name}: its columns of files are not used, since the folders hold the cases; give the table itself to use them"
+        )
     given = Given(kind=f"rows of {name}", n_given=len(table.rows), passed_over=(*nameless, *strangers))
     require_all_patients(name, {case: rows[case] for case in usable if case in rows})
     return Joined({case: rows[case] for case in rows if case in cases}, given, tuple(notes))
@@ -108,7 +112,9 @@ def _plain_id(case: str) -> str:
     return re.sub(r"\.0$|(?<!\d)0+(?=\d)|[\s_\-]+", "", name)
 
 
-def describe_grouping(groups: Mapping[str, str], patients_from: str, equal_images: Collection[Collection[str]] = ()) -> list[str]:
+def describe_grouping(
+    groups: Mapping[str, str], patients_from: str, equal_images: Collection[Collection[str]] = ()
+) -> list[str]:
     """Return how cases are kept together when they are divided, as lines.
 
     Parameters
@@ -125,7 +131,11 @@ def describe_grouping(groups: Mapping[str, str], patients_from: str, equal_image
         lines = [f"{len(groups)} cases of {n_groups} patients by {patients_from}"]
     else:
         hint = shared_beginning(groups)
-        also = "" if hint is None else f"; {hint[1]} ids begin with {hint[0]}: if these are scans of one patient, scores flatter"
+        also = (
+            ""
+            if hint is None
+            else f"; {hint[1]} ids begin with {hint[0]}: if these are scans of one patient, scores flatter"
+        )
         advice = "" if hint is None else ": name the patients in a cases.csv with the columns case and patient"
         lines = [f"{len(groups)} cases, each case by itself{also}{advice}"]
     lines += [f"{', '.join(sorted(cases))} have equal images and are kept on one side" for cases in equal_images]

@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class CaseTable(NamedTuple):
-    """Rows of a table. The columns case, image_1, image_2, ..., label, label_2, ... and patient have these names, however they were spelled."""
+    """Rows of a table. Its columns are named case, image_1, image_2, ..., label, label_2, ..., patient, however they were spelled."""
 
     path: Path
     columns: tuple[str, ...]
@@ -122,7 +122,7 @@ def _rows_of_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
     for number, cells in enumerate(table[first + 1 :], start=1):
         if any(cells[len(header) :]):
             raise DatasetError(
-                f"{path}: row {number} has {len(cells)} cells, the header {len(header)} ({', '.join(header)}); put quotation marks around a "
+                f"{path}: row {number} has {len(cells)} cells, the header {len(header)} ({', '.join(header)}); put quotes around a "
                 f"cell that holds {delimiter!r}"
             )
         rows.append((number, dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))))

@@ -1,16 +1,18 @@
 """The stage: predictions and references in, scores out."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
-from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.dataset.entries import entries_of
+from segpipe.dataset.load import along_axes_of, read_labels, require_same_grid
 from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import mean_over_labels, score_case, summarise_label
@@ -27,6 +29,7 @@ def evaluate(
     labels: Labels | None,
     *,
     missing: dict[str, str] | None = None,
+    given: tuple[Given, ...] = (),
     tolerance_mm: float = 1.0,
     workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
@@ -40,6 +43,8 @@ def evaluate(
         Labels or regions to score, and the reference value of voxels that are not; None takes every value but 0 that is found.
     missing : dict of str to str, optional
         Cases that are known to have no prediction, with the reasons; they are reported as failed.
+    given : tuple of Given
+        Files that are not scored, as :func:`given_of` counts them.
     tolerance_mm : float
         Tolerance of the normalised surface Dice, in mm.
     workers : int or executor, optional
@@ -80,6 +85,7 @@ def evaluate(
         n_missed=sum(s.n_missed for s in by_label.values()),
         without_cases=tuple(name for name, s in by_label.items() if not s.n_applicable),
         failed=dict(sorted(failed.items())),
+        given=(*given, *_values_given(scores, labels)),
     )
 
 
@@ -109,6 +115,42 @@ def match_pairs(predictions: Path, references: Path) -> tuple[list[Pair], dict[s
     return [p for p in pairs if p[0] not in twice], twice | {
         case: f"no prediction of this name in {predictions}" for case in reference_files if case not in by_case
     }
+
+
+def given_of(predictions: Path, references: Path) -> tuple[Given, ...]:
+    """Count the files of two folders, and name those that are not scored; nothing where all are."""
+    if references.is_file() or not predictions.is_dir():
+        return ()
+    of_predictions, of_references = entries_of(predictions), entries_of(references)
+    known = {stem_of(file) for file in of_references.images}
+    predicted = {stem_of(file) for file in of_predictions.images}
+    alone = tuple(
+        PassedOver(what=file.name, why=f"no reference of this name in {references}", a_case=True)
+        for file in of_predictions.images
+        # What `predict --save-uncertainty` wrote beside a segmentation is none.
+        if stem_of(file) not in known and stem_of(file).removesuffix("_uncertainty") not in predicted - {stem_of(file)}
+    )
+    # A log beside the predictions is none; a prediction that cannot be read is missed by its reference.
+    counted = Given(kind=f"predictions in {predictions}", n_given=len(of_predictions.images), passed_over=alone)
+    return tuple(given for given in (counted, of_references.given) if given.passed_over)
+
+
+def _values_given(scores: list[CaseScores], labels: Labels) -> tuple[Given, ...]:
+    """Count the label values of all cases, and name those that no label has."""
+    cases: dict[int, list[CaseScores]] = defaultdict(list)
+    for score in scores:
+        for value in score.undeclared:
+            cases[value].append(score)
+    left = tuple(
+        PassedOver(
+            what=f"value {value} in {found[0].case}{f' and {len(found) - 1} more case(s)' if len(found) > 1 else ''} "
+            f"({sum(s.undeclared[value][0] for s in found)} voxels predicted, {sum(s.undeclared[value][1] for s in found)} in references)",
+            why="no label has this value",
+        )
+        for value, found in sorted(cases.items())
+    )
+    n_given = len(set(labels.values) - {labels.background}) + len(left)
+    return (Given(kind="label values", n_given=n_given, passed_over=left),) if left else ()
 
 
 def labels_found(pairs: list[Pair], workers: Workers = None) -> Labels:
@@ -142,7 +184,12 @@ def _score_pair(pair: Pair, labels: Labels, declared: Labels | None, tolerance_m
     prediction, stored = (_read_labels(case, path, declared) for path in (prediction_path, reference_path))
     require_same_grid(case, "prediction", prediction.grid, "reference", stored.grid)
     reference = along_axes_of(prediction.grid, stored)
-    return score_case(case, prediction.array[0], reference.array[0], prediction.grid, labels, tolerance_mm)
+    scores = score_case(case, prediction.array[0], reference.array[0], prediction.grid, labels, tolerance_mm)
+    predicted, referred = (value_counts(volume.array) for volume in (prediction, reference))
+    # The background is nobody's, and so is what is left out of the reference.
+    left = sorted(int(v) for v in {*predicted, *referred} if v not in labels.accepted and v != 0)
+    undeclared = {v: (predicted.get(v, 0), referred.get(v, 0)) for v in left}
+    return scores.model_copy(update={"undeclared": undeclared}) if undeclared else scores
 
 
 def _values_of(pair: Pair) -> set[int]:

@@ -1,8 +1,11 @@
 """The evaluation artefact: scores a case and a label, and summaries that drop nothing silently."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from segpipe.core.artefact import Artefact, Record
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from segpipe.core.artefact import Artefact, Record, without_defaults
+from segpipe.core.given import Given
 
 Status = Literal["scored", "missed", "spurious", "not_applicable"]
 
@@ -27,6 +30,12 @@ class CaseScores(Record):
 
     case: str
     labels: dict[str, LabelScore]
+    undeclared: dict[int, tuple[int, int]] = {}
+    """Voxels of the values that no label has, in prediction and reference, by value."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, write(self), "undeclared")
 
 
 class LabelSummary(Record):
@@ -60,3 +69,9 @@ class Evaluation(Artefact):
     without_cases: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     """Cases that could not be scored, with the reasons; a reference without a prediction is one."""
+    given: tuple[Given, ...] = ()
+    """Files and label values that were given and not all scored."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, write(self), "given")

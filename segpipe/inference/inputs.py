@@ -110,7 +110,9 @@ def _lone_channel(source: Path, n_channels: int) -> str | None:
     found = numbered(stem_of(source))
     if found is None or n_channels == 1 or channels_within(source) != 1:
         return None
-    beside = [p for p in entries_of(source.parent).images if (n := numbered(stem_of(p))) is not None and n[0] == found[0]]
+    beside = [
+        p for p in entries_of(source.parent).images if (n := numbered(stem_of(p))) is not None and n[0] == found[0]
+    ]
     if len(beside) < 2:
         return None
     return (

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from segpipe.core.labels import Labels, smallest_dtype
-from segpipe.dataset.load import read_labels
 from segpipe.dataset.entries import entries_of
+from segpipe.dataset.load import read_labels
 from segpipe.errors import CaseError, DatasetError, SegpipeError
 from segpipe.execution import processes
 from segpipe.execution.memory import BYTES_A_LABEL_VOXEL

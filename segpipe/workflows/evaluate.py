@@ -5,10 +5,10 @@ from __future__ import annotations
 from segpipe.core.progress import SILENT, Watch
 from segpipe.dataset.match import read_labels_file
 from segpipe.evaluation.run import evaluate as stage
-from segpipe.evaluation.run import match_pairs
+from segpipe.evaluation.run import given_of, match_pairs
 from segpipe.evaluation.schema import Evaluation
 from segpipe.workflows.options import EvaluateOptions
-from segpipe.workflows.page import Page, plain, scores
+from segpipe.workflows.page import FAILED_CASES, Page, plain, scores
 
 
 def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
@@ -17,7 +17,7 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
     pairs, missing = match_pairs(options.predictions, options.references)
     with watch.counting("scoring", len(pairs)) as done:
         result = stage(
-            pairs, declared, missing=missing,
+            pairs, declared, missing=missing, given=given_of(options.predictions, options.references),
             tolerance_mm=options.tolerance_mm, workers=options.jobs, on_case=done,
         )  # fmt: skip
     if options.output is not None:
@@ -27,4 +27,7 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
 
 def page(result: Evaluation, _: EvaluateOptions) -> Page:
     """Show scores per label."""
-    return Page(plain(result), scores(result), result.failed, "Cases not scored")
+    passed_over = [line for given in result.given for line in given.lines()]
+    parts = [*scores(result), *(["\n".join(passed_over)] if passed_over else [])]
+    lost = FAILED_CASES if any(given.loses_a_case for given in result.given) else 0
+    return Page(plain(result), parts, result.failed, "Cases not scored", exit_code=lost)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from segpipe.core.labels import Labels
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table, shown
+from segpipe.dataset.entries import entries_of
 from segpipe.errors import ModelError, SegpipeError, UsageError
-from segpipe.evaluation.run import labels_found, match_pairs
+from segpipe.evaluation.run import given_of, labels_found, match_pairs
 from segpipe.postprocessing.choose import choose_rules
 from segpipe.postprocessing.run import apply_to_folder
 from segpipe.postprocessing.schema import PostprocessingRules
@@ -55,6 +56,10 @@ def choose_postprocessing(
         chosen, failed = choose_rules(
             pairs, labels, chosen_on=str(options.predictions), workers=options.jobs, on_pass=step
         )
+    given = given_of(options.predictions, options.references)
+    for line in (line for one in given for line in one.lines()):
+        watch.note(line)
+    alone = {item.what: item.why for one in given for item in one.passed_over if item.a_case}
     if missing:
         watch.note(f"{len(missing)} reference(s) have no prediction of their name and are not used")
     if options.rules is not None:
@@ -63,7 +68,7 @@ def choose_postprocessing(
         from segpipe.models.file import model_in
 
         replace(_held(options.model), postprocessing_json=chosen.to_json()).write(model_in(options.model))
-    return chosen, failed
+    return chosen, failed | missing | alone
 
 
 def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> tuple[dict[str, int], dict[str, str]]:
@@ -82,6 +87,9 @@ def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> 
     else:
         raise SegpipeError("give --rules FILE, or --model with a model that holds rules")
     labels = None if options.model is None else _labels_of(options.model)
+    if options.predictions.is_dir():
+        for line in entries_of(options.predictions).given.lines():
+            watch.note(line)
     with watch.counting("post-processing", None) as step:
         return apply_to_folder(options.predictions, options.output, rules, labels, workers=options.jobs, on_case=step)
 

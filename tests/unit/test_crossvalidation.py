@@ -432,7 +432,7 @@ def test_a_number_of_folds_that_means_nothing_is_refused():
     with pytest.raises(CrossvalError, match=r"--folds 4 with --leave-out: it says itself how many"):
         splits_asked(request(), dataset(), asked(leave_out="site", folds=4))
     assert len(splits_asked(request(n_folds=4), dataset(), asked(folds=4)).outer) == 4
-    measured = SimpleNamespace(cases=[SimpleNamespace(case=c) for c in PATIENTS], digest=lambda: "d")
+    measured = SimpleNamespace(cases=[SimpleNamespace(case=c) for c in PATIENTS], digest=lambda: "d", equal_images=())
     with pytest.raises(CrossvalError, match="--inner-folds 4 with --no-nested"):
         request_of(dataset(), measured, asked(inner_folds=4, nested=False))
     made = request_of(dataset(), measured, asked(nested=False))

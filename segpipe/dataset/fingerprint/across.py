@@ -14,6 +14,13 @@ from segpipe.dataset.fingerprint.case import MeasuredCase
 from segpipe.dataset.fingerprint.schema import PERCENTILES, CaseFingerprint
 from segpipe.dataset.schema import Finding, Severity
 
+RULES = frozenset(
+    (
+        "equal images", "label is an image", "unusual spacing", "unusual extent", "unusual intensities", "many label values",
+        "rare label value",
+    )
+)  # fmt: skip
+"""Rules of the findings that this module makes."""
 FEWEST_CASES = 4
 """With fewer cases there is no telling which of them is the odd one."""
 # Factors from the median beyond which a size is unusual; a wrong unit makes 10 or 1000. Isotropic scans of 0.5 mm beside slices of 6 mm
@@ -77,7 +84,9 @@ def _under_two_ids(cases: Sequence[MeasuredCase], groups: Mapping[str, str]) -> 
         for other in others:
             # Several readers of one scan are given as cases of one patient.
             severity: Severity = "note" if groups.get(other) == groups.get(first) else "warning"
-            message = f"its image equals that of {first}: one scan under two ids; they are kept on one side of every split"
+            message = (
+                f"its image equals that of {first}: one scan under two ids; they are kept on one side of every split"
+            )
             found.append(_finding(other, "equal images", message, severity))
     return found
 
@@ -129,11 +138,11 @@ def _intensities(cases: Sequence[CaseFingerprint], channel_names: Sequence[str])
     found = []
     for channel, name in zip(range(values.shape[1]), channel_names, strict=False):
         seen = values[:, channel]
-        for number in np.flatnonzero(_unlike(seen)):
+        for number in map(int, np.flatnonzero(_unlike(seen))):
             case, usual = seen[number], np.median(seen, axis=0)
             message = (
                 f"{name}: intensities run from {case[0]:.4g} to {case[-1]:.4g} (median {case[3]:.4g}), those of most cases from "
-                f"{usual[0]:.4g} to {usual[-1]:.4g} (median {usual[3]:.4g}); did its export lose the rescale, or is it another kind of image?"
+                f"{usual[0]:.4g} to {usual[-1]:.4g} (median {usual[3]:.4g}); was its rescale lost, or is it another kind of image?"
             )
             found.append(_finding(cases[number].case, "unusual intensities", message))
     return found
@@ -145,15 +154,17 @@ def _unlike(seen: NDArray[np.float64]) -> NDArray[np.bool_]:
     span = float(np.median(high - low))
     if span <= 0:
         return np.zeros(len(seen), dtype=bool)
+    mask: NDArray[np.bool_]
     signed = float(np.median(low)) < -0.05 * span
     if signed:
         excess = _excess(seen, span)
-        mask: NDArray[np.bool_] = excess > max(_INTENSITY_EXCESS, 3 * float(np.quantile(excess, 0.75)))
+        mask = excess > max(_INTENSITY_EXCESS, 3 * float(np.quantile(excess, 0.75)))
         return mask
     # Scales are arbitrary, as in MR; that values are not negative is not.
     negative = low < -0.1 * span
     few = negative & (negative.mean() <= 0.2)
-    return few | _unusual(np.maximum(high - low, 1e-6 * span), _INTENSITY_FACTOR)
+    mask = few | _unusual(np.maximum(high - low, 1e-6 * span), _INTENSITY_FACTOR)
+    return mask
 
 
 def _excess(seen: NDArray[np.float64], span: float) -> NDArray[np.float64]:
@@ -185,7 +196,7 @@ def _label_values(cases: Sequence[CaseFingerprint], declared: Labels | None) -> 
         _finding(
             case.case,
             "many label values",
-            f"its label holds {len(case.label_voxels)} values, those of most cases {usual:g}; is it an image, or a label saved with losses?",
+            f"its label holds {len(case.label_voxels)} values, those of most cases {usual:g}; is it an image?",
         )
         for case in np.array(cases, dtype=object)[many]
     ]
@@ -197,7 +208,10 @@ def _label_values(cases: Sequence[CaseFingerprint], declared: Labels | None) -> 
     for case in others:
         few = [v for v in case.label_voxels if voxels[v] <= _HANDFUL]
         alone = [v for v in case.label_voxels if declared is None and in_cases[v] == 1 and v not in few]
-        for values, what in ((few, "no more voxels in any case"), (alone, "in no other case, and no labels are declared")):
+        for values, what in (
+            (few, "no more voxels in any case"),
+            (alone, "in no other case, and no labels are declared"),
+        ):
             if values:
                 shown = ", ".join(f"{v} ({case.label_voxels[v]} voxel(s))" for v in values[:_SHOWN])
                 more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""

@@ -66,9 +66,7 @@ def measured_case(case: Case, expected: Expectations, workspace: Workspace) -> t
     image, labels = _digests(arrays, record.shape, record.start)
     files.measurements.unlink(missing_ok=True)
     write_array(files.quantiles, measurements.quantiles)
-    kept = _Measured(
-        content=content, fingerprint=measurements.fingerprint, image_digest=image, label_digest=labels
-    )
+    kept = _Measured(content=content, fingerprint=measurements.fingerprint, image_digest=image, label_digest=labels)
     kept.write(files.measurements)
     return record, [MeasuredCase(measurements, image, labels)]
 
