@@ -9,9 +9,9 @@ from segpipe.io.formats import IMAGE_ENDINGS, ending_of, files_behind, is_image,
 # Files that accompany images and are none. A file of any other ending may be a case, and is named as one.
 _NO_IMAGE = frozenset(
     (
-        ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".m", ".md", ".odt",
-        ".pdf", ".pkl", ".pptx", ".py", ".r", ".rst", ".rtf", ".segpipe", ".sh", ".svg", ".toml", ".tsv", ".txt", ".xls", ".xlsm", ".xlsx",
-        ".xml", ".yaml", ".yml",
+        ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".m", ".md",
+        ".odt", ".pdf", ".pkl", ".pptx", ".py", ".r", ".rst", ".rtf", ".segpipe", ".sh", ".svg", ".toml", ".tsv", ".txt", ".xls", ".xlsm",
+        ".xlsx", ".xml", ".yaml", ".yml",
     )
 )  # fmt: skip
 # What file managers leave behind; nobody gave it.

@@ -21,7 +21,7 @@ LAYOUTS_HELP = (
     "images/ + labels/, or a cases.csv / cases.json with the columns case, image, label"
 )
 _TABLES = ("cases.csv", "cases.tsv", "cases.json")
-_SEGMENTATION = re.compile(r"(seg|mask|label|gt|annot|roi|truth)", re.IGNORECASE)
+_SEGMENTATION = re.compile(r"(seg|segmentation|mask|msk|labels?|gt|truth)$", re.IGNORECASE)
 
 
 @dataclass
@@ -144,7 +144,7 @@ def path_of_cell(folder: Path, text: str) -> Path:
 def _manifest(table: CaseTable) -> Matched:
     if not table.n_channels:
         raise DatasetError(
-            f"{table.path}: no column of images; its columns are {', '.join(table.columns) or 'none'}; expected case, image[, image_2], label"
+            f"{table.path}: no column of images; its columns are {', '.join(table.columns) or 'none'}; expected case, image, label"
         )
     rows = [_manifest_row(table, row) for row in table.rows]
     unnamed = tuple(
@@ -282,7 +282,7 @@ def _per_patient(folder: Path) -> str | None:
     if not having:
         return None
     first = having[0]
-    label = next((f for f in files[first] if _SEGMENTATION.search(f.name.removeprefix(first.name))), None)
+    label = next((f for f in files[first] if _SEGMENTATION.search(stem_of(f))), None)
     images = [f for f in files[first] if f != label]
     columns = ["case", *(f"image_{n}" for n in range(1, len(images) + 1)), "label"]
     cells = [

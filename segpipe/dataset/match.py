@@ -120,26 +120,25 @@ def _cases(rows: list[CaseRow]) -> tuple[list[Case], list[Finding]]:
 def _row_problem(row: CaseRow, n_rows: int) -> tuple[str, str] | None:
     if not _SAFE_ID.match(row.case) or row.case in (".", ".."):
         return "case id", f"{row.case!r} cannot be a file name; use letters, digits, '_', '-' and '.'"
+    if n_rows > 1 and row.from_file:
+        named = f"{n_rows} rows have this id, the name of their image's file, since none is given"
+        return "duplicate id", f"{named}; add a column 'case' with an id for each row"
     if n_rows > 1:
-        why = (
-            "; it is the name of the image's file, since no column 'case' names another: add that column with"
-            * row.from_file
-        )
-        return (
-            "duplicate id",
-            f"{n_rows} rows have this id{why or '; give each case'} {'an id for each row' if why else 'its own'}",
-        )
+        return "duplicate id", f"{n_rows} rows have this id; give each case its own"
     if row.problem:
         return row.problem
-    paths = [*row.images, *([] if row.label is None else [row.label])]
+    paths: list[Path] = [*row.images, *([] if row.label is None else [row.label])]
     absent = next((why for path in paths if (why := absence_of(path))), None)
-    if absent:
+    if absent is not None:
         return "missing file", absent
     also = f"; {row.lost}" if row.lost else ""
     if not row.images and row.label is None:
         return "not read", row.lost
     if not row.images:
-        return "missing pair", f"label {Path(row.label or '').name} has no image of the same name{also}"
+        return (
+            "missing pair",
+            f"label {'' if row.label is None else row.label.name} has no image of the same name{also}",
+        )
     if row.label is None:
         return "missing pair", f"image {row.images[0].name} has no label of the same name{also}"
     return None

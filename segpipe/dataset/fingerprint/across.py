@@ -138,33 +138,49 @@ def _intensities(cases: Sequence[CaseFingerprint], channel_names: Sequence[str])
     found = []
     for channel, name in zip(range(values.shape[1]), channel_names, strict=False):
         seen = values[:, channel]
-        for number in map(int, np.flatnonzero(_unlike(seen))):
+        unlike, rescaled = _unlike(seen), _rescaled(seen)
+        for number in map(int, np.flatnonzero(unlike | rescaled)):
             case, usual = seen[number], np.median(seen, axis=0)
             message = (
                 f"{name}: intensities run from {case[0]:.4g} to {case[-1]:.4g} (median {case[3]:.4g}), those of most cases from "
                 f"{usual[0]:.4g} to {usual[-1]:.4g} (median {usual[3]:.4g}); was its rescale lost, or is it another kind of image?"
             )
-            found.append(_finding(cases[number].case, "unusual intensities", message))
+            # Each image is normalised by itself, but for CT: there the scale is a measure.
+            harmless = not unlike[number] and name.strip().lower() != "ct"
+            found.append(
+                _finding(cases[number].case, "unusual intensities", message, "note" if harmless else "warning")
+            )
     return found
 
 
 def _unlike(seen: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which cases' percentiles (cases, PERCENTILES) are of another kind."""
-    low, high = seen[:, 0], seen[:, -1]
-    span = float(np.median(high - low))
+    """Which cases' percentiles (cases, PERCENTILES) are of another kind than those of most cases."""
+    low, span = seen[:, 0], _span(seen)
+    mask: NDArray[np.bool_] = np.zeros(len(seen), dtype=bool)
     if span <= 0:
-        return np.zeros(len(seen), dtype=bool)
-    mask: NDArray[np.bool_]
-    signed = float(np.median(low)) < -0.05 * span
-    if signed:
+        return mask
+    if float(np.median(low)) < -0.05 * span:
         excess = _excess(seen, span)
         mask = excess > max(_INTENSITY_EXCESS, 3 * float(np.quantile(excess, 0.75)))
-        return mask
-    # Scales are arbitrary, as in MR; that values are not negative is not.
-    negative = low < -0.1 * span
-    few = negative & (negative.mean() <= 0.2)
-    mask = few | _unusual(np.maximum(high - low, 1e-6 * span), _INTENSITY_FACTOR)
+    else:
+        # Scales are arbitrary, as in MR; that values are not negative is not.
+        negative = low < -0.1 * span
+        mask = negative & (negative.mean() <= 0.2)
     return mask
+
+
+def _rescaled(seen: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which cases' intensities run over a range many times larger or smaller."""
+    span = _span(seen)
+    return (
+        _unusual(np.maximum(seen[:, -1] - seen[:, 0], 1e-6 * span), _INTENSITY_FACTOR)
+        if span > 0
+        else np.zeros(len(seen), bool)
+    )
+
+
+def _span(seen: NDArray[np.float64]) -> float:
+    return float(np.median(seen[:, -1] - seen[:, 0]))
 
 
 def _excess(seen: NDArray[np.float64], span: float) -> NDArray[np.float64]:

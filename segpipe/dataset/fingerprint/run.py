@@ -102,6 +102,7 @@ def _summarise(
     of_all = {case.id: case.group or case.id for case in dataset.cases}
     groups, equal = {case.case: of_all[case.case] for case in cases}, equal_images(measured)
     unlike = compare_cases(measured, dataset.labels, dataset.channel_names, groups)
+    unlike = [finding for finding in unlike if finding.severity == "warning"]
     return Fingerprint(
         dataset_name=dataset.name,
         dataset_digest=_digest(dataset, contents),
