@@ -66,7 +66,7 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         findings=tuple(findings),
         patients_from=table if any(case.group for case in cases) else "",
         given=tuple(g for g in (*matched.given, *([joined.given] if joined.given.n_given else [])) if g.passed_over),
-        notes=(*joined.notes, *_count_notes(declared, len(cases) + len({f.case for f in findings}))),
+        notes=(*joined.notes, *_count_notes(declared, len({row.case for row in matched.rows if row.images}))),
     )
 
 
@@ -95,7 +95,7 @@ def _count_notes(declared: dict[str, Any], n_cases: int) -> list[str]:
     stated = declared.get("numTraining")
     if not isinstance(stated, int) or stated == n_cases:
         return []
-    return [f"dataset.json states numTraining {stated}, and {n_cases} case(s) are here"]
+    return [f"dataset.json states numTraining {stated}, and images of {n_cases} case(s) are here"]
 
 
 def _cases(rows: list[CaseRow]) -> tuple[list[Case], list[Finding]]:

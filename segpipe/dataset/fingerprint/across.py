@@ -221,6 +221,9 @@ def _label_values(cases: Sequence[CaseFingerprint], declared: Labels | None) -> 
     voxels: Counter[int] = Counter()
     for case in others:
         voxels.update(case.label_voxels)
+    # Who declares a value means it, and may have few voxels of it.
+    severity: Severity = "warning" if declared is None else "note"
+    advice = "correct the label" + (", or declare the value in dataset.json" if declared is None else " if it is a slip")
     for case in others:
         few = [v for v in case.label_voxels if voxels[v] <= _HANDFUL]
         alone = [v for v in case.label_voxels if declared is None and in_cases[v] == 1 and v not in few]
@@ -231,8 +234,8 @@ def _label_values(cases: Sequence[CaseFingerprint], declared: Labels | None) -> 
             if values:
                 shown = ", ".join(f"{v} ({case.label_voxels[v]} voxel(s))" for v in values[:_SHOWN])
                 more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-                message = f"label value {shown}{more}: {what}; correct the label, or declare the value in dataset.json"
-                found.append(_finding(case.case, "rare label value", message))
+                message = f"label value {shown}{more}: {what}; {advice}"
+                found.append(_finding(case.case, "rare label value", message, severity))
     return found
 
 
