@@ -20,7 +20,16 @@ def names(folder):
 def test_everything_is_an_image_or_named(tmp_path):
     put(tmp_path / "a.nii.gz")
     put(tmp_path / "p4" / "d.nii.gz")
-    for name in ("b.unknown", "c.nii.lzma", "README.txt", "a.json", "LICENSE", ".hidden.nii.gz", "Thumbs.db", ".DS_Store"):
+    for name in (
+        "b.unknown",
+        "c.nii.lzma",
+        "README.txt",
+        "a.json",
+        "LICENSE",
+        ".hidden.nii.gz",
+        "Thumbs.db",
+        ".DS_Store",
+    ):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "empty").mkdir()
     entries = entries_of(tmp_path)

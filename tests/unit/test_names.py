@@ -10,7 +10,10 @@ def files(*stems):
 
 
 def shown(cases):
-    return {case: {n: [f.name.split(".")[0] for f in found] for n, found in channels.items()} for case, channels in cases.items()}
+    return {
+        case: {n: [f.name.split(".")[0] for f in found] for n, found in channels.items()}
+        for case, channels in cases.items()
+    }
 
 
 def training(images, labels, n_channels=0, within=1):
@@ -43,7 +46,12 @@ def test_one_odd_label_does_not_make_channels_of_frames():
 
 
 def test_both_readings_stand_beside_each_other():
-    assert sorted(training([*TWO, "p_0001", "p_0002"], ["c0", "c1", "p_0001", "p_0002"])) == ["c0", "c1", "p_0001", "p_0002"]
+    assert sorted(training([*TWO, "p_0001", "p_0002"], ["c0", "c1", "p_0001", "p_0002"])) == [
+        "c0",
+        "c1",
+        "p_0001",
+        "p_0002",
+    ]
 
 
 def test_where_labels_say_nothing_the_other_names_do():
@@ -85,7 +93,11 @@ def test_colour_frames_are_cases_for_a_model_of_three_channels():
     # Frames in training are frames in prediction, however many there are.
     assert prediction(frames, 3, "case", within=1) == frames
     # One grey frame among them costs itself.
-    assert prediction(frames, 3, within=lambda f: 1 if f.name.startswith("frame_0001") else 3) == ["frame", "frame_0000", "frame_0002"]
+    assert prediction(frames, 3, within=lambda f: 1 if f.name.startswith("frame_0001") else 3) == [
+        "frame",
+        "frame_0000",
+        "frame_0002",
+    ]
 
 
 def test_a_file_of_all_channels_may_end_in_0000():

@@ -66,7 +66,10 @@ def test_how_cases_are_grouped_is_one_line():
     (line,) = describe_grouping(sessions, "")
     assert line.startswith("5 cases, each case by itself; 3 ids begin with sub-08")
     assert describe_grouping({"a": "a", "b": "b"}, "") == ["2 cases, each case by itself"]
-    assert describe_grouping({"a": "a", "b": "a"}, "", [("a", "b")])[1] == "a, b have equal images and are kept on one side"
+    assert (
+        describe_grouping({"a": "a", "b": "a"}, "", [("a", "b")])[1]
+        == "a, b have equal images and are kept on one side"
+    )
 
 
 @pytest.mark.parametrize(

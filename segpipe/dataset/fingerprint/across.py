@@ -223,7 +223,9 @@ def _label_values(cases: Sequence[CaseFingerprint], declared: Labels | None) -> 
         voxels.update(case.label_voxels)
     # Who declares a value means it, and may have few voxels of it.
     severity: Severity = "warning" if declared is None else "note"
-    advice = "correct the label" + (", or declare the value in dataset.json" if declared is None else " if it is a slip")
+    advice = "correct the label" + (
+        ", or declare the value in dataset.json" if declared is None else " if it is a slip"
+    )
     for case in others:
         few = [v for v in case.label_voxels if voxels[v] <= _HANDFUL]
         alone = [v for v in case.label_voxels if declared is None and in_cases[v] == 1 and v not in few]
