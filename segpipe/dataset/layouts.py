@@ -20,7 +20,8 @@ LAYOUTS_HELP = (
     "expected imagesTr/ + labelsTr/ (nnU-Net), a dataset.json with a 'training' list (Medical Segmentation Decathlon), "
     "images/ + labels/, or a cases.csv / cases.json with the columns case, image, label"
 )
-_TABLES = ("cases.csv", "cases.tsv", "cases.json")
+TABLES = ("cases.csv", "cases.tsv", "cases.json")
+"""Names of a table of cases, in any case of letters."""
 _SEGMENTATION = re.compile(r"(seg|segmentation|mask|msk|labels?|gt|truth)$", re.IGNORECASE)
 
 
@@ -80,7 +81,7 @@ def rows_of(root: Path, folder: Path, declared: Mapping[str, Any], n_channels: i
         return Matched("decathlon", rows, _unlisted(folder / "imagesTr", rows))
     if (folder / "imagesTr").is_dir():
         return _folders("nnunet", folder / "imagesTr", folder / "labelsTr", n_channels)
-    for table in (table_in(folder, name) for name in _TABLES):
+    for table in (table_in(folder, name) for name in TABLES):
         if table is not None and (found := read_table(table)).n_channels:
             return _manifest(found)
     for images, labels in (("images", "labels"), ("image", "label")):

@@ -7,20 +7,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from segpipe.core.given import Given
 from segpipe.core.labels import Labels
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.entries import absence_of
-from segpipe.dataset.layouts import LAYOUTS_HELP, CaseRow, Matched, channels_within, rows_of, table_in
+from segpipe.dataset.layouts import LAYOUTS_HELP, TABLES, CaseRow, Matched, channels_within, rows_of, table_in
 from segpipe.dataset.patients import Joined, join_table, require_all_patients
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding
 from segpipe.dataset.tables import read_json, read_table
 from segpipe.errors import DatasetError, UnreadableFileError
-from segpipe.io.formats import IMAGE_ENDINGS, read_header
+from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header
 
 _SAFE_ID = re.compile(r"^[^/\\\0]+$")
-_TABLE = "cases.csv"
+_OTHER_TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 
 
 def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
@@ -52,7 +51,6 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         )
     joined = _joined(folder, matched, cases)
     cases = [_with_columns(case, joined.columns.get(case.id, {})) for case in cases]
-    table = matched.table.path.name if matched.table is not None else _TABLE
     if matched.table is not None:
         require_all_patients(str(matched.table.path), {case.id: case.columns for case in cases})
     return Dataset(
@@ -64,9 +62,9 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         resample_channels=resample_channels,
         cases=tuple(cases),
         findings=tuple(findings),
-        patients_from=table if any(case.group for case in cases) else "",
-        given=tuple(g for g in (*matched.given, *([joined.given] if joined.given.n_given else [])) if g.passed_over),
-        notes=(*joined.notes, *_count_notes(declared, len({row.case for row in matched.rows if row.images}))),
+        patients_from=joined.name if any(case.group for case in cases) else "",
+        given=tuple(g for g in (*matched.given, joined.given) if g.passed_over),
+        notes=(*joined.notes, *_declared_notes(declared, matched.rows)),
     )
 
 
@@ -78,10 +76,14 @@ def match_again(root: Path, workspace: Workspace, resample_channels: bool | None
 
 
 def _joined(folder: Path, matched: Matched, cases: list[Case]) -> Joined:
-    """What a cases.csv that lies beside another layout says of each case: its patient, its site."""
-    path = None if matched.table is not None else table_in(folder, _TABLE)
+    """What a table that lies beside another layout says of each case: its patient, its site."""
+    if matched.table is not None:
+        return Joined(matched.table.path.name)
+    path = next((found for name in TABLES if (found := table_in(folder, name))), None)
     if path is None:
-        return Joined({}, Given(kind="", n_given=0), ())
+        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _OTHER_TABLES and p.is_file())
+        note = f"{', '.join(others)}: not read; a table that names patients is called {TABLES[0]}"
+        return Joined(notes=(note,) if others else ())
     return join_table(read_table(path), {row.case for row in matched.rows}, {case.id for case in cases})
 
 
@@ -90,12 +92,18 @@ def _with_columns(case: Case, columns: dict[str, str]) -> Case:
     return case.model_copy(update={"group": columns.get("patient"), "columns": columns}) if columns else case
 
 
-def _count_notes(declared: dict[str, Any], n_cases: int) -> list[str]:
-    """A note where dataset.json counts other training cases than there are."""
-    stated = declared.get("numTraining")
-    if not isinstance(stated, int) or stated == n_cases:
-        return []
-    return [f"dataset.json states numTraining {stated}, and images of {n_cases} case(s) are here"]
+def _declared_notes(declared: dict[str, Any], rows: list[CaseRow]) -> list[str]:
+    """Notes where dataset.json counts other cases, or states another ending, than there are."""
+    notes = []
+    stated, n_cases = declared.get("numTraining"), len({row.case for row in rows if row.images})
+    if isinstance(stated, int) and stated != n_cases:
+        notes.append(f"dataset.json states numTraining {stated}, and images of {n_cases} case(s) are here")
+    ending, endings = declared.get("file_ending"), {ending_of(image) for row in rows for image in row.images} - {None}
+    if isinstance(ending, str) and endings and ending.lower() not in endings:
+        notes.append(
+            f"dataset.json states file_ending {ending!r}, and the images end in {', '.join(sorted(map(str, endings)))}"
+        )
+    return notes
 
 
 def _cases(rows: list[CaseRow]) -> tuple[list[Case], list[Finding]]:

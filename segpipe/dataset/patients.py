@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from segpipe.core.given import Given, PassedOver
@@ -16,9 +17,11 @@ _CELLS_OF_FILES = re.compile(r"^(image|label)(_\d+)?$")
 class Joined(NamedTuple):
     """What a table says of each case, and which of its rows are of none."""
 
-    columns: dict[str, dict[str, str]]
-    given: Given
-    notes: tuple[str, ...]
+    name: str = ""
+    """Name of the table's file; empty if there is none."""
+    columns: Mapping[str, dict[str, str]] = MappingProxyType({})
+    given: Given = Given(kind="rows", n_given=0)
+    notes: tuple[str, ...] = ()
 
 
 def other_columns(cells: Mapping[str, str]) -> dict[str, str]:
@@ -79,7 +82,7 @@ def join_table(table: CaseTable, cases: Collection[str], usable: Collection[str]
         )
     given = Given(kind=f"rows of {name}", n_given=len(table.rows), passed_over=(*nameless, *strangers))
     require_all_patients(name, {case: rows[case] for case in usable if case in rows})
-    return Joined({case: rows[case] for case in rows if case in cases}, given, tuple(notes))
+    return Joined(name, {case: rows[case] for case in rows if case in cases}, given, tuple(notes))
 
 
 def require_all_patients(table: str, columns: Mapping[str, Mapping[str, str]]) -> None:

@@ -439,6 +439,15 @@ def test_a_number_of_folds_that_means_nothing_is_refused():
     assert (made.n_folds, made.n_inner) == (5, 3)
 
 
+def test_equal_images_are_of_one_group_whatever_groups_are_asked_for():
+    first, *_, last = sorted(PATIENTS)
+    cases = [SimpleNamespace(case=c) for c in PATIENTS]
+    measured = SimpleNamespace(cases=cases, digest=lambda: "d", equal_images=((first, last),))
+    for how in ({}, {"group_by": "case"}):
+        groups = request_of(dataset(), measured, asked(**how)).groups
+        assert groups[first] == groups[last]
+
+
 def test_without_nesting_a_file_tests_each_case_once():
     once = divided_evenly(request(nested=False)).final.inner
     assert as_listed(request(nested=False), once).final.inner == once

@@ -357,7 +357,7 @@ def test_a_patient_table_of_another_spelling_is_an_error(pairs):
     (pairs / "Cases.csv").write_text("Case;Patient\na;p1\nb;p1\n")
     found = match_dataset(pairs)
     assert {c.group for c in found.cases} == {"p1"}
-    assert found.patients_from == "cases.csv"
+    assert found.patients_from == "Cases.csv"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -392,3 +392,18 @@ def test_a_label_named_like_a_channel_is_named(tmp_path):
     put(tmp_path / "labelsTr" / "a_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}))
     assert "a_0000.nii.gz is named like a channel; rename it to a.nii.gz" in wrong(match_dataset(tmp_path))["a"][1]
+
+
+def test_another_ending_than_stated_is_a_note(pairs):
+    (pairs / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd"}))
+    assert match_dataset(pairs).notes == ("dataset.json states file_ending '.nrrd', and the images end in .nii.gz",)
+
+
+def test_a_table_of_another_name_is_named(pairs):
+    (pairs / "participants.tsv").write_text("participant_id\na\n")
+    assert match_dataset(pairs).notes == (
+        "participants.tsv: not read; a table that names patients is called cases.csv",
+    )
+    (pairs / "participants.tsv").rename(pairs / "cases.tsv")
+    (pairs / "cases.tsv").write_text("case\tpatient\na\tp\nb\tp\n")
+    assert match_dataset(pairs).patients_from == "cases.tsv"
