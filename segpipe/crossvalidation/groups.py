@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Collection
 
+from segpipe.dataset.patients import shared_beginning
 from segpipe.dataset.schema import Case, Dataset
 from segpipe.errors import CrossvalError
 
 BY_CASE = "case"
 _PATIENT = "patient"
 _MOST_SHOWN = 6
-_FEW_STEMS = 0.75
 
 
 def groups_of(dataset: Dataset, usable: Collection[str], by: str | None) -> tuple[str, dict[str, str]]:
@@ -128,11 +128,10 @@ def describe_groups(groups: dict[str, str]) -> list[tuple[str, str]]:
 
 def looks_grouped(cases: Collection[str]) -> str | None:
     """A hint where ids that were taken for patients look like several scans of fewer patients; None where they do not."""
-    stems = Counter(case.rpartition("_")[0] or case for case in cases)
-    # Where all share one beginning it is the dataset's name; where hardly any do, it is chance.
-    if not 1 < len(stems) <= _FEW_STEMS * len(cases):
+    found = shared_beginning(cases)
+    if found is None:
         return None
-    stem, n = stems.most_common(1)[0]
+    stem, n = found
     return (
         f"{n} case ids begin with {stem!r}: if these are scans of one patient, give --group-by with a column or a pattern, such as "
         "'^(.+)_', or scores flatter"

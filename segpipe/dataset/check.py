@@ -74,8 +74,19 @@ def check_case(case: Case, expected: Expectations) -> CheckedCase:
     except CaseError as error:
         report(_RULES.get(type(error), "channels"), str(error))
     if image is not None:
-        for rule, message in image_problems(image.volume.array):
+        problems = image_problems(image.volume.array)
+        for rule, message in problems:
             report(rule, message)
+        constant = {} if problems else constant_channels(image.volume.array)
+        if len(constant) == len(expected.channel_names):
+            values = ", ".join(dict.fromkeys(f"{value:g}" for value in constant.values()))
+            report("blank image", f"every voxel is {values}; the export lost its values")
+        else:
+            for channel, value in constant.items():
+                message = (
+                    f"every voxel of {expected.channel_names[channel]} is {value:g}, as if that channel were missing"
+                )
+                report("blank channel", message, "warning")
         for path in [i.path for i in case.images]:
             for note in header_notes(path):
                 which = f"{path.name}: " if len(case.images) > 1 else ""
@@ -88,10 +99,10 @@ def check_case(case: Case, expected: Expectations) -> CheckedCase:
             report(_RULES.get(type(error), "label channels"), str(error))
     if case.label is not None and stored is not None:
         counts = value_counts(stored.volume.array)
-        problems = label_problems(counts, expected.labels)
-        for rule, message in problems:
+        wrong = label_problems(counts, expected.labels)
+        for rule, message in wrong:
             report(rule, message)
-        if not problems and not set(counts) - set(expected.aside):
+        if not wrong and not set(counts) - set(expected.aside):
             empty = f"{case.label.path.name} holds background only; it is used as a case without the structures"
             report("empty label", empty, "warning")
     labels: NDArray[Any] | None = None
@@ -127,6 +138,11 @@ def image_problems(array: NDArray[Any]) -> list[tuple[str, str]]:
     if not array.any():
         return [("blank image", "every voxel is 0; the export lost its values")]
     return []
+
+
+def constant_channels(array: NDArray[Any]) -> dict[int, float]:
+    """Return the channels of an image (C, Z, Y, X) that have one value everywhere, with that value."""
+    return {number: float(a.flat[0]) for number, a in enumerate(array) if a.size and a.min() == a.max()}
 
 
 def value_counts(stored: NDArray[Any]) -> dict[float, int]:

@@ -2,9 +2,12 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from segpipe.core.artefact import Artefact, Record, json_digest
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from segpipe.core.artefact import Artefact, Record, json_digest, without_defaults
+from segpipe.core.given import Given
 from segpipe.core.labels import Labels
 from segpipe.io.formats import files_behind
 
@@ -69,6 +72,21 @@ class Dataset(Artefact):
     cases: tuple[Case, ...]
     findings: tuple[Finding, ...] = ()
     """What was wrong already at matching: missing pairs, duplicate ids."""
+    patients_from: str = ""
+    """Name of the table that names patients; empty where none does."""
+    given: tuple[Given, ...] = ()
+    """What was given and how much of it is used: entries of folders, rows of tables."""
+    notes: tuple[str, ...] = ()
+    """What is worth to know of the dataset as a whole."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, write(self), "patients_from", "given", "notes")
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Lines that say what was given and is not used; none where everything is."""
+        return [line for given in self.given for line in given.lines()]
 
     def only(self, cases: Collection[str]) -> "Dataset":
         """Return the dataset with some of its cases, and what was found of these."""

@@ -11,9 +11,9 @@ from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import label_problems, value_counts
+from segpipe.dataset.entries import entries_of
 from segpipe.dataset.grids import LabelFile, labels_exactly_on
 from segpipe.dataset.load import read_label_file
-from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import SCORED_AS_OF, mean_over_labels, score_case, summarise_label
@@ -35,8 +35,8 @@ class Matched:
     """References whose name several files have, with the reasons."""
     missing: dict[str, str]
     """References without a prediction, with the reasons."""
-    given: Given
-    """How many of the predictions have a reference."""
+    given: tuple[Given, ...]
+    """Counts of the predictions and of the references' folder, where something is not used."""
 
 
 def evaluate(
@@ -125,7 +125,7 @@ def match_pairs(predictions: Path, references: Path) -> Matched:
             raise DatasetError(f"{path}: no such file or folder")
     if references.is_file():
         case = stem_of(references)
-        return Matched([(case, predictions, references)], {}, {}, Given(kind="predictions", n_given=1))
+        return Matched([(case, predictions, references)], {}, {}, ())
     by_case, prediction_twice = _by_stem(predictions)
     # What `predict --save-uncertainty` wrote beside a segmentation is none.
     by_case = {c: f for c, f in by_case.items() if c.removesuffix("_uncertainty") not in by_case.keys() - {c}}
@@ -148,7 +148,12 @@ def match_pairs(predictions: Path, references: Path) -> Matched:
         for case in by_case
         if case not in reference_files
     )
-    given = Given(kind=f"predictions in {predictions}", n_given=len(by_case), passed_over=alone)
+    # A prediction that cannot be read is missed by its reference; what else lies beside predictions, such as a log, is none.
+    counts = (
+        Given(kind=f"predictions in {predictions}", n_given=len(by_case), passed_over=alone),
+        entries_of(references).given,
+    )
+    given = tuple(count for count in counts if count.passed_over)
     return Matched([p for p in pairs if p[0] not in twice], twice, missing, given)
 
 
@@ -161,7 +166,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Files by name without ending, and the names that several files have."""
     files: dict[str, Path] = {}
     twice = {}
-    for file in image_files_in(folder):
+    for file in entries_of(folder).images:
         if stem_of(file) in files:
             twice[stem_of(file)] = (
                 f"{folder}: {files[stem_of(file)].name} and {file.name} have one name; keep one of them"

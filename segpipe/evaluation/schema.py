@@ -71,4 +71,4 @@ class Evaluation(Artefact):
     failed: dict[str, str] = {}
     """Cases that could not be scored, with the reasons; a reference without a prediction is one."""
     given: tuple[Given, ...] = ()
-    """What was given and is not used: predictions without a reference, values that no label has."""
+    """What was given and is not used: files without a partner, values that no label has."""

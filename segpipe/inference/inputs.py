@@ -1,9 +1,14 @@
 """What to predict: one file, a folder, or a manifest, as cases. Nothing is decoded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.dataset.match import group_images, image_files_in, manifest_images, read_manifest
+from segpipe.core.given import Given
+from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
+from segpipe.dataset.layouts import channels_within, image_paths
+from segpipe.dataset.names import Channels, Digits, cases_to_predict, numbered
+from segpipe.dataset.tables import CaseTable, Row, read_table
 from segpipe.errors import DatasetError, SegpipeError
 from segpipe.io.formats import (
     IMAGE_ENDINGS,
@@ -28,8 +33,19 @@ class InputCase:
     """Why this case cannot be predicted, when that is known before anything is read."""
 
 
-def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
-    """List the cases of an input.
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def find_inputs(
+    source: Path,
+    output: Path,
+    n_channels: int,
+    *,
+    digits: Digits = "channel",
+    note: Callable[[str], None] = _silent,
+) -> list[InputCase]:
+    """List the cases of an input. What cannot be read is a case with a problem.
 
     Parameters
     ----------
@@ -39,7 +55,11 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     output : Path
         A folder; or a file, when ``source`` is one image.
     n_channels : int
-        Channels of the model; with one, digits at the end of a name belong to the case unless they all are _0000.
+        Channels of the model. With one, digits at the end of a name belong to the case, unless _0000 is the only number of that name.
+    digits : "channel" or "case"
+        What such digits were in the names of the training images.
+    note : callable
+        Receives each line about what was given and is not used.
 
     Raises
     ------
@@ -49,25 +69,16 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
         If an output would overwrite an input.
     """
     if not source.exists():
-        raise DatasetError(f"{source}: no such file or folder")
+        raise DatasetError(absence_of(source) if dangles(source) else f"{source}: no such file or folder")
     if is_dicom(output):
         raise SegpipeError(f"{output}: DICOM is not written; give a folder, or a name that ends in .nii.gz")
     if source.is_dir():
-        files = image_files_in(source)
-        volumes = dicom_volumes(source)
-        if holds_dicom(source, below=False) and (not volumes or {*files, *volumes} == {*volumes[:1]}):
-            # The files of a series lie in it: the folder is the image, and what is below belongs to it.
-            place = output if ending_of(output) else output / f"{source.name}{output_ending(source)}"
-            cases = [InputCase(source.name, (source,), place)]
-            files = [f for f in files if f.is_file() and not is_picture(f) and not is_dicom(f)]
-        else:
-            cases, files = [], sorted({*files, *volumes})
-        cases += [_folder_case(c, found, output) for c, found in sorted(group_images(files, n_channels).items())]
-    elif source.suffix.lower() in (".csv", ".json"):
+        cases = _cases_in(source, output, n_channels, digits, note)
+    elif source.suffix.lower() in (".csv", ".tsv", ".json"):
         cases = _manifest_cases(source, output)
     else:
         place = output if ending_of(output) else output / f"{stem_of(source)}{output_ending(source)}"
-        cases = [InputCase(stem_of(source), (source,), place)]
+        cases = [InputCase(stem_of(source), (source,), place, _lone_channel(source, n_channels))]
     if not cases:
         raise DatasetError(f"{source}: no image file and no DICOM found; endings read: {', '.join(IMAGE_ENDINGS)}")
     images = {image.resolve() for case in cases for image in case.images}
@@ -79,25 +90,82 @@ def find_inputs(source: Path, output: Path, n_channels: int) -> list[InputCase]:
     return cases
 
 
-def _folder_case(case: str, channels: dict[int, list[Path]], output: Path) -> InputCase:
+def _cases_in(
+    source: Path, output: Path, n_channels: int, digits: Digits, note: Callable[[str], None]
+) -> list[InputCase]:
+    cases = []
+    entries, volumes = without_segmentations(entries_of(source)), dicom_volumes(source)
+    if holds_dicom(source, below=False) and (not volumes or {*entries.images, *volumes} == {*volumes[:1]}):
+        # The files of a series lie in it: the folder is the image, and what is below belongs to it.
+        place = output if ending_of(output) else output / f"{source.name}{output_ending(source)}"
+        cases = [InputCase(source.name, (source,), place)]
+        files = [f for f in entries.images if f.is_file() and not is_picture(f) and not is_dicom(f)]
+        entries = Entries(files, Given(kind="", n_given=0))
+    else:
+        entries = entries.with_images(volumes)
+    for line in entries.given.lines():
+        note(line)
+    found, taken_whole = cases_to_predict(entries.images, n_channels, digits, channels_within)
+    for name in taken_whole:
+        note(
+            f"{name}_0000, ...: several numbers follow this name and the model takes one channel, so each file is a case; if the numbers "
+            "are channels, give only the model's"
+        )
+    cases += [_folder_case(c, channels, output) for c, channels in sorted(found.items())]
+    known = {case.id for case in cases}
+    lost = {name: why for name, why in entries.lost if name not in known}
+    return cases + [InputCase(name, (), output / f"{name}.nii.gz", why) for name, why in sorted(lost.items())]
+
+
+def _lone_channel(source: Path, n_channels: int) -> str | None:
+    """Return why a file alone is not its case: the model takes several channels, and others of this name lie beside it."""
+    found = numbered(stem_of(source))
+    if found is None or n_channels == 1 or channels_within(source) != 1:
+        return None
+    beside = [
+        p for p in entries_of(source.parent).images if (n := numbered(stem_of(p))) is not None and n[0] == found[0]
+    ]
+    if len(beside) < 2:
+        return None
+    return (
+        f"{source.name} is one channel of {n_channels}; {', '.join(p.name for p in beside if p != source)} beside it: give the folder "
+        f"{source.parent}, or a manifest"
+    )
+
+
+def _folder_case(case: str, channels: Channels, output: Path) -> InputCase:
     files = [file for _, found in sorted(channels.items()) for file in found]
     twice = next((found for found in channels.values() if len(found) > 1), None)
-    problem = f"several files for one image: {', '.join(f.name for f in twice)}; keep one of them" if twice else None
+    problem = next((why for file in files if (why := absence_of(file))), None)
+    if twice:
+        problem = f"several files for one image: {', '.join(f.name for f in twice)}; keep one of them"
+    elif problem is None and sorted(channels) != list(range(len(channels))):
+        numbers = ", ".join(f"_{c:04d}" for c in sorted(channels))
+        problem = f"channels found: {numbers}; expected them from _0000 without a gap"
     return InputCase(case, tuple(files), output / f"{case}{output_ending(files[0])}", problem)
 
 
 def _manifest_cases(path: Path, output: Path) -> list[InputCase]:
+    table = read_table(path)
+    if not table.n_channels:
+        raise DatasetError(
+            f"{path}: no column of images; its columns are {', '.join(table.columns) or 'none'}; expected case, image[, image_2...]"
+        )
     cases: dict[str, InputCase] = {}
-    for number, row in enumerate(read_manifest(path), start=1):
-        images = manifest_images(row, path.parent)
-        if not images:
+    for row in table.rows:
+        case = _manifest_case(table, row, output)
+        if case.id in cases or "/" in case.id:
+            named = "" if row.cells.get("case") else " (the name of the image's file: no column 'case' names another)"
             raise DatasetError(
-                f"{path}: row {number} has no image; its columns are {', '.join(row)}; expected case, image[, image_2...]"
+                f"{path}: row {row.number}: case {case.id!r}{named} stands twice or cannot be a file name; give each case its own id"
             )
-        case = row.get("case") or stem_of(images[0])
-        if case in cases or "/" in case:
-            raise DatasetError(
-                f"{path}: row {number}: case {case!r} stands twice or cannot be a file name; give each case its own id"
-            )
-        cases[case] = InputCase(case, tuple(images), output / f"{case}{output_ending(images[0])}")
+        cases[case.id] = case
     return list(cases.values())
+
+
+def _manifest_case(table: CaseTable, row: Row, output: Path) -> InputCase:
+    images, problem = image_paths(table, row)
+    case = row.cells.get("case") or (stem_of(images[0]) if images else f"row {row.number}")
+    absent = next((why for image in images if (why := absence_of(image))), None)
+    ending = output_ending(images[0]) if images else ".nii.gz"
+    return InputCase(case, tuple(images), output / f"{case}{ending}", problem[1] if problem else absent)

@@ -49,6 +49,7 @@ def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
             "channel_names": ours,
             "labels": fingerprint.labels,
             "resample_channels": fingerprint.resample_channels,
+            "digits": fingerprint.digits,
             "original_median_spacing_mm": spacing,
             "original_median_shape": shape,
             "guard": make_guard(fingerprint.cases),

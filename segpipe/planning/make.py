@@ -170,6 +170,7 @@ class _Planner:
             channel_names=self.fingerprint.channel_names,
             labels=self.fingerprint.labels,
             resample_channels=self.fingerprint.resample_channels,
+            digits=self.fingerprint.digits,
             original_median_spacing_mm=spacing,
             original_median_shape=shape,
             intensities=self.fingerprint.intensities,

@@ -1,10 +1,13 @@
 """The plan artefact: what was chosen, and why."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from segpipe.core.artefact import Artefact, Record
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from segpipe.core.artefact import Artefact, Record, without_defaults
 from segpipe.core.labels import Labels
 from segpipe.dataset.fingerprint.schema import IntensityStatistics
+from segpipe.dataset.names import Digits
 from segpipe.errors import PlanError
 from segpipe.networks.spec import NetworkChoice, NetworkSpec
 from segpipe.planning.guard import IntensityGuard
@@ -67,6 +70,8 @@ class Plan(Artefact):
     labels: Labels
     resample_channels: bool = False
     """Channels on other grids are brought onto the first one's, in prediction too."""
+    digits: Digits = "channel"
+    """What digits such as _0001 at the end of the training images' names were; they are the same in prediction."""
     original_median_spacing_mm: tuple[float, ...]
     original_median_shape: tuple[float, ...]
     intensities: tuple[IntensityStatistics, ...]
@@ -89,6 +94,10 @@ class Plan(Artefact):
     training: TrainingSettings
     inference: InferenceSettings = InferenceSettings()
     decisions: tuple[Decision, ...]
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, write(self), "digits")
 
     def configuration(self, name: str) -> Configuration:
         """Return a configuration.

@@ -9,8 +9,8 @@ import numpy as np
 
 from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels, smallest_dtype
+from segpipe.dataset.entries import entries_of
 from segpipe.dataset.load import read_labels
-from segpipe.dataset.match import image_files_in
 from segpipe.errors import CaseError, DatasetError, SegpipeError
 from segpipe.execution import processes
 from segpipe.execution.memory import BYTES_A_LABEL_VOXEL
@@ -58,7 +58,7 @@ def apply_to_folder(
     SegpipeError
         If an output is there already, or a rule names a label that there is not.
     """
-    files = [f for f in image_files_in(predictions) if f.is_file()] if predictions.is_dir() else []
+    files = [f for f in entries_of(predictions).images if f.is_file()] if predictions.is_dir() else []
     stems = {stem_of(f) for f in files}
     # What `predict --save-uncertainty` wrote beside a segmentation is none.
     files = [f for f in files if stem_of(f).removesuffix("_uncertainty") not in stems - {stem_of(f)}]

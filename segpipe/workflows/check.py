@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table
 from segpipe.dataset.run import CheckResult
@@ -10,6 +13,10 @@ from segpipe.dataset.schema import Finding
 from segpipe.workflows.options import CheckOptions
 from segpipe.workflows.page import Page, plain
 from segpipe.workflows.project import Project
+
+_MOST_LABELS = 40
+"""Label values that are listed; of more, the rest is counted."""
+_FILE = re.compile(r"^\S+\.\w+: ")
 
 
 def check(options: CheckOptions, watch: Watch = SILENT) -> CheckResult:
@@ -35,25 +42,47 @@ def page(result: CheckResult, _: CheckOptions) -> Page:
         [f"case {c.id}", f"{', '.join(i.path.name for i in c.images)} + {c.label.path.name if c.label else '-'}"]
         for c in found.cases[:3]
     ]
+    rows += [["note", note] for note in result.notes]
     wrong: str | Table = f"nothing wrong with {len(found.cases)} case(s)"
     if findings:
         wrong = Table(f"{len(findings)} finding(s)", ["case", "", "rule", "what"], _together(findings))
+    about: list[str | Table] = [Table(f"{found.name}: what was matched", ["", ""], rows)]
+    if result.labels:
+        columns = ["value", "label", "cases", "voxels"]
+        values = [[str(v.value), v.name, str(v.n_cases), str(v.n_voxels)] for v in result.labels[:_MOST_LABELS]]
+        left = len(result.labels) - _MOST_LABELS
+        values += [["...", f"{left} more", "", ""]] if left > 0 else []
+        about.append(Table("Label values in usable cases", columns, values, (0, 2, 3)))
+    passed_over = ["\n".join(found.passed_over)] if found.passed_over else []
     return Page(
-        {"dataset": plain(found), "findings": [plain(f) for f in findings]},
-        [Table(f"{found.name}: what was matched", ["", ""], rows), wrong],
-        exit_code=int(any(f.severity != "note" for f in findings)),
+        {
+            "dataset": plain(found),
+            "findings": [plain(f) for f in findings],
+            "labels": [asdict(v) for v in result.labels],
+            "notes": list(result.notes),
+        },
+        [*about, *passed_over, wrong],
+        exit_code=int(any(f.severity != "note" for f in findings) or any(g.loses_a_case for g in found.given)),
     )
 
 
 def _together(findings: tuple[Finding, ...]) -> list[list[str]]:
-    """Return rows of a table; what is the same of several cases is one row."""
-    cases: dict[tuple[str, str, str], list[str]] = {}
+    """Return rows of a table; findings of one rule that say the same of several cases are one row."""
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
     for f in findings:
-        cases.setdefault((f.severity, f.rule, f.message), []).append(f.case)
-    return [
-        [
-            found[0] if len(found) == 1 else f"{len(found)} cases: {', '.join(found[:3])}{', ...' * (len(found) > 3)}",
-            *what,
-        ]
-        for what, found in cases.items()
-    ]
+        alike.setdefault((f.severity, f.rule, _kind_of(f)), []).append(f)
+    return [[_cases_of(found), found[0].severity, found[0].rule, found[0].message] for found in alike.values()]
+
+
+def _kind_of(finding: Finding) -> str:
+    """Return what two findings share that say the same: of notes, the words without names of files and numbers."""
+    if finding.severity != "note":
+        return finding.message
+    return re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "#", _FILE.sub("", finding.message))
+
+
+def _cases_of(findings: list[Finding]) -> str:
+    cases = list(dict.fromkeys(f.case for f in findings))
+    if len(cases) == 1:
+        return cases[0]
+    return f"{len(cases)} cases: {', '.join(cases[:3])}{', ...' * (len(cases) > 3)}"

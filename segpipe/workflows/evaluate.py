@@ -20,7 +20,7 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
     matched = match_pairs(options.predictions, options.references)
     with watch.counting("scoring", len(matched.pairs)) as done:
         result = stage(
-            matched.pairs, declared, missing=matched.twice | matched.missing, given=(matched.given,),
+            matched.pairs, declared, missing=matched.twice | matched.missing, given=matched.given,
             tolerance_mm=options.tolerance_mm, nsd_unit=options.nsd, workers=options.jobs, on_case=done,
         )  # fmt: skip
     if options.output is not None:

@@ -12,6 +12,7 @@ from segpipe.core.labels import Labels
 from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table, shown
+from segpipe.dataset.entries import entries_of
 from segpipe.errors import ModelError, SegpipeError, UsageError
 from segpipe.evaluation.run import labels_found, match_pairs
 from segpipe.postprocessing.choose import choose_rules
@@ -64,8 +65,9 @@ def choose_postprocessing(
     alone = tuple(PassedOver(what=case, why=why) for case, why in matched.missing.items())
     n_references = len(pairs) + len(matched.twice) + len(alone)
     _say(watch, Given(kind=f"references in {options.references}", n_given=n_references, passed_over=alone).lines())
-    _say(watch, matched.given.lines())
-    failed |= matched.twice | {p.what: p.why for p in matched.given.passed_over}
+    for given in matched.given:
+        _say(watch, given.lines())
+    failed |= matched.twice | {p.what: p.why for given in matched.given for p in given.passed_over if p.a_case}
     if options.rules is not None:
         chosen.write(options.rules)
     if options.model is not None:
@@ -93,6 +95,8 @@ def apply_postprocessing(options: PostprocessOptions, watch: Watch = SILENT) -> 
     labels = None if options.model is None else _labels_of(options.model)
     if labels is not None:
         _say(watch, _painting(labels))
+    if options.predictions.is_dir():
+        _say(watch, entries_of(options.predictions).given.lines())
     with watch.counting("post-processing", None) as step:
         cleaned = apply_to_folder(
             options.predictions, options.output, rules, labels, workers=options.jobs, on_case=step

@@ -40,7 +40,9 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
     how = PredictorOptions(o.folds, o.tta, o.step, o.engine, o.precision, o.postprocess, cache=network_cache())
     predictor = Predictor.load(o.model, choose_runtime(o.device), how)
     watch.note(f"{predictor.describe}, {'with' if o.tta else 'without'} mirrored images")
-    cases = find_inputs(o.source, target, len(predictor.plan.channel_names))
+    cases = find_inputs(
+        o.source, target, len(predictor.plan.channel_names), digits=predictor.plan.digits, note=watch.note
+    )
     if o.shard != (1, 1):
         cases = shard_of(cases, *o.shard)
         watch.note(f"part {o.shard[0]} of {o.shard[1]}: {len(cases)} case(s)")
@@ -71,7 +73,7 @@ def _predict_elsewhere(options: PredictOptions, watch: Watch) -> list[Prediction
         )
     first = options.model[0]
     plan = read_any_model(first, options.folds).plan
-    cases = find_inputs(options.source, options.output, len(plan.channel_names))
+    cases = find_inputs(options.source, options.output, len(plan.channel_names), digits=plan.digits, note=watch.note)
     manifest = Manifest(options.output / "predictions.jsonl")
     if not options.resume:
         # Each part resumes, since a worker that is lost is replaced by another: what is there from before must not count.

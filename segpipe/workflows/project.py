@@ -16,6 +16,7 @@ from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import Workspace
 from segpipe.errors import SegpipeError
 from segpipe.version import __version__
+from segpipe.workflows.said import dataset_lines
 
 if TYPE_CHECKING:
     from segpipe.dataset.fingerprint.schema import Fingerprint
@@ -82,8 +83,11 @@ class Project:
 
         return read_or_make(self.workspace.splits, self.measured.groups, self.measured.digest())
 
-    def measure(self, *, resample_channels: bool | None = None) -> Fingerprint:
-        """Check and measure the dataset; writes dataset.json, fingerprint.json and the decoded cases."""
+    def measure(self, *, resample_channels: bool | None = None, grouped_later: bool = False) -> Fingerprint:
+        """Check and measure the dataset; writes dataset.json, fingerprint.json and the decoded cases.
+
+        It is reported how cases are kept together, unless that is decided and reported later.
+        """
         from segpipe.dataset.fingerprint.run import measure
         from segpipe.dataset.match import match_again
 
@@ -93,6 +97,8 @@ class Project:
             matched = match_again(self.dataset, self.workspace, resample_channels)
             self.measured = measure(matched, self.workspace, workers=self.workers, on_case=done)
             self.matched = matched
+        for line in dataset_lines(self.matched, self.measured, grouping=not grouped_later):
+            self.watch.note(line)
         return self.measured
 
     @contextmanager

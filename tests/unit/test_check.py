@@ -13,7 +13,7 @@ GRID = axis_grid((16, 20, 24))
 
 def broken(folder, case, how):
     """A sound case with one fault."""
-    image, labels = cube_case(np.random.default_rng(1), GRID.shape, (1, 2))
+    image, labels = cube_case(np.random.default_rng(len(how) + 100), GRID.shape, (1, 2))
     labels = labels.astype(np.float32) if how == "float" else labels
     if how == "nan":
         image[3, 4, 5] = np.nan

@@ -432,11 +432,20 @@ def test_a_number_of_folds_that_means_nothing_is_refused():
     with pytest.raises(CrossvalError, match=r"--folds 4 with --leave-out: it says itself how many"):
         splits_asked(request(), dataset(), asked(leave_out="site", folds=4))
     assert len(splits_asked(request(n_folds=4), dataset(), asked(folds=4)).outer) == 4
-    measured = SimpleNamespace(cases=[SimpleNamespace(case=c) for c in PATIENTS], digest=lambda: "d")
+    measured = SimpleNamespace(cases=[SimpleNamespace(case=c) for c in PATIENTS], digest=lambda: "d", equal_images=())
     with pytest.raises(CrossvalError, match="--inner-folds 4 with --no-nested"):
         request_of(dataset(), measured, asked(inner_folds=4, nested=False))
     made = request_of(dataset(), measured, asked(nested=False))
     assert (made.n_folds, made.n_inner) == (5, 3)
+
+
+def test_equal_images_are_of_one_group_whatever_groups_are_asked_for():
+    first, *_, last = sorted(PATIENTS)
+    cases = [SimpleNamespace(case=c) for c in PATIENTS]
+    measured = SimpleNamespace(cases=cases, digest=lambda: "d", equal_images=((first, last),))
+    for how in ({}, {"group_by": "case"}):
+        groups = request_of(dataset(), measured, asked(**how)).groups
+        assert groups[first] == groups[last]
 
 
 def test_without_nesting_a_file_tests_each_case_once():

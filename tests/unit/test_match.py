@@ -239,3 +239,174 @@ def test_real_datasets(data, name, layout, n_cases, n_groups):
     found = match_dataset(data / name)
     assert (found.layout, len(found.cases), found.findings) == (layout, n_cases, ())
     assert len({c.group for c in found.cases} - {None}) == n_groups
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two cases of an image and a label."""
+    for case in ("a", "b"):
+        put(tmp_path / "images" / f"{case}.nii.gz")
+        put(tmp_path / "labels" / f"{case}.nii.gz")
+    return tmp_path
+
+
+def wrong(dataset):
+    return {f.case: (f.rule, f.message) for f in dataset.findings}
+
+
+def test_links_that_lead_nowhere_are_cases(pairs):
+    for folder in ("images", "labels"):
+        (pairs / folder / "c.nii.gz").symlink_to(pairs / "store" / f"{folder}.nii.gz")
+    rule, message = wrong(match_dataset(pairs))["c"]
+    assert rule == "missing file"
+    assert "link to" in message
+    assert "images.nii.gz, which is not there" in message
+
+
+def test_a_listed_link_that_leads_nowhere_says_where(pairs):
+    (pairs / "c.nii.gz").symlink_to(pairs / "store" / "c.nii.gz")
+    (pairs / "cases.csv").write_text("case,image,label\nc,c.nii.gz,c.nii.gz\n")
+    assert "link to" in wrong(match_dataset(pairs / "cases.csv"))["c"][1]
+
+
+def test_a_file_of_a_format_that_is_not_read_is_named_with_its_case(pairs):
+    (pairs / "images" / "c.unknown").write_bytes(b"x")
+    (pairs / "images" / "d.unknown").write_bytes(b"x")
+    put(pairs / "labels" / "c.nii.gz")
+    found = match_dataset(pairs)
+    assert wrong(found)["c"] == (
+        "missing pair",
+        "label c.nii.gz has no image of the same name; c.unknown: the format .unknown is not read; convert to .nii.gz",
+    )
+    assert wrong(found)["d"][0] == "not read"
+    assert found.passed_over[0] == "entries of images/: 4 given, 2 used, 2 passed over"
+
+
+def test_images_in_a_sub_folder_are_named(pairs):
+    put(pairs / "images" / "patient4" / "x.nii.gz")
+    assert wrong(match_dataset(pairs))["patient4"][0] == "not read"
+
+
+def test_documents_beside_images_are_no_cases(pairs):
+    (pairs / "images" / "README.md").write_text("x")
+    (pairs / "images" / "a.json").write_text("{}")
+    found = match_dataset(pairs)
+    assert not found.findings
+    assert not any(given.loses_a_case for given in found.given)
+
+
+def test_what_was_given_is_no_part_of_the_stored_digest(pairs):
+    before = match_dataset(pairs).model_dump()
+    assert not {"given", "notes", "patients_from"} & set(before)
+    (pairs / "images" / "README.md").write_text("x")
+    assert match_dataset(pairs).model_dump()["given"]
+
+
+def test_an_empty_cell_before_a_filled_one_is_a_missing_channel(tmp_path):
+    for name in ("t1", "t2", "y"):
+        put(tmp_path / f"{name}.nii.gz")
+    rows = ["a,t1.nii.gz,t2.nii.gz,y.nii.gz", "b,,t2.nii.gz,y.nii.gz", "c,t1.nii.gz,,y.nii.gz", "d,,,y.nii.gz", ",,,"]
+    (tmp_path / "cases.csv").write_text("case,image_1,image_2,label\n" + "\n".join(rows) + "\n")
+    found = match_dataset(tmp_path)
+    # c has fewer channels, which is found when it is read.
+    assert ids(found) == ["a", "c"]
+    assert wrong(found)["b"][0] == "missing channel"
+    assert "row 2 of cases.csv: image_1 is empty and image_2 is not" in wrong(found)["b"][1]
+    assert wrong(found)["d"][1] == "row 4 of cases.csv names no image; fill in image_1"
+
+
+def test_backslashes_are_read_where_they_lead_to_a_file(tmp_path):
+    put(tmp_path / "scans" / "x.nii.gz")
+    put(tmp_path / "scans" / "y.nii.gz")
+    (tmp_path / "cases.csv").write_text("case,image,label\na,scans\\x.nii.gz,scans\\y.nii.gz\n")
+    assert ids(match_dataset(tmp_path)) == ["a"]
+
+
+def test_ids_from_file_names_that_collide_say_so(tmp_path):
+    for patient in ("p1", "p2"):
+        put(tmp_path / patient / "ct.nii.gz")
+    rows = [f"{p}/ct.nii.gz,{p}/ct.nii.gz" for p in ("p1", "p2")]
+    (tmp_path / "cases.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
+    rule, message = wrong(match_dataset(tmp_path))["ct"]
+    assert rule == "duplicate id"
+    assert "the name of their image's file" in message
+    assert "column 'case'" in message
+
+
+def test_folders_of_one_patient_each_are_told_how_to_be_listed(tmp_path):
+    for patient in ("B001", "B002"):
+        for part in ("t1", "t2", "seg"):
+            put(tmp_path / patient / f"{patient}_{part}.nii.gz")
+    row = "B001,B001/B001_t1.nii.gz,B001/B001_t2.nii.gz,B001/B001_seg.nii.gz"
+    with pytest.raises(DatasetError, match=rf"2 folder.s. hold images.*case,image_1,image_2,label.*{row}"):
+        match_dataset(tmp_path)
+
+
+def test_a_manifest_names_the_patients_of_all_cases_or_of_none(tmp_path):
+    put(tmp_path / "x.nii.gz")
+    text = "case,image,label,patient\na,x.nii.gz,x.nii.gz,p\nb,x.nii.gz,x.nii.gz,\n"
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(DatasetError, match="1 of 2 cases have no patient, such as 'b'"):
+        match_dataset(tmp_path)
+    (tmp_path / "cases.csv").write_text(text.replace(",p\n", ",\n"))
+    assert match_dataset(tmp_path).patients_from == ""
+
+
+def test_a_patient_table_of_another_spelling_is_an_error(pairs):
+    (pairs / "cases.csv").write_text("case,patient\nA,p1\nB,p2\n")
+    with pytest.raises(DatasetError, match="'A' looks like case 'a'"):
+        match_dataset(pairs)
+    (pairs / "cases.csv").unlink()
+    (pairs / "Cases.csv").write_text("Case;Patient\na;p1\nb;p1\n")
+    found = match_dataset(pairs)
+    assert {c.group for c in found.cases} == {"p1"}
+    assert found.patients_from == "Cases.csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "values", [{"background": "0", "x": "1"}, {"background": 0.0, "x": 1.0}, {"0": "background", "1": "x"}]
+)
+def test_a_declaration_as_editors_and_languages_save_it(pairs, encoding, values):
+    (pairs / "dataset.json").write_bytes(json.dumps({"labels": values}).encode(encoding))
+    assert match_dataset(pairs).labels == Labels.plain({"x": 1})
+
+
+def test_another_number_of_training_cases_is_a_note(pairs):
+    (pairs / "dataset.json").write_text(json.dumps({"numTraining": 40}))
+    assert match_dataset(pairs).notes == ("dataset.json states numTraining 40, and images of 2 case(s) are here",)
+    (pairs / "dataset.json").write_text(json.dumps({"numTraining": 2}))
+    assert match_dataset(pairs).notes == ()
+
+
+def test_images_that_a_list_leaves_out_are_counted(pairs):
+    (pairs / "images").rename(pairs / "imagesTr")
+    training = [{"image": "./imagesTr/a.nii.gz", "label": "./labels/a.nii.gz"}]
+    (pairs / "dataset.json").write_text(json.dumps({"training": training}))
+    assert match_dataset(pairs).passed_over == [
+        "images of imagesTr/: 2 given, 1 used, 1 passed over",
+        "  dataset.json does not list it under 'training': b.nii.gz",
+    ]
+
+
+def test_a_label_named_like_a_channel_is_named(tmp_path):
+    for channel in (0, 1):
+        put(tmp_path / "imagesTr" / f"a_{channel:04d}.nii.gz")
+    put(tmp_path / "labelsTr" / "a_0000.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}))
+    assert "a_0000.nii.gz is named like a channel; rename it to a.nii.gz" in wrong(match_dataset(tmp_path))["a"][1]
+
+
+def test_another_ending_than_stated_is_a_note(pairs):
+    (pairs / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd"}))
+    assert match_dataset(pairs).notes == ("dataset.json states file_ending '.nrrd', and the images end in .nii.gz",)
+
+
+def test_a_table_of_another_name_is_named(pairs):
+    (pairs / "participants.tsv").write_text("participant_id\na\n")
+    assert match_dataset(pairs).notes == (
+        "participants.tsv: not read; a table that names patients is called cases.csv",
+    )
+    (pairs / "participants.tsv").rename(pairs / "cases.tsv")
+    (pairs / "cases.tsv").write_text("case\tpatient\na\tp\nb\tp\n")
+    assert match_dataset(pairs).patients_from == "cases.tsv"

@@ -3,34 +3,26 @@
 from collections.abc import Callable
 from functools import partial
 
-from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.artefact import json_digest
 from segpipe.core.labels import Labels
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.check import Expectations
-from segpipe.dataset.fingerprint.measure import (
-    CaseMeasurements,
-    flat_cases,
-    intensity_statistics,
-    measure_case,
-    median_relative_size,
-)
-from segpipe.dataset.fingerprint.schema import CaseFingerprint, Fingerprint
+from segpipe.dataset.fingerprint.across import compare_cases, equal_images
+from segpipe.dataset.fingerprint.case import MeasuredCase, measured_case
+from segpipe.dataset.fingerprint.measure import flat_cases, intensity_statistics, median_relative_size
+from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.match import reading_bytes
+from segpipe.dataset.names import digits_of
+from segpipe.dataset.patients import joined_groups
 from segpipe.dataset.schema import Case, Dataset, Finding
-from segpipe.dataset.store import StoredCase, read_case
-from segpipe.errors import ArtefactError, DatasetError
+from segpipe.errors import DatasetError
 from segpipe.execution import processes
 from segpipe.execution.processes import Workers
-from segpipe.io.arrays import read_array, write_array
+from segpipe.io.formats import stem_of
 from segpipe.version import CASES_AS_OF
 
-
-class _Measured(Artefact):
-    """Measurements of one case, kept beside its arrays."""
-
-    content: str
-    """Digest of what was measured."""
-    fingerprint: CaseFingerprint
+_SAID = ("patients_from", "given", "notes")
+"""Fields of a dataset that are said of it and change nothing that is made of its cases."""
 
 
 def measure(
@@ -64,9 +56,9 @@ def measure(
         same = known.software == CASES_AS_OF and Dataset.read(workspace.dataset) == matched
         if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
-    work = partial(_check_and_measure, expected=Expectations.of(matched), workspace=workspace)
+    work = partial(measured_case, expected=Expectations.of(matched), workspace=workspace)
     findings = list(matched.findings)
-    measured: list[CaseMeasurements] = []
+    measured: list[MeasuredCase] = []
     contents: dict[str, str] = {}
     for outcome in processes.map_cases(work, matched.cases, workers=workers, bytes_each=reading_bytes(matched)):
         if outcome.value:
@@ -85,33 +77,10 @@ def measure(
     return result
 
 
-def _check_and_measure(
-    case: Case, expected: Expectations, workspace: Workspace
-) -> tuple[StoredCase, list[CaseMeasurements]]:
-    files = workspace.case(case.id)
-    reading = read_case(case, expected, files)
-    record = reading.record
-    if record.shape is None:
-        return record, []
-    if files.measurements.is_file() and files.quantiles.is_file():
-        try:
-            known = _Measured.read(files.measurements)
-        except ArtefactError:
-            known = None
-        if known is not None and known.content == record.content_digest():
-            return record, [CaseMeasurements(known.fingerprint, read_array(files.quantiles))]
-    arrays = reading.arrays()
-    measurements = measure_case(case.id, arrays.image, arrays.labels, record.shape, expected.aside)
-    files.measurements.unlink(missing_ok=True)
-    write_array(files.quantiles, measurements.quantiles)
-    _Measured(content=record.content_digest(), fingerprint=measurements.fingerprint).write(files.measurements)
-    return record, [measurements]
-
-
 def _digest(dataset: Dataset, contents: dict[str, str]) -> str:
     """Digest of a dataset by the content of its cases: files that were copied or touched leave it as it is."""
     cases = [[c.id, c.group, contents.get(c.id)] for c in dataset.cases]
-    return json_digest([dataset.model_dump(mode="json", exclude={"cases", "root"}), cases])
+    return json_digest([dataset.model_dump(mode="json", exclude={"cases", "root", *_SAID}), cases])
 
 
 def _failure(case: Case, reason: str | None) -> Finding:
@@ -119,7 +88,7 @@ def _failure(case: Case, reason: str | None) -> Finding:
 
 
 def _summarise(
-    dataset: Dataset, measured: list[CaseMeasurements], findings: list[Finding], contents: dict[str, str]
+    dataset: Dataset, measured: list[MeasuredCase], findings: list[Finding], contents: dict[str, str]
 ) -> Fingerprint:
     cases = flat_cases([m.fingerprint for m in measured])
     if not cases:
@@ -130,7 +99,10 @@ def _summarise(
     found = sorted({value for case in cases for value in case.label_voxels})
     if not found:
         raise DatasetError(f"{dataset.root}: no label file holds anything but background; nothing can be learnt")
-    groups = {case.id: case.group or case.id for case in dataset.cases}
+    of_all = {case.id: case.group or case.id for case in dataset.cases}
+    groups, equal = {case.case: of_all[case.case] for case in cases}, equal_images(measured)
+    unlike = compare_cases(measured, dataset.labels, dataset.channel_names, groups)
+    unlike = [finding for finding in unlike if finding.severity == "warning"]
     return Fingerprint(
         dataset_name=dataset.name,
         dataset_digest=_digest(dataset, contents),
@@ -140,8 +112,10 @@ def _summarise(
         resample_channels=dataset.resample_channels,
         n_training_cases=len(cases),
         cases=tuple(cases),
-        intensities=intensity_statistics(measured),
+        intensities=intensity_statistics([m.measurements for m in measured]),
         median_relative_size_after_cropping=median_relative_size(cases),
-        groups={c.case: groups[c.case] for c in cases},
-        findings=tuple(sorted(findings, key=lambda f: f.case)),
+        groups=joined_groups(groups, equal),
+        equal_images=equal,
+        digits=digits_of((case.id, stem_of(case.images[0].path)) for case in dataset.cases),
+        findings=tuple(sorted([*findings, *unlike], key=lambda f: f.case)),
     )

@@ -20,6 +20,7 @@ from segpipe.crossvalidation.splits import (
     with_test_set,
 )
 from segpipe.dataset.fingerprint.schema import Fingerprint
+from segpipe.dataset.patients import joined_groups
 from segpipe.dataset.schema import Dataset
 from segpipe.dataset.splits import SPLIT_SEED
 from segpipe.errors import CrossvalError
@@ -130,6 +131,7 @@ def request_of(matched: Dataset, measured: Fingerprint, options: CrossvalOptions
         )
     usable = frozenset(case.case for case in measured.cases)
     by, groups = groups_of(matched, usable, options.group_by)
+    groups = joined_groups(groups, measured.equal_images)
     strata: dict[str, tuple[str, ...]] = {}
     for name in options.stratify_by:
         if name == LABELS:

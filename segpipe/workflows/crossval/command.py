@@ -78,7 +78,7 @@ def crossval(options: CrossvalOptions, watch: Watch = SILENT) -> Crossvalidated:
     folder = CrossvalFolder(project.workspace)
     with locked(folder.root, wait=False):
         with project.alone():
-            project.measure(resample_channels=options.resample_channels)
+            project.measure(resample_channels=options.resample_channels, grouped_later=True)
         design = _design(project, options)
         if options.cluster is None and options.recipe is None:
             compare_with_recipe(project, design.recipe.name, "--recipe {}")
@@ -164,6 +164,8 @@ def _tell_groups(project: Project, request: Request, options: CrossvalOptions) -
         raise CrossvalError(
             f"--group-by {group_by}: these groups were not confirmed; correct the pattern, or confirm them with --yes"
         )
+    for cases in project.measured.equal_images:
+        watch.note(f"{', '.join(cases)} have equal images and are kept on one side")
     hint = looks_grouped(list(groups)) if request.grouped_by == BY_CASE and group_by is None else None
     if hint is not None:
         watch.note(hint)

@@ -99,7 +99,9 @@ def _unlabelled(work: FoldWork, images: Path) -> tuple[list[Source], dict[str, s
     configuration = plan.configuration(work.configuration)
     known = {c.id for c in work.project.matched.cases}
     usable, failed = {}, {}
-    for case in find_inputs(images, workspace.root / "unlabelled", len(plan.channel_names)):
+    for case in find_inputs(
+        images, workspace.root / "unlabelled", len(plan.channel_names), digits=plan.digits, note=work.project.watch.note
+    ):
         if case.problem or case.id in known:
             taken = "the dataset has a case of this name; leave it out, or give it another name"
             failed[case.id] = case.problem or taken
