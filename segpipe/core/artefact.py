@@ -23,6 +23,15 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+def without_defaults(record: BaseModel, written: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return what is written of a record, without some fields where they have their defaults.
+
+    A field that was added later is left out so: the digests of what was written before stay as they are.
+    """
+    defaults = {name: type(record).model_fields[name].default for name in names}
+    return {k: v for k, v in written.items() if k not in defaults or getattr(record, k) != defaults[k]}
+
+
 class Artefact(Record):
     """A record that is a file of its own.
 
