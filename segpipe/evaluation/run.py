@@ -191,7 +191,7 @@ def _score_pair(
     require_same_grid(case, "prediction", prediction.grid, "reference", stored.grid)
     reference = along_axes_of(prediction.grid, stored)
     arrays = prediction.array[0], reference.array[0]
-    return score_case(case, *arrays, prediction.grid, labels, tolerance_mm, nsd_unit), (case, predicted, known)
+    return score_case(case, *arrays, prediction.grid, labels, tolerance_mm, nsd_unit=nsd_unit), (case, predicted, known)
 
 
 def _values_given(values: list[_Values], declared: Labels | None) -> tuple[Given, ...]:
