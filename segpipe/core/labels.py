@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
-from segpipe.core.artefact import Record
+from segpipe.core.artefact import Record, without_defaults
 from segpipe.core.painting import Target as Target
 from segpipe.core.painting import sets_not_given_back
 
@@ -37,10 +37,8 @@ class Labels(Record):
     False of models of nnU-Net and of models made before there was this field: these paint in order alone."""
 
     @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not asked for: digests of plans that do not ask for it stay what they were."""
-        fields: dict[str, Any] = handler(self)
-        return fields if self.by_set else {key: value for key, value in fields.items() if key != "by_set"}
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, write(self), "by_set")
 
     @classmethod
     def plain(cls, values: dict[str, int], *, background: int = 0, ignore: int | None = None) -> "Labels":

@@ -197,7 +197,7 @@ def _score_pair(
     (prediction, predicted), (stored, known) = (_read_labels(case, path, declared) for path in paths)
     grid = prediction.volume.grid
     reference = labels_exactly_on(case, "prediction", grid, "reference", stored)
-    scores = score_case(case, prediction.volume.array[0], reference, grid, labels, tolerance_mm, nsd_unit)
+    scores = score_case(case, prediction.volume.array[0], reference, grid, labels, tolerance_mm, nsd_unit=nsd_unit)
     return scores, (case, predicted, known)
 
 

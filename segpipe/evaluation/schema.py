@@ -1,9 +1,10 @@
 """The evaluation artefact: scores a case and a label, and summaries that drop nothing silently."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
-from segpipe.core.artefact import Artefact, Migration, Record
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from segpipe.core.artefact import Artefact, Record, without_defaults
 from segpipe.core.given import Given
 from segpipe.metrics.surface import SurfaceUnit
 
@@ -48,9 +49,6 @@ class LabelSummary(Record):
 class Evaluation(Artefact):
     """Scores of a set of predictions."""
 
-    # Version 1 did not say what was counted, nor by which rules.
-    migrations: ClassVar[Mapping[int, Migration]] = {1: lambda content: content}
-    schema_version: int = 2
     scored_as_of: str = ""
     """The version that last changed what a score is, of those that the scoring one knew; "" of 0.1.0.dev6 and older."""
     tolerance_mm: float
@@ -72,3 +70,7 @@ class Evaluation(Artefact):
     """Cases that could not be scored, with the reasons; a reference without a prediction is one."""
     given: tuple[Given, ...] = ()
     """What was given and is not used: files without a partner, values that no label has."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, write(self), "scored_as_of", "nsd_unit", "given")

@@ -26,6 +26,7 @@ def score_case(
     grid: Grid,
     labels: Labels,
     tolerance_mm: float,
+    *,
     nsd_unit: SurfaceUnit = "voxels",
 ) -> CaseScores:
     """Score every label, or region of labels, of a case.

@@ -127,16 +127,17 @@ def restored_labels(
         at_once = max(_VOXELS_AT_ONCE // (shape_out[1] * shape_out[2]), 1)
         for z in range(done.start, done.stop, at_once):
             part = slice(z, min(z + at_once, done.stop))
-            labels[part] = _restore(table, calls, first, part, restoring, regions=regions, sets=sets)
+            labels[part] = _restore(table, calls, first, part, restoring, sets if regions else None)
         kept = restoring.first_needed - first
         table, calls = table[kept:], calls[kept:]
     return labels
 
 
 def _restore(
-    table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, *, regions: bool, sets: Sets
+    table: Tensor, calls: Tensor, first: int, part: slice, restoring: Restoring, sets: Sets | None
 ) -> NDArray[np.int16]:
-    """Labels of some native planes; ``table`` holds logits (n, Y, X, K) from plane ``first`` on."""
+    """Labels of some native planes; ``table`` holds logits (n, Y, X, K) from plane ``first`` on; without ``sets`` these are no regions."""
+    regions, sets = sets is not None, sets or ()
     n_regions = table.shape[-1] if regions else None
     if restoring.same:
         return _painted(calls[part.start - first : part.stop - first], n_regions, sets).cpu().numpy()

@@ -95,9 +95,8 @@ def _voxels(mask: Mask) -> tuple[Mask, Floats]:
 
 def _pieces(mask: Mask, spacing_mm: tuple[float, ...]) -> tuple[Mask, Floats]:
     codes = element_codes(mask)
-    sizes = element_sizes(spacing_mm)[codes]
     surface = (codes > 0) & (codes < codes.dtype.type(2**2**mask.ndim - 1))
-    return surface, sizes[surface]
+    return surface, element_sizes(spacing_mm)[codes[surface]]
 
 
 def _crop_to_either(first: Mask, second: Mask) -> tuple[Mask, Mask]:

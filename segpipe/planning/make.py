@@ -242,11 +242,13 @@ class _Planner:
         return self._as_configuration("3d_lowres", spacing, shape, sized, batch_dice=False)
 
     def _coarser(self, spacing: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """Coarsen the axes that are over 2 times finer than the coarsest, else all; None where the limit is reached."""
-        finer = spacing.max() / spacing > 2
+        """Coarsen the axes that are finer than the coarsest, else all; None where they may become no coarser."""
+        wide = self.recipe.planner.least_view is not None
+        # nnU-Net lets them stay up to 2 times finer.
+        finer = spacing.max() / spacing > (LOWRES_STEP if wide else 2)
         axes = finer if finer.any() else np.ones_like(finer)
-        most = self.spacing * (np.inf if self.recipe.planner.least_view is None else MOST_COARSENING)
-        # Slices that are already thick are not made thicker because the other axes may go no further.
+        most = self.spacing * (MOST_COARSENING if wide else np.inf)
+        # Thick slices are not made thicker because the other axes may become no coarser.
         if not (axes & (spacing < most)).any():
             return None
         return np.minimum(np.where(axes, spacing * LOWRES_STEP, spacing), most)
