@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segpipe.core.given import Given, PassedOver
-from segpipe.io.formats import IMAGE_ENDINGS, ending_of, files_behind, is_image, is_segmentation, stem_of
+from segpipe.io.formats import ending_of, files_behind, is_image, is_segmentation, stem_of
 
 # Files that accompany images and are none. A file of any other ending may be a case, and is named as one.
 _NO_IMAGE = frozenset(
@@ -121,9 +121,7 @@ def _passed_over(path: Path, read: set[str]) -> PassedOver:
         return PassedOver(what=path.name, why="no image")
     if name_without_format(path) in read:
         return PassedOver(what=path.name, why="an image of this name is read")
-    return PassedOver(
-        what=path.name, why=f"the format {ending} is not read; convert to {IMAGE_ENDINGS[0]}", a_case=True
-    )
+    return PassedOver(what=path.name, why=f"the format {ending} is not read; convert to .nii.gz", a_case=True)
 
 
 def _images_below(folder: Path) -> int:
