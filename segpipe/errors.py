@@ -8,7 +8,8 @@
     ├── CaseError                one case is wrong; the others go on
     │   ├── UnreadableFileError  a file is missing, truncated, or not an image
     │   │   └── IrregularSeriesError  a DICOM series is not one regular volume
-    │   └── GeometryMismatchError  two files of a case lie on different grids
+    │   ├── GeometryMismatchError  two files of a case lie on different grids
+    │   └── NoRoomError          a case would not fit into the free memory
     ├── RecipeError              a recipe file is wrong
     ├── NetworkError             a network is not known, or cannot be built as asked
     ├── PlanError                no plan follows from this fingerprint
@@ -60,6 +61,10 @@ class IrregularSeriesError(UnreadableFileError):
 
 class GeometryMismatchError(CaseError):
     """Two files of one case lie on different grids."""
+
+
+class NoRoomError(CaseError):
+    """A case would not fit into the free memory."""
 
 
 class RecipeError(SegpipeError):

@@ -312,7 +312,7 @@ def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -
 
     Raises
     ------
-    SegpipeError
+    WorkerKilledError
         If the process is killed; what the function itself raises is passed on.
     """
     if not _may_start_processes():
@@ -321,5 +321,7 @@ def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -
         with ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),)) as pool:
             result: Result = pool.submit(function, *args, **kwargs).result()
     except TerminatedWorkerError as error:
-        raise SegpipeError(f"its process was killed ({error}); where memory ran out, free some") from error
+        raise WorkerKilledError(
+            f"its process was killed ({_how_it_ended(error)}); where memory ran out, free some"
+        ) from error
     return result

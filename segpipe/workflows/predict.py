@@ -47,7 +47,9 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
     log = (target.parent if ending_of(target) else target) / "predictions.jsonl"
     save = Save(o.save_probabilities, o.save_uncertainty)
     with watch.counting("predicting", len(cases)) as done:
-        return stage(cases, predictor, log, resume=o.resume, save=save, on_case=lambda row: done(row.case))
+        return stage(
+            cases, predictor, log, resume=o.resume, save=save, on_case=lambda row: done(row.case), note=watch.note
+        )
 
 
 def _predict_part(options: PredictOptions) -> list[PredictionRow]:

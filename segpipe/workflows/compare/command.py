@@ -88,9 +88,10 @@ def page(found: Comparison, _: CompareOptions) -> Page:
 
 
 def _cases(project: Project, fold: int | str) -> list[Case]:
-    """Return the labelled cases that a fold held out, or all of them."""
-    chosen = set(project.splits.fold(fold).validation) if fold != "all" else None
-    return [c for c in project.matched.cases if c.label and (chosen is None or c.id in chosen)]
+    """Return the usable cases that a fold held out, or all of them."""
+    usable = {case.case for case in project.measured.cases}
+    chosen = set(project.splits.fold(fold).validation) & usable if fold != "all" else usable
+    return [c for c in project.matched.cases if c.label and c.id in chosen]
 
 
 def _folds(path: Path, fold: int | str) -> tuple[str, ...]:
