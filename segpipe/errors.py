@@ -4,6 +4,7 @@
 
     SegpipeError                 one line on stderr, exit code 1
     ├── UsageError               options that do not go together, exit code 2
+    ├── UnsavedError             a result cannot be written; it is shown first
     ├── DatasetError             the folder is not a dataset segpipe knows
     ├── CaseError                one case is wrong; the others go on
     │   ├── UnreadableFileError  a file is missing, truncated, or not an image
@@ -41,6 +42,14 @@ class UsageError(SegpipeError):
     """Options do not go together, or one is missing."""
 
     exit_code = 2
+
+
+class UnsavedError(SegpipeError):
+    """A result was made and cannot be written; the command line shows it before it says so."""
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class DatasetError(SegpipeError):

@@ -164,11 +164,20 @@ class Predictor:
         return self.segment(Volume(voxels, grid)).labels
 
     def remarks(self, image: Volume) -> tuple[str, ...]:
-        """Return what is to be known before an image is prepared: that it becomes far larger than those of training."""
+        """Return what is to be known before an image is prepared: that it becomes far larger than those of training.
+
+        Raises
+        ------
+        NoRoomError
+            If it would not fit into the free memory.
+        """
         usual = self.plan.usual
+        resamplings = [resampling for stage in self.stages for resampling in stage.resamplings(image)]
+        for resampling in resamplings:
+            resampling.require_room()
         if usual.spacing_mm and not unusual_spacing(image.grid.spacing_mm, usual):
             return ()
-        found = (resampling.remark() for stage in self.stages for resampling in stage.resamplings(image))
+        found = (resampling.remark() for resampling in resamplings)
         return tuple(dict.fromkeys(remark for remark in found if remark is not None))
 
     def prepare(self, image: Volume) -> tuple[Prepared | None, ...]:

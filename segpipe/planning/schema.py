@@ -4,6 +4,7 @@ from typing import Literal
 
 from segpipe.core.artefact import Artefact, Record
 from segpipe.core.labels import Labels
+from segpipe.core.text import did_you_mean
 from segpipe.dataset.fingerprint.schema import IntensityStatistics
 from segpipe.errors import PlanError
 from segpipe.networks.spec import NetworkChoice, NetworkSpec
@@ -99,7 +100,8 @@ class Plan(Artefact):
             If the plan has none of that name.
         """
         if name not in self.configurations:
-            raise PlanError(f"configuration {name!r}: this plan has {', '.join(self.configurations)}")
+            near = did_you_mean(name, self.configurations)
+            raise PlanError(f"configuration {name!r}: this plan has {', '.join(self.configurations)}{near}")
         return self.configurations[name]
 
     def n_inputs(self, configuration: Configuration) -> int:

@@ -80,7 +80,7 @@ class Resampling:
         if _voxels(self.to_shape) < _ENLARGED * prod(self.shape):
             return None
         times = _voxels(self.to_shape) / prod(self.shape)
-        return f"{self.describe()}, {times:.3g} times as many, which takes long; check the header's units unless that is meant"
+        return f"{self.describe()}, {times:,.0f} times as many, which takes long; check the header's units unless that is meant"
 
 
 def resampling_of(

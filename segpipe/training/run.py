@@ -41,6 +41,8 @@ def train(job: FoldJob, runtime: Runtime, listener: Listener | None = None) -> T
         if record is None:
             if not job.resume:
                 job.folder.log.unlink(missing_ok=True)
+            # What it was trained by stays known when the workspace's plan is replaced.
+            job.plan.write(job.folder.plan)
             if job.n_devices == 1:
                 record = train_here(job, runtime, told)
             else:

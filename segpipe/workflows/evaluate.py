@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.writable import require_writable_file, unwritable
 from segpipe.dataset.match import read_labels_file
+from segpipe.errors import UnsavedError
 from segpipe.evaluation.run import evaluate as stage
 from segpipe.evaluation.run import match_pairs
 from segpipe.evaluation.schema import Evaluation
@@ -12,7 +14,15 @@ from segpipe.workflows.page import Page, plain, scores
 
 
 def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
-    """Score segmentations against references of the same name."""
+    """Score segmentations against references of the same name.
+
+    Raises
+    ------
+    UnsavedError
+        If the scores cannot be written; it holds them.
+    """
+    if options.output is not None:
+        require_writable_file(options.output, "--output")
     declared = None if options.labels is None else read_labels_file(options.labels)
     pairs, missing = match_pairs(options.predictions, options.references)
     with watch.counting("scoring", len(pairs)) as done:
@@ -21,7 +31,10 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
             tolerance_mm=options.tolerance_mm, workers=options.jobs, on_case=done,
         )  # fmt: skip
     if options.output is not None:
-        result.write(options.output)
+        try:
+            result.write(options.output)
+        except OSError as error:
+            raise UnsavedError(unwritable(options.output, error, "--output"), result) from error
     return result
 
 

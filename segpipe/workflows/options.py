@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from segpipe.errors import SegpipeError
+from segpipe.errors import UsageError
 from segpipe.workflows.notes import LENGTH, OUTPUT, REPEAT, SCORES, WHERE, Options, argument, option
 
 RECIPES = (
@@ -109,7 +109,7 @@ class Length(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs is not None and self.minutes is not None:
-            raise SegpipeError(
+            raise UsageError(
                 f"--epochs {self.epochs} and --minutes {self.minutes:g} are two ends of training; give one of them"
             )
 
