@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from segpipe.core.text import did_you_mean
 from segpipe.core.workspace import Workspace
 from segpipe.errors import SegpipeError, UsageError
+from segpipe.training.extension import require_end
 
 if TYPE_CHECKING:
     from segpipe.workflows.options import FoldOptions
@@ -135,13 +136,14 @@ def require_training_options(options: FoldOptions) -> None:
     SegpipeError
         With exit code 2.
     """
+    if options.extend:
+        require_end(options.epochs, options.minutes)
     require_device(options.device, options.devices)
     require_recipe(getattr(options, "recipe", None))
     require_network(options.network)
     init_from = getattr(options, "init_from", None)
     if init_from is not None:
-        with as_usage():
-            _require_initial(init_from)
+        _require_initial(init_from)
     if getattr(options, "tensorboard", False):
         from segpipe.training.board import require_tensorboard
 

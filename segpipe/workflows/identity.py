@@ -18,6 +18,7 @@ def require_same_dataset(source: Path, workspace: Workspace) -> str | None:
 
     A dataset is the same where it lies at the same place, whatever changed in it. At another place it is the same where it shares cases
     with the one that the workspace knows, and each shared case has the same files: of the same sizes and times, or of the same content.
+    Where the former files are gone and their content was not kept, the same sizes are enough.
 
     Returns
     -------
@@ -93,11 +94,15 @@ def _stored(workspace: Workspace, case: str) -> StoredCase | None:
 
 
 def _same_files(before: tuple[FileStamp, ...], now: tuple[FileStamp, ...], stored: StoredCase | None) -> bool:
-    """Whether files at two places are the same: by sizes and times, or by the content that was read before."""
+    """Whether files at two places are the same: by sizes and times, or by content; by sizes where the former files are gone unread."""
     from segpipe.io.formats import content_of
 
     if [s.size_bytes for s in before] != [s.size_bytes for s in now]:
         return False
     if [s.modified_ns for s in before] == [s.modified_ns for s in now]:
         return True
-    return stored is not None and stored.contents == tuple(content_of((s.path,)) for s in now)
+    contents = tuple(content_of((s.path,)) for s in now)
+    if stored is not None:
+        return stored.contents == contents
+    there = [s.path for s in before if s.path.exists()]
+    return not there or tuple(content_of((path,)) for path in there) == contents

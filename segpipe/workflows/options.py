@@ -219,6 +219,11 @@ class PreprocessOptions(OnDataset, OnCluster, Parallel):
 class FoldOptions(OnDataset, Parallel, OnDevice, Scoring, Repeatable, Resumable, Length):
     """What `run` and `train` share."""
 
+    extend: bool = option(
+        "Continue a finished fold until --epochs or --minutes, those before included, with a fresh decay of the learning rate.",
+        False,
+        group=LENGTH,
+    )
     configuration: str | None = configuration()
     network: str | None = network()
     devices: int = devices()

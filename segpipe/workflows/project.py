@@ -102,13 +102,14 @@ class Project:
         return self.measured
 
     def _named_as_before(self, matched: Dataset) -> Dataset:
-        """Return a dataset that lies at another place than before under the name that the workspace's results know."""
+        """Return a dataset that is called after its folder under the name that the workspace's results know: folders are renamed."""
         from segpipe.dataset.schema import Dataset
 
         if not self.workspace.dataset.is_file():
             return matched
+        folder = matched.root if matched.root.is_dir() else matched.root.parent
         known = Dataset.read(self.workspace.dataset)
-        return matched if known.root == matched.root else matched.model_copy(update={"name": known.name})
+        return matched.model_copy(update={"name": known.name}) if matched.name == folder.name else matched
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -78,8 +78,12 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
         plans = _plans(project, base, options)
         without = keep_plan_as(project, plans[-1], f"{plans[-1].recipe}-alone") if options.baseline else None
         run = DistillationRun(project, where, options, terms, recipe.cap)
-        for plan in (*plans, *((without,) if without else ())):
+        for plan in plans:
             _require_student(run.work(plan))
+        if without is not None:
+            # How long it is trained follows from the taught one.
+            untaught = run.work(without)
+            _require_student(replace(untaught, settings=replace(untaught.settings, epochs=None, minutes=None)))
         compare_with_recipe(project, base.recipe, "a plan by `segpipe plan --recipe {}`")
         run = replace(run, index=prepare_arrays(project, base, where))
     students: list[Student] = []
@@ -142,7 +146,7 @@ def _go_on(options: DistillOptions, begun: Path) -> Distilled:
 
 def _require_student(work: FoldWork) -> None:
     """Raise where a student cannot be trained."""
-    require_fold(work)
+    require_fold(work, "give another --name to train a student longer")
     if work.plan.configuration(work.configuration).previous_stage is not None:
         raise DistillationError(
             f"configuration {work.configuration!r}: the second stage of a cascade cannot be a student; give another"
