@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
+
 from segpipe.core.progress import Watch as Watch
 from segpipe.dataset.convert import Converted as Converted
 from segpipe.dataset.fingerprint.schema import Fingerprint as Fingerprint
@@ -24,7 +26,6 @@ from segpipe.workflows.distill.command import Distilled as Distilled
 from segpipe.workflows.networks import NetworkCost as NetworkCost
 from segpipe.workflows.run import RunResult as RunResult
 from segpipe.workflows.train import Trained as Trained
-from typing import Literal
 
 _Paths = Path | str | Sequence[Path | str]
 __all__ = [

@@ -19,7 +19,7 @@ from segpipe.models.file import file_sha256
 from segpipe.networks.build import build_network
 from segpipe.networks.segmenter import Segmenter
 from segpipe.training.data import BatchSource, sampling
-from segpipe.training.initial import take_over
+from segpipe.training.initial import remark_on_channels, take_over
 from segpipe.training.job import FoldJob, Listener
 from segpipe.training.loop import Trainer
 from segpipe.training.progress import Progress, mean_dice
@@ -190,7 +190,10 @@ def _network(job: FoldJob, n_previous: int, listener: Listener) -> tuple[Segment
     if job.initial is None or (job.resume and job.folder.checkpoint.is_file()):
         return network, None
     begun_with = job.initial.describe()
-    left = take_over(network, job.initial)
+    left = take_over(network, job.initial, plan.channel_names, spec.architecture)
+    remark = remark_on_channels(job.initial, plan.channel_names)
+    if remark is not None:
+        listener.note(remark)
     listener.note(f"weights to begin with: {begun_with}; {len(left)} not taken")
     for reason in left:
         listener.note(f"  {reason}")
