@@ -10,6 +10,8 @@ BYTES_A_LABEL_VOXEL = 40
 """What a process that works on label maps holds for each voxel: two maps of 8 bytes, masks, and distances of the part they fill."""
 
 
+USABLE = 0.9
+"""Share of the free memory that a case may take; what is free is an estimate."""
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

@@ -280,7 +280,7 @@ def reason_of(error: Exception, subject: str) -> str:
         return str(error)
     # That of a GPU is torch's own, and torch is not needed here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({error}); free some, use a machine with more, or fewer --jobs"
+        return f"out of memory ({error}); free some, use fewer worker processes, or a machine with more"
     logger.exception("%s", subject)
     return f"unexpected {type(error).__name__}: {error}"
 

@@ -17,6 +17,7 @@ from filelock import FileLock
 from segpipe.dataset.check import image_problems
 from segpipe.dataset.fingerprint.measure import image_percentiles
 from segpipe.dataset.load import LoadedImage, load_image
+from segpipe.dataset.room import require_room_to_read
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import CaseError, NoRoomError, SegpipeError
 from segpipe.execution.memory import PeakMemory
@@ -32,7 +33,6 @@ from segpipe.io.formats import content_of, stem_of, write_labels_like
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.preprocessing.prepare import Placement, Prepared
-from segpipe.preprocessing.room import require_room_to_read
 from segpipe.version import __version__
 
 logger = logging.getLogger(__name__)

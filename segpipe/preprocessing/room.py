@@ -1,28 +1,20 @@
 """What a case becomes when it is resampled, and whether it fits into memory: known before the array is made."""
 
-from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Shape, bounding_box, resampled_shape, triple
 from segpipe.core.volume import Volume
-from segpipe.errors import NoRoomError, UnreadableFileError
-from segpipe.execution.memory import free_bytes
-from segpipe.io.formats import read_header
+from segpipe.errors import NoRoomError
+from segpipe.execution.memory import USABLE, free_bytes
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.prepare import Prepared, prepare, target_spacing
 
 _ENLARGED = 8
 """An image that becomes so many times larger is another kind of image, or its header is wrong: twice as fine along each axis."""
-
-
-_USABLE = 0.9
-"""Share of the free memory that a case may take; what is free is an estimate."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Resampling:
             With both voxel sizes, both shapes, and the memory.
         """
         free = free_bytes() if free is None else free
-        if self.needed_bytes > _USABLE * free:
+        if self.needed_bytes > USABLE * free:
             raise NoRoomError(
                 f"out of memory: {self.describe()}, {self.needed_bytes / 1e9:.3g} GB of {free / 1e9:.3g} GB free; check the header's "
                 "units, or use a machine with more memory"
@@ -119,44 +111,13 @@ def resampling_of_image(image: Volume, plan: Plan, configuration: Configuration,
     """Return what becomes of an image (C, Z, Y, X): of its non-zero box where the whole would not fit, or becomes much larger."""
     grid = image.grid
     whole = resampling_of(grid.shape, grid.spacing_mm, plan, configuration, n_copies=n_copies)
-    if whole.remark() is None and whole.needed_bytes <= _USABLE * free_bytes():
+    if whole.remark() is None and whole.needed_bytes <= USABLE * free_bytes():
         return whole
     inside = (image.array != 0).any(axis=0)
     if not inside.any():
         return whole
     box = triple([s.stop - s.start for s in bounding_box(inside)])
     return resampling_of(box, grid.spacing_mm, plan, configuration, n_copies=n_copies)
-
-
-def require_room_to_read(images: Collection[Path], free: int | None = None) -> None:
-    """Raise unless the voxels that the headers of a case's images announce fit into the free memory.
-
-    Folders of DICOM files are not looked at: their voxels are read file by file. A header that cannot be read is the reader's to refuse.
-
-    Parameters
-    ----------
-    images : collection of Path
-        Files of the case.
-    free : int, optional
-        Bytes that may be taken; measured unless given.
-
-    Raises
-    ------
-    NoRoomError
-        With the shape and the memory.
-    """
-    free, needed, shapes = free_bytes() if free is None else free, 0, []
-    for image in images:
-        with suppress(UnreadableFileError):
-            if not image.is_dir():
-                header = read_header(image)
-                shapes.append(f"{image.name} {_by(header.grid.shape)}")
-                needed += 4 * header.n_channels * prod(header.grid.shape)
-    if needed > _USABLE * free:
-        raise NoRoomError(
-            f"out of memory: {', '.join(shapes)} voxels take {needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free to be read; check the "
-            "header's sizes, or use a machine with more memory"
-        )
 
 
 def prepare_where_it_fits(

@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 
 from segpipe.core.volume import Volume
+from segpipe.core.workspace import Workspace
+from segpipe.dataset.room import require_room_to_read
+from segpipe.dataset.run import check
 from segpipe.errors import NoRoomError
 from segpipe.execution import memory
 from segpipe.inference.predictor import Predictor
 from segpipe.io.formats import write_volume
 from segpipe.preprocessing.prepare import prepare
-from segpipe.preprocessing.room import (
-    prepare_where_it_fits,
-    require_room_to_read,
-    resampling_of,
-    resampling_of_image,
-)
+from segpipe.preprocessing.room import prepare_where_it_fits, resampling_of, resampling_of_image
 from tests.helpers.inference import small_plan, threshold_predictor
-from tests.phantoms import axis_grid
+from tests.phantoms import axis_grid, write_small_dataset
 
 SHAPE = (16, 20, 24)
 
@@ -103,6 +101,13 @@ def test_voxels_that_a_header_announces_must_fit(tmp_path):
     with pytest.raises(NoRoomError, match=r"a\.nii\.gz 16x20x24 voxels take 3.07e-05 GB of 3e-05 GB free"):
         require_room_to_read([tmp_path / "a.nii.gz"], 30_000)
     require_room_to_read([tmp_path / "gone.nii.gz"], 1)
+
+
+def test_a_training_case_that_cannot_be_read_is_a_finding(tmp_path, monkeypatch):
+    folder = write_small_dataset(tmp_path / "d", n_cases=2)
+    monkeypatch.setattr("segpipe.dataset.room.free_bytes", lambda: 10_000)
+    found = check(folder, Workspace(tmp_path / "w"), workers=1).findings
+    assert {f.case for f in found if "take 3.07e-05 GB of 1e-05 GB free" in f.message} == {"case_0", "case_1"}
 
 
 # What is free
