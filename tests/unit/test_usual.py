@@ -63,7 +63,7 @@ def test_training_images_raise_no_doubts(flat, spacing, padded):
 def test_percentiles_of_an_image_are_those_of_its_box():
     """A lattice over the padding would begin elsewhere, and give other percentiles."""
     rng = np.random.default_rng(0)
-    image = np.zeros((1, 90, 100, 110), dtype=np.float32)
+    image = np.zeros((1, 150, 150, 150), dtype=np.float32)
     image[0, 20:81, 10:93, 5:100] = rng.normal(100, 30, (61, 83, 95))
     assert image_percentiles(image) == image_percentiles(image[:, 20:81, 10:93, 5:100])
 
