@@ -152,7 +152,7 @@ def splits_asked(request: Request, matched: Dataset, options: CrossvalOptions) -
         If two ways were asked for, or it cannot be done.
     """
     leave_out, test_set, file = options.leave_out, options.test_set, options.splits
-    _require_one_division(options)
+    _require_one_division(options, nested=request.nested, repeats=request.n_repeats)
     if leave_out is not None:
         return leaving_out(request, column(matched, request.groups, leave_out))
     if file is not None:
@@ -165,7 +165,7 @@ def splits_asked(request: Request, matched: Dataset, options: CrossvalOptions) -
     return divided_evenly(request)
 
 
-def _require_one_division(options: CrossvalOptions) -> None:
+def _require_one_division(options: CrossvalOptions, *, nested: bool, repeats: int) -> None:
     """Raise where two ways to divide the cases are asked for."""
     asked = {"--leave-out": options.leave_out, "--test-set": options.test_set, "--splits": options.splits}
     given = [name for name, value in asked.items() if value is not None]
@@ -175,13 +175,13 @@ def _require_one_division(options: CrossvalOptions) -> None:
         raise CrossvalError(
             f"--folds {options.folds} with {given[0]}: it says itself how many folds there are; leave out --folds"
         )
-    if not options.nested and options.repeats > 1:
+    if not nested and repeats > 1:
         raise CrossvalError(
-            f"--repeats {options.repeats} with --no-nested: one division both chooses and measures; leave out one of the two"
+            f"--repeats {repeats} with --no-nested: one division both chooses and measures; leave out one of the two"
         )
-    if given and options.repeats > 1:
+    if given and repeats > 1:
         raise CrossvalError(
-            f"--repeats {options.repeats} with {given[0]}: there is but one such division; leave out one of the two"
+            f"--repeats {repeats} with {given[0]}: there is but one such division; leave out one of the two"
         )
 
 
@@ -207,7 +207,7 @@ def require_together(options: CrossvalOptions) -> None:
             "give --recipe default for GPUs, or cpu"
         )
     _require_inner_folds(options)
-    _require_one_division(options)
+    _require_one_division(options, nested=options.nested, repeats=options.repeats)
     _require_something_to_do(nested=options.nested, final=options.final)
     if options.recipe is not None:
         load_recipe(options.recipe)
