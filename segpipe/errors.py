@@ -4,11 +4,13 @@
 
     SegpipeError                 one line on stderr, exit code 1
     ├── UsageError               options that do not go together, exit code 2
+    ├── UnsavedError             a result cannot be written; it is shown first
     ├── DatasetError             the folder is not a dataset segpipe knows
     ├── CaseError                one case is wrong; the others go on
     │   ├── UnreadableFileError  a file is missing, truncated, or not an image
     │   │   └── IrregularSeriesError  a DICOM series is not one regular volume
-    │   └── GeometryMismatchError  two files of a case lie on different grids
+    │   ├── GeometryMismatchError  two files of a case lie on different grids
+    │   └── NoRoomError          a case would not fit into the free memory
     ├── RecipeError              a recipe file is wrong
     ├── NetworkError             a network is not known, or cannot be built as asked
     ├── PlanError                no plan follows from this fingerprint
@@ -42,6 +44,14 @@ class UsageError(SegpipeError):
     exit_code = 2
 
 
+class UnsavedError(SegpipeError):
+    """A result was made and cannot be written; the command line shows it before it says so."""
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class DatasetError(SegpipeError):
     """The dataset cannot be understood as a whole."""
 
@@ -60,6 +70,10 @@ class IrregularSeriesError(UnreadableFileError):
 
 class GeometryMismatchError(CaseError):
     """Two files of one case lie on different grids."""
+
+
+class NoRoomError(CaseError):
+    """A case would not fit into the free memory."""
 
 
 class RecipeError(SegpipeError):

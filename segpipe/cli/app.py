@@ -37,6 +37,12 @@ COMMANDS = {
     "doctor": records.DoctorOptions,
 }
 
+_ROOM, _PLACE = "make room", "give a place that can be written"
+_PLACES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM) | dict.fromkeys(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), _PLACE
+)
+"""What a user can do where the system refuses a place, by its error number. Other errors are bugs and keep their traceback."""
+
 app = typer.Typer(
     name="segpipe",
     help="Plan, train and run medical image segmentation from a folder of scans.",
@@ -74,11 +80,11 @@ def main() -> None:
         typer.echo(f"segpipe: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _PLACES:
             raise
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(
-            f"segpipe: {where}{error.strerror}; make room, then give the same command again, with --resume where it has that",
+            f"segpipe: {where}{error.strerror}; {_PLACES[error.errno]}, then give the same command again, with --resume where it has that",
             err=True,
         )
         sys.exit(1)

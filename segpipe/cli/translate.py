@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional, get_args, get_origin
 
 import typer
 
+from segpipe.errors import UnsavedError
 from segpipe.workflows.notes import GROUPS, OUTPUT, Note, Options, note_of, option, types_of
 from segpipe.workflows.page import FAILED_CASES
 
@@ -33,7 +34,11 @@ def command_of(name: str, record: type[Options]) -> Callable[..., None]:
         workflow = workflow_of(name)
         getattr(workflow, "own_process", lambda: None)()
         display = import_module("segpipe.cli.display")
-        done = getattr(workflow, function_of(name))(options, display.watch(quiet=quiet or as_json))
+        try:
+            done = getattr(workflow, function_of(name))(options, display.watch(quiet=quiet or as_json))
+        except UnsavedError as error:
+            display.show(workflow.page(error.result, options), as_json=as_json)
+            raise
         page = workflow.page(done, options)
         display.show(page, as_json=as_json)
         if page.failed or page.exit_code:

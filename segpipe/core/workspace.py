@@ -28,6 +28,11 @@ class FoldFolder:
         return self.root / "record.json"
 
     @property
+    def plan(self) -> Path:
+        """The plan that the fold is trained by."""
+        return self.root / "plan.json"
+
+    @property
     def log(self) -> Path:
         """JSON lines, one an epoch."""
         return self.root / "log.jsonl"
@@ -155,6 +160,11 @@ class Workspace:
     def plan(self) -> Path:
         """plan.json."""
         return self.root / "plan.json"
+
+    @property
+    def previous_plan(self) -> Path:
+        """The plan that plan.json replaced, the last time that it was replaced by another."""
+        return self.root / "plan.previous.json"
 
     def plan_of(self, variant: str) -> Path:
         """Plan of a variant: plan.json, or that of <recipe>+<network>."""

@@ -45,6 +45,7 @@ def load_image(
     to: Literal["canonical", "as_stored"] = "canonical",
     *,
     resample_channels: bool = False,
+    advice: str = "or give --resample-channels to segpipe check, plan, run or crossval",
 ) -> LoadedImage:
     """Read and join the channels of a case: 8- and 16-bit integers as they are when all channels agree, else float32.
 
@@ -59,6 +60,8 @@ def load_image(
         Orientation of the result; imported models were trained on images as they are stored.
     resample_channels : bool
         Bring channels on other grids onto the first one's.
+    advice : str
+        What else a user can do where channels lie on different grids.
 
     Raises
     ------
@@ -76,9 +79,7 @@ def load_image(
         if resample_channels:
             volumes[number] = onto_grid(case_id, path.name, volume, volumes[0].grid)
         else:
-            require_same_grid(
-                case_id, paths[0].name, volumes[0].grid, path.name, volume.grid, "or give --resample-channels"
-            )
+            require_same_grid(case_id, paths[0].name, volumes[0].grid, path.name, volume.grid, advice)
             volumes[number] = along_axes_of(volumes[0].grid, volume)
     stacked = stack_channels(volumes)
     orientation = canonical_orientation(stacked.grid) if to == "canonical" else Orientation()

@@ -17,6 +17,7 @@ from segpipe.core.labels import smallest_dtype
 from segpipe.core.volume import Volume
 from segpipe.core.workspace import CaseFiles
 from segpipe.dataset.check import Expectations, check_case, structure_mask
+from segpipe.dataset.room import require_room_to_read
 from segpipe.dataset.schema import Case, FileStamp, Finding
 from segpipe.errors import ArtefactError, CaseError
 from segpipe.io.arrays import read_array, write_array
@@ -111,6 +112,7 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
             return Reading(record, case, expected, files)
     files.record.unlink(missing_ok=True)
     files.root.mkdir(parents=True, exist_ok=True)
+    require_room_to_read([stamp.path for stamp in case.images])
     checked = check_case(case, expected)
     findings, arrays, start = checked.findings, None, (0, 0, 0)
     if checked.image is not None and checked.labels is not None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, cast, get_args
 from pydantic import Field, ValidationError
 
 from segpipe.core.artefact import Record, first_problem
+from segpipe.core.text import did_you_mean
 from segpipe.errors import DistillationError
 from segpipe.networks.spec import parse_options
 
@@ -202,7 +203,9 @@ def parse_term(text: str) -> KdTerm:
     """
     name, _, rest = text.partition(":")
     if name not in TERM_CLASSES:
-        raise DistillationError(f"--kd {text!r}: no such term; there are {', '.join(TERM_CLASSES)}")
+        raise DistillationError(
+            f"--kd {text!r}: no such term{did_you_mean(name, TERM_CLASSES)}; there are {', '.join(TERM_CLASSES)}"
+        )
     allowed = [key for key in TERM_CLASSES[name].model_fields if key != "name"]
     try:
         return cast(KdTerm, TERM_CLASSES[name].model_validate({**parse_options(rest), "name": name}))

@@ -21,7 +21,7 @@ from segpipe.io.arrays import read_array, write_array
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.foreground import foreground_index
 from segpipe.preprocessing.kept import is_prepared, write_prepared
-from segpipe.preprocessing.prepare import prepare
+from segpipe.preprocessing.room import prepare_where_it_fits
 from segpipe.version import CASES_AS_OF
 
 
@@ -101,5 +101,5 @@ def _prepare(item: tuple[str, tuple[Path, ...]], plan: Plan, configuration: Conf
     # As the decoded cases of a dataset are kept.
     image = loaded.volume.cropped(bounding_box((loaded.volume.array != 0).any(axis=0)))
     nothing = np.full(image.grid.shape, plan.labels.background, dtype=np.uint32)
-    prepared = prepare(image, nothing, plan, configuration)
+    prepared = prepare_where_it_fits(image, nothing, plan, configuration)
     write_prepared(files, prepared, source, plan, configuration, seeds.stream(0, "none", case))

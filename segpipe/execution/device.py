@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from segpipe.core.text import did_you_mean
 from segpipe.errors import DeviceError
 from segpipe.execution.memory import free_bytes
 
@@ -69,7 +70,8 @@ def choose_runtime(device: str = "auto", *, deterministic: bool = False) -> Runt
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(f"--device {device}: not a device name; expected auto, cpu, cuda or cuda:N") from error
+        near = did_you_mean(device, ("auto", "cpu", "cuda"))
+        raise DeviceError(f"--device {device}: not a device name{near}; expected auto, cpu, cuda or cuda:N") from error
     if chosen.type not in ("cpu", "cuda"):
         raise DeviceError(f"--device {device}: segpipe runs on cpu and cuda; expected auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():

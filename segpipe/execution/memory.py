@@ -1,5 +1,6 @@
 """Memory: what is free, and what this process took at most."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,18 +10,61 @@ BYTES_A_LABEL_VOXEL = 40
 """What a process that works on label maps holds for each voxel: two maps of 8 bytes, masks, and distances of the part they fill."""
 
 
+USABLE = 0.9
+"""Share of the free memory that a case may take; what is free is an estimate."""
+_GROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+
+
 def free_bytes() -> int:
-    """Memory that may still be taken: the machine's, or what is left of a container's own limit."""
+    """Memory that this process may still take: the machine's, or what is left of a limit on its group or on the process itself."""
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
-        # Files that were read lately count as used and are given back when memory is asked for.
-        cached = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()).get(
-            "inactive_file", "0"
-        )
-        free = min(free, int(limit) - int(used) + int(cached))
-    return max(free, 0)
+    return max(min([free, *_left_of_groups(), *_left_of_process()]), 0)
+
+
+def _left_of_groups() -> Iterator[int]:
+    """Bytes left of the limit of each control group that this process is in (a container's, a batch system's), of either version."""
+    for root, path, names in _groups():
+        # A container may see its own group as the root.
+        for folder in dict.fromkeys([*(root / above for above in (path, *path.parents)), root]):
+            with suppress(OSError, ValueError, KeyError):
+                yield _left_of(folder, *names)
+
+
+def _groups() -> Iterator[tuple[Path, Path, tuple[str, str, str]]]:
+    """Where groups that limit memory are mounted, this process's own below it, and the names of their files."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
+    for line in lines or ["0::/"]:
+        number, kinds, path = line.split(":", 2)
+        own = Path(path.lstrip("/"))
+        if "memory" in kinds.split(","):
+            yield _GROUPS / "memory", own, _VERSION_1
+        elif number == "0":
+            yield _GROUPS, own, _VERSION_2
+
+
+def _left_of(folder: Path, limit: str, used: str, cached: str) -> int:
+    """Bytes left of one group's limit; raises where it has none."""
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+    most, taken = (int((folder / name).read_text(encoding="utf-8")) for name in (limit, used))
+    # Files that were read lately count as used and are given back when memory is asked for.
+    return most - taken + int(stat.get(cached, "0"))
+
+
+def _left_of_process() -> Iterator[int]:
+    """Bytes left of the limits that a shell set (ulimit -v, ulimit -d)."""
+    with suppress(ImportError, OSError, psutil.Error):
+        import resource
+
+        taken = psutil.Process().memory_info()
+        for kind, held in ((resource.RLIMIT_AS, taken.vms), (resource.RLIMIT_DATA, getattr(taken, "data", 0))):
+            limit = resource.getrlimit(kind)[0]
+            if limit != resource.RLIM_INFINITY:
+                yield limit - held
 
 
 class PeakMemory:

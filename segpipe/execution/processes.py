@@ -287,7 +287,7 @@ def reason_of(error: Exception, subject: str) -> str:
         return str(error)
     # That of a GPU is torch's own, and torch is not needed here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({error}); free some, use a machine with more, or fewer --jobs"
+        return f"out of memory ({error}); free some, use fewer worker processes, or a machine with more"
     logger.exception("%s", subject)
     return f"unexpected {type(error).__name__}: {error}"
 
@@ -321,7 +321,7 @@ def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -
 
     Raises
     ------
-    SegpipeError
+    WorkerKilledError
         If the process is killed; what the function itself raises is passed on.
     """
     if not _may_start_processes():
@@ -330,5 +330,7 @@ def in_own_process(function: Callable[..., Result], *args: Any, **kwargs: Any) -
         with ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),)) as pool:
             result: Result = pool.submit(function, *args, **kwargs).result()
     except TerminatedWorkerError as error:
-        raise SegpipeError(f"its process was killed ({error}); where memory ran out, free some") from error
+        raise WorkerKilledError(
+            f"its process was killed ({_how_it_ended(error)}); where memory ran out, free some"
+        ) from error
     return result

@@ -58,6 +58,16 @@ class Manifest:
         """Whether a process works on an output, or was killed while it did."""
         return (self._locks / f"{_claim_name(output)}.lock").exists()
 
+    def was_killed(self, output: Path) -> bool:
+        """Whether a process was killed while it worked on an output: its claim is there, and nobody holds it."""
+        if not self.is_claimed(output):
+            return False
+        claim = self.claim(output, wait=False)
+        if claim is not None:
+            # The file stays: it is what is remembered.
+            claim.release()
+        return claim is not None
+
     def release(self, lock: FileLock) -> None:
         """Give a case up. Its row is written by now: who finds the file gone, or had opened it before, looks there first."""
         Path(lock.lock_file).unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from segpipe.inference.stage import CaseTrace, LoadedModel, timed
 from segpipe.models.file import ModelFile
 from segpipe.models.read import read_any_model
 from segpipe.planning.schema import Plan
+from segpipe.planning.usual import unusual_spacing
 from segpipe.postprocessing.apply import apply_rules, require_known
 from segpipe.postprocessing.schema import Rule
 from segpipe.preprocessing.prepare import Placement, Prepared
@@ -75,6 +76,8 @@ class Predictor:
     """sha256 of plans and weights, and of all that was chosen for applying them."""
     describe: str = ""
     """Engine and precision in words."""
+    source: tuple[tuple[Path, ...], Runtime, PredictorOptions] | None = None
+    """What :meth:`load` was given, so that another process can load the same; None where it was made in another way."""
     _one_at_a_time: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     @property
@@ -125,7 +128,7 @@ class Predictor:
         used = [m.digest(m.used(options.folds)) for m in models]
         digest = sha256(json.dumps([used, [m.used(options.folds) for m in models], chosen]).encode()).hexdigest()
         words = ", ".join(f"{name.removesuffix('Engine')} in {precision}" for name, precision in sorted(engines))
-        return cls(stages, rules, digest, words)
+        return cls(stages, rules, digest, words, (tuple(paths), runtime, options))
 
     def predict(self, array: NDArray[Any], spacing_mm: tuple[float, float, float]) -> Labels:
         """Segment an array.
@@ -159,6 +162,23 @@ class Predictor:
             raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
         grid = Grid.of_spacing(triple(voxels.shape[1:]), spacing_mm)
         return self.segment(Volume(voxels, grid)).labels
+
+    def remarks(self, image: Volume) -> tuple[str, ...]:
+        """Return what is to be known before an image is prepared: that it becomes far larger than those of training.
+
+        Raises
+        ------
+        NoRoomError
+            If it would not fit into the free memory.
+        """
+        usual = self.plan.usual
+        resamplings = [resampling for stage in self.stages for resampling in stage.resamplings(image)]
+        for resampling in resamplings:
+            resampling.require_room()
+        if usual.spacing_mm and not unusual_spacing(image.grid.spacing_mm, usual):
+            return ()
+        found = (resampling.remark() for resampling in resamplings)
+        return tuple(dict.fromkeys(remark for remark in found if remark is not None))
 
     def prepare(self, image: Volume) -> tuple[Prepared | None, ...]:
         """Do what can be done before the networks: crop, normalise, resample, for each model."""

@@ -17,16 +17,20 @@ from segpipe.postprocessing.apply import components
 Percentiles = tuple[tuple[float, ...], ...]
 
 
-def volumes_ml(labels: NDArray[np.unsignedinteger], voxel_mm3: float, declared: Labels) -> dict[str, float]:
-    """Volume of each label or region, in ml."""
+def voxels_of(labels: NDArray[np.unsignedinteger], declared: Labels) -> dict[str, int]:
+    """Voxels of each label or region."""
     indices = declared.indices_of(labels)
     counts = np.bincount(indices.ravel(), minlength=len(declared.values) + 1)
-    members = zip(declared.targets, declared.members, strict=True)
-    return {t.name: round(float(counts[list(m)].sum() * voxel_mm3 / 1000), 4) for t, m in members}
+    return {t.name: int(counts[list(m)].sum()) for t, m in zip(declared.targets, declared.members, strict=True)}
+
+
+def volumes_ml(voxels: dict[str, int], voxel_mm3: float) -> dict[str, float]:
+    """Volume of each label or region, in ml."""
+    return {name: round(n * voxel_mm3 / 1000, 4) for name, n in voxels.items()}
 
 
 def quality_of(
-    prediction: Prediction, image: Volume, percentiles: Percentiles, volumes: dict[str, float], plan: Plan
+    prediction: Prediction, image: Volume, percentiles: Percentiles, voxels: dict[str, int], plan: Plan
 ) -> Quality:
     """Measure a prediction (Z, Y, X) on its image's grid; each label is looked at in its bounding box."""
     labels, declared = prediction.labels, plan.labels
@@ -48,7 +52,7 @@ def quality_of(
         touches_border=tuple(touching),
         intensity_drift=drift(percentiles, plan.guard),
         spacing_outside=tuple(unusual_spacing(image.grid.spacing_mm, plan.usual)),
-        volume_outside=tuple(unusual_volumes(volumes, plan.usual)),
+        volume_outside=tuple(unusual_volumes(voxels, image.grid.shape, image.grid.spacing_mm, plan.usual)),
     )
 
 

@@ -5,7 +5,7 @@ Reading, computing and writing overlap, each in a thread of its own: nothing is 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,15 +17,17 @@ from filelock import FileLock
 from segpipe.dataset.check import image_problems
 from segpipe.dataset.fingerprint.measure import image_percentiles
 from segpipe.dataset.load import LoadedImage, load_image
+from segpipe.dataset.room import require_room_to_read
 from segpipe.dataset.schema import FileStamp
-from segpipe.errors import CaseError, SegpipeError
+from segpipe.errors import CaseError, NoRoomError, SegpipeError
 from segpipe.execution.memory import PeakMemory
 from segpipe.execution.processes import reason_of
+from segpipe.inference.alone import killed_before, predict_alone
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.manifest import Manifest, still_holds
 from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_file
 from segpipe.inference.predictor import Prediction, Predictor, Sink
-from segpipe.inference.quality import quality_of, volumes_ml
+from segpipe.inference.quality import quality_of, volumes_ml, voxels_of
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import content_of, header_warnings, stem_of, write_labels_like
 from segpipe.planning.guard import doubts
@@ -65,6 +67,9 @@ class _Job:
     percentiles: tuple[tuple[float, ...], ...] = ()
     header_doubts: tuple[str, ...] = ()
     prepared: tuple[Prepared | None, ...] = ()
+    waits: bool = False
+    """Whether it needs the memory that other cases hold: it is read when these are done."""
+    remarks: tuple[str, ...] = ()
     prediction: Prediction | None = None
     extras: Extras | None = None
     peak_gb: float | None = None
@@ -76,6 +81,11 @@ class _Job:
             return self
         try:
             work(self)
+        except NoRoomError as error:
+            if not self.waits and self.prediction is None:
+                self.waits, self.image, self.prepared = True, None, ()
+            else:
+                self.failure = str(error)
         except Exception as error:  # noqa: BLE001 - the reason is the case's result
             self.failure = reason_of(error, f"case {self.case.id}")
         return self
@@ -90,6 +100,7 @@ def predict(
     save: Save | None = None,
     on_case: Callable[[PredictionRow], None] = lambda _: None,
     onlooker: Onlooker | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[PredictionRow]:
     """Predict every case and write a row for each to a log, and a table of the rows beside it.
 
@@ -107,7 +118,9 @@ def predict(
     on_case : callable
         Called with the row of each case.
     onlooker : callable, optional
-        Given each case's id and image, returns what is to be shown its probabilities, or None.
+        Given each case's id and image, returns what is to be shown its probabilities, or None. Must be picklable.
+    note : callable, optional
+        Receives what is to be known before a case begins.
 
     Returns
     -------
@@ -119,7 +132,20 @@ def predict(
     SegpipeError
         If an output is there that prediction did not write.
     """
-    return _Batch(predictor, Manifest(log), save or Save(), on_case, onlooker).predict(cases, resume=resume)
+    manifest, how = Manifest(log), _How(log, resume, save or Save(), onlooker)
+    before = manifest.rows()
+    apart = [c for c in cases if killed_before(manifest, before.get(c.output.name), c)]
+    batch = _Batch(predictor, manifest, how, on_case, note)
+    rows = batch.predict(cases, apart)
+    for case in apart:
+        if case.output.name not in rows:
+            note(
+                f"{case.id}: an earlier run was killed at this case or beside it; it is tried once more, in a process of its own"
+            )
+            rows[case.output.name] = predict_alone(case, predictor, manifest, how)
+            on_case(rows[case.output.name])
+    manifest.write_table()
+    return [rows[c.output.name] for c in cases]
 
 
 def shard_of(cases: list[InputCase], number: int, n_shards: int) -> list[InputCase]:
@@ -127,39 +153,69 @@ def shard_of(cases: list[InputCase], number: int, n_shards: int) -> list[InputCa
     return sorted(cases, key=lambda c: c.id)[number - 1 :: n_shards]
 
 
+@dataclass(frozen=True)
+class _How:
+    """How cases are predicted; picklable, and called for a case that is predicted alone."""
+
+    log: Path
+    resume: bool
+    save: Save
+    onlooker: Onlooker | None
+
+    def __call__(self, predictor: Predictor, case: InputCase) -> PredictionRow:
+        return _Batch(predictor, Manifest(self.log), self, lambda _: None, lambda _: None).predict([case])[
+            case.output.name
+        ]
+
+
 class _Batch:
     def __init__(
         self,
         predictor: Predictor,
         manifest: Manifest,
-        save: Save,
+        how: _How,
         on_case: Callable[[PredictionRow], None],
-        onlooker: Onlooker | None,
+        note: Callable[[str], None],
     ) -> None:
-        self.predictor, self.manifest, self.save, self.on_case = predictor, manifest, save, on_case
-        self.onlooker = onlooker
+        self.predictor, self.manifest, self.on_case, self.note = predictor, manifest, on_case, note
+        self.save, self.onlooker, self.resume = how.save, how.onlooker, how.resume
         self.rows: dict[str, PredictionRow] = {}
         self.before: dict[str, PredictionRow] = {}
-        self.resume = False
         self.leftovers: dict[str, list[Path]] = {}
+        self.held: dict[str, FileLock] = {}
 
-    def predict(self, cases: list[InputCase], *, resume: bool) -> list[PredictionRow]:
-        self.before, self.resume = self.manifest.rows(), resume
+    def predict(self, cases: list[InputCase], apart: Collection[InputCase] = ()) -> dict[str, PredictionRow]:
+        """Predict cases, those that are predicted apart aside; returns the rows by the outputs' names."""
+        self.before = self.manifest.rows()
         self._require_own_outputs(cases)
         self.leftovers = _partial_files(cases)
-        with (
-            ThreadPoolExecutor(1, "read") as reader,
-            ThreadPoolExecutor(1, "write") as writer,
-        ):
-            try:
-                self._pass(cases, reader, writer, wait=False)
-                # What another process was computing meanwhile: it is done by now, or is done here.
-                self._pass([c for c in cases if c.output.name not in self.rows], reader, writer, wait=True)
-            except BaseException:
-                reader.shutdown(wait=False, cancel_futures=True)
-                raise
-        self.manifest.write_table()
-        return [self.rows[c.output.name] for c in cases]
+        cases = [c for c in cases if c not in apart or self._is_known(c)]
+        try:
+            with (
+                ThreadPoolExecutor(1, "read") as reader,
+                ThreadPoolExecutor(1, "write") as writer,
+            ):
+                try:
+                    self._pass(cases, reader, writer, wait=False)
+                    # What another process was computing meanwhile: it is done by now, or is done here.
+                    self._pass([c for c in cases if c.output.name not in self.rows], reader, writer, wait=True)
+                except BaseException:
+                    reader.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            # Where work was stopped, and nothing was killed, nobody has to be careful with these cases later.
+            for claim in list(self.held.values()):
+                self._release(claim)
+        return self.rows
+
+    def _is_known(self, case: InputCase) -> bool:
+        """Whether the log holds all there is to say of a case."""
+        known = self.before.get(case.output.name)
+        return known is not None and self._stands(known, case)
+
+    def _release(self, claim: FileLock) -> None:
+        self.held.pop(claim.lock_file, None)
+        self.manifest.release(claim)
 
     def _require_own_outputs(self, cases: list[InputCase]) -> None:
         """Refuse to overwrite a file that prediction did not write, such as a reference, or one output by another."""
@@ -184,13 +240,21 @@ class _Batch:
         writing: Future[PredictionRow] | None = None
         for number in range(len(cases)):
             job = upcoming.pop().result()
-            if number + 1 < len(cases):
+            tight = isinstance(job, _Job) and job.waits
+            if number + 1 < len(cases) and not tight:
                 upcoming.append(reader.submit(self._read, cases[number + 1], wait=wait))
             if isinstance(job, PredictionRow):
                 self._keep(job)
             if not isinstance(job, _Job):
                 continue
-            job.attempt(self._compute)
+            if not tight:
+                job.attempt(self._compute)
+            if job.waits:
+                self._written(writing)
+                writing = None
+                job.attempt(self._load).attempt(self._compute)
+            if number + 1 < len(cases) and tight:
+                upcoming.append(reader.submit(self._read, cases[number + 1], wait=wait))
             self._written(writing)
             writing = writer.submit(self._finish, job)
         self._written(writing)
@@ -208,9 +272,10 @@ class _Batch:
         claim = self.manifest.claim(case.output, wait=wait)
         if claim is None:
             return None
+        self.held[claim.lock_file] = claim
         known = self.manifest.rows().get(case.output.name)
         if known is not None and self._stands(known, case):
-            self.manifest.release(claim)
+            self._release(claim)
             # As it is called and where it lies now.
             return known.model_copy(update={"case": case.id, "output": case.output})
         for name in (case.output.name, *_extra_names(case.output)):
@@ -237,9 +302,11 @@ class _Batch:
 
     def _load(self, job: _Job) -> None:
         start, case, plan = time.perf_counter(), job.case, self.predictor.plan
+        require_room_to_read(case.images)
         job.image = load_image(
-            case.id, list(case.images), plan.channel_names, plan.orientation, resample_channels=plan.resample_channels
-        )
+            case.id, list(case.images), plan.channel_names, plan.orientation,
+            resample_channels=plan.resample_channels, advice="the model takes channels on one grid",
+        )  # fmt: skip
         problems = image_problems(job.image.volume.array)
         if problems:
             raise CaseError("; ".join(f"{rule}: {message}" for rule, message in problems))
@@ -248,6 +315,9 @@ class _Batch:
         job.header_doubts = header_warnings(case.images)
         job.seconds["read"] = time.perf_counter() - start
         start = time.perf_counter()
+        job.remarks = self.predictor.remarks(job.image.volume)
+        for remark in job.remarks:
+            self.note(f"{case.id}: {remark}")
         job.prepared = self.predictor.prepare(job.image.volume)
         job.seconds["prepare"] = time.perf_counter() - start
 
@@ -287,7 +357,7 @@ class _Batch:
                 row = self._row(job, status="failed")
             self.manifest.append(row)
         finally:
-            self.manifest.release(job.claim)
+            self._release(job.claim)
         return row
 
     def _write(self, job: _Job) -> PredictionRow:
@@ -295,12 +365,12 @@ class _Batch:
         assert job.prediction is not None
         start, case, plan = time.perf_counter(), job.case, self.predictor.plan
         volume, prediction = job.image.volume, job.prediction
-        spacing, measured = volume.grid.spacing_mm, prediction.measured.seconds
-        volumes = volumes_ml(prediction.labels, volume.grid.voxel_volume_mm3, plan.labels)
-        quality = quality_of(prediction, volume, job.percentiles, volumes, plan)
-        found = job.header_doubts
-        found += doubts(job.percentiles, plan.guard, plan.channel_names)
-        found += (*unusual_spacing(spacing, plan.usual).values(), *unusual_volumes(volumes, plan.usual).values())
+        grid, measured = volume.grid, prediction.measured.seconds
+        voxels = voxels_of(prediction.labels, plan.labels)
+        quality = quality_of(prediction, volume, job.percentiles, voxels, plan)
+        found = job.header_doubts + job.remarks + doubts(job.percentiles, plan.guard, plan.channel_names)
+        found += tuple(unusual_spacing(grid.spacing_mm, plan.usual).values())
+        found += tuple(unusual_volumes(voxels, grid.shape, grid.spacing_mm, plan.usual).values())
         measured["quality"] = measured.get("quality", 0.0) + time.perf_counter() - start
         start = time.perf_counter()
         saved = () if job.extras is None else job.extras.write(case.images[0])
@@ -312,7 +382,7 @@ class _Batch:
                 "saved": saved,
                 "seconds": _summed(job.seconds, measured),
                 "n_windows": prediction.measured.n_windows,
-                "volumes_ml": volumes,
+                "volumes_ml": volumes_ml(voxels, grid.voxel_volume_mm3),
                 "quality": quality,
                 "doubts": found,
             }

@@ -22,6 +22,7 @@ from segpipe.inference.tally import Tally
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.normalise import outside_values
 from segpipe.preprocessing.prepare import Prepared, prepare
+from segpipe.preprocessing.room import Resampling, resampling_of_image
 
 
 @dataclass
@@ -79,8 +80,23 @@ class LoadedModel:
     previous: "LoadedModel | None" = None
     """Whose segmentation is a further input (cascade)."""
 
+    def resamplings(self, image: Volume) -> list[Resampling]:
+        """Return what becomes of an image (C, Z, Y, X) in this stage and in those before it."""
+        # On the CPU a padded copy may lie beside the resampled image.
+        copies = 1 if self.device.type == "cuda" else 2
+        own = resampling_of_image(image, self.plan, self.configuration, n_copies=copies)
+        return [*([] if self.previous is None else self.previous.resamplings(image)), own]
+
     def prepare(self, image: Volume) -> Prepared | None:
-        """Prepare an image (C, Z, Y, X) in the plan's orientation; None where that needs the first stage's segmentation."""
+        """Prepare an image (C, Z, Y, X) in the plan's orientation; None where that needs the first stage's segmentation.
+
+        Raises
+        ------
+        CaseError
+            If it would not fit into the free memory in one of the stages (NoRoomError), or cannot be prepared.
+        """
+        for resampling in self.resamplings(image):
+            resampling.require_room()
         return None if self.previous else prepare(image, None, self.plan, self.configuration)
 
     def ready(self, image: Volume, prepared: Prepared | None, measured: CaseTrace) -> tuple[Prepared, Tensor]:
@@ -92,7 +108,9 @@ class LoadedModel:
             # What is reported of the quality is of the last stage.
             measured.entropy, measured.foreground, measured.agreement = Tally(), Tally(), Agreement()
         with measured.timing("prepare"):
-            prepared = prepared or prepare(image, found, self.plan, self.configuration)
+            if prepared is None:
+                self.resamplings(image)[-1].require_room()
+                prepared = prepare(image, found, self.plan, self.configuration)
             voxels = torch.from_numpy(prepared.image)
             if prepared.segmentation is not None:
                 # One channel of indices; windows are given one channel a label.

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from segpipe.core.artefact import Record, first_problem
+from segpipe.core.text import did_you_mean
 from segpipe.errors import NetworkError
 from segpipe.networks.spec import NetworkChoice, Norm
 
@@ -200,7 +201,8 @@ def architecture_of(name: str) -> Architecture:
                 name, f"from {package}", "segpipe.networks.foreign:build_offered", None, "free", package=package
             )
     raise NetworkError(
-        f"network {name!r}: not known; there are {', '.join(network_names())}, any of MONAI's as monai:CLASS, and those of "
+        f"network {name!r}: not known{did_you_mean(name, network_names())}; there are "
+        f"{', '.join(network_names())}, any of MONAI's as monai:CLASS, and those of "
         f"installed packages (entry points of the group {ENTRY_POINTS})"
     )
 

@@ -30,6 +30,9 @@ def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
             f"--init-from {source}: its images have {len(given)} channel(s) ({', '.join(given)}), the dataset's {len(ours)} "
             f"({', '.join(ours)}); a model of as many channels is needed"
         )
+    order = channel_order(given, ours)
+    if order is not None:
+        theirs = _in_order(theirs, order)
     pair = sided_labels(fingerprint.labels.names)
     last = theirs.transpose_forward.index(2)
     spacing, shape = medians(fingerprint, theirs.transpose_forward)
@@ -59,6 +62,35 @@ def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
             "decisions": (decision,),
         }
     )
+
+
+def channel_order(given: tuple[str, ...], own: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return where each own channel stands among those of a model that has the same names in another order; None where it has not.
+
+    Parameters
+    ----------
+    given, own : tuple of str
+        Names of the model's channels, and of the dataset's; capitals do not count.
+    """
+    theirs, ours = [name.casefold() for name in given], [name.casefold() for name in own]
+    if theirs == ours or len(set(ours)) < len(ours) or sorted(theirs) != sorted(ours):
+        return None
+    return tuple(theirs.index(name) for name in ours)
+
+
+def _in_order(theirs: Plan, order: tuple[int, ...]) -> Plan:
+    """Return a plan whose settings of each channel follow another order."""
+    configurations = {
+        name: c.model_copy(
+            update={
+                "normalisation": tuple(c.normalisation[n] for n in order),
+                "use_mask_for_norm": tuple(c.use_mask_for_norm[n] for n in order),
+            }
+        )
+        for name, c in theirs.configurations.items()
+    }
+    intensities = tuple(theirs.intensities[n] for n in order) if theirs.intensities else ()
+    return theirs.model_copy(update={"configurations": configurations, "intensities": intensities})
 
 
 def _without_names(settings: TrainingSettings) -> TrainingSettings:

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, ValidationError
 
 from segpipe.augment.spec import AugmentationSettings
 from segpipe.core.artefact import Record, first_problem
+from segpipe.core.text import did_you_mean
 from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
 from segpipe.networks.spec import NetworkChoice
@@ -145,7 +146,8 @@ def read_recipe(
         path = shipped_plans() / f"{name_or_path}.toml"
     if not path.is_file() or (path.parent == shipped_plans() and path.stem not in known):
         raise error(
-            f"recipe {str(name_or_path)!r}: not found; known are {', '.join(known)}, or give the path of a .toml file"
+            f"recipe {str(name_or_path)!r}: not found{did_you_mean(str(name_or_path), known)}; "
+            f"known are {', '.join(known)}, or give the path of a .toml file"
         )
     try:
         return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from segpipe.core.artefact import write_atomically
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import ArtefactError
@@ -49,8 +50,21 @@ def write_plan(
         settings = chosen.planner.model_copy(update=budgets)
         chosen = Recipe.model_validate(chosen.model_dump() | {"planner": settings.model_dump()})
     plan = make_plan(fingerprint, chosen, spacing_mm=spacing_mm, probe=probe)
-    plan.write(workspace.plan)
+    _replace(workspace, plan)
     return plan
+
+
+def _replace(workspace: Workspace, plan: Plan) -> None:
+    """Write plan.json; another plan that was there is kept as plan.previous.json."""
+    if workspace.plan.is_file():
+        before = workspace.plan.read_bytes()
+        try:
+            same = Plan.read(workspace.plan).digest() == plan.digest()
+        except ArtefactError:
+            same = False
+        if not same:
+            write_atomically(workspace.previous_plan, before)
+    plan.write(workspace.plan)
 
 
 def variant_plan(
@@ -72,7 +86,7 @@ def variant_plan(
 def adopt(model: Path, fingerprint: Fingerprint, workspace: Workspace, theirs: Plan) -> Plan:
     """Take over a model's plan and write plan.json."""
     plan = adopt_plan(theirs, fingerprint, model)
-    plan.write(workspace.plan)
+    _replace(workspace, plan)
     return plan
 
 

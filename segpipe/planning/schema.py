@@ -6,6 +6,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from segpipe.core.artefact import Artefact, Record, without_defaults
 from segpipe.core.labels import Labels
+from segpipe.core.text import did_you_mean
 from segpipe.dataset.fingerprint.schema import IntensityStatistics
 from segpipe.dataset.names import Digits
 from segpipe.errors import PlanError
@@ -108,7 +109,8 @@ class Plan(Artefact):
             If the plan has none of that name.
         """
         if name not in self.configurations:
-            raise PlanError(f"configuration {name!r}: this plan has {', '.join(self.configurations)}")
+            near = did_you_mean(name, self.configurations)
+            raise PlanError(f"configuration {name!r}: this plan has {', '.join(self.configurations)}{near}")
         return self.configurations[name]
 
     def n_inputs(self, configuration: Configuration) -> int:

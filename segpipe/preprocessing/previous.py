@@ -16,7 +16,7 @@ from segpipe.execution import processes
 from segpipe.execution.processes import Workers
 from segpipe.io.arrays import write_array
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.preprocessing.prepare import prepare
+from segpipe.preprocessing.room import prepare_where_it_fits
 
 
 class PreviousRecord(Artefact):
@@ -72,7 +72,7 @@ def _prepare_one(found: FoundBefore, plan: Plan, configuration: Configuration, f
     paths = [i.path for i in found.case.images]
     image = load_image(found.id, paths, plan.channel_names, plan.orientation, resample_channels=plan.resample_channels)
     labels = labels_on(found.id, image, read_label_file(found.id, found.segmentation, plan.labels)).array
-    prepared = prepare(image.volume, labels, plan, configuration).segmentation
+    prepared = prepare_where_it_fits(image.volume, labels, plan, configuration).segmentation
     if prepared is None:
         raise CaseError(f"case {found.id}: nothing was prepared of {found.segmentation}")
     files.root.mkdir(parents=True, exist_ok=True)

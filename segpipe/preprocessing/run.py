@@ -6,7 +6,6 @@ from math import prod
 
 from segpipe.core import seeds
 from segpipe.core.artefact import json_digest
-from segpipe.core.geometry import resampled_shape
 from segpipe.core.workspace import PreparedFiles, Workspace
 from segpipe.dataset.check import Expectations
 from segpipe.dataset.fingerprint.schema import Fingerprint
@@ -14,10 +13,11 @@ from segpipe.dataset.schema import Case, Dataset
 from segpipe.dataset.store import StoredCase, read_case
 from segpipe.errors import CaseError
 from segpipe.execution import processes
+from segpipe.execution.memory import free_bytes
 from segpipe.execution.processes import Workers
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.kept import is_prepared, write_prepared
-from segpipe.preprocessing.prepare import prepare, target_spacing
+from segpipe.preprocessing.room import prepare_where_it_fits, resampling_of
 from segpipe.preprocessing.schema import PreprocessedIndex
 from segpipe.version import CASES_AS_OF
 
@@ -79,15 +79,15 @@ def preprocess(
 
 def peak_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuration) -> int:
     """Forecast of the memory that the largest case needs: native and resampled copies of image and labels."""
-    n_channels, largest = len(plan.channel_names), 0
-    for case in fingerprint.cases:
-        spacing = tuple(case.spacing_mm[a] for a in plan.transpose_forward)
-        cropped = tuple(case.shape_after_crop[a] for a in plan.transpose_forward)
-        resampled = prod(resampled_shape(cropped, spacing, target_spacing(configuration, spacing)))
-        # Native: the stored image (up to 4 bytes a voxel) and its normalised copy, labels and their indices. Resampled: image, indices,
-        # and the sampler's mask (a fifth above what was measured; docs/experiments.md).
-        largest = max(largest, prod(cropped) * (8 * n_channels + 5) + resampled * (4 * n_channels + 3))
-    return largest
+    free, n_channels = free_bytes(), len(plan.channel_names)
+    # Native: the stored image too (up to 4 bytes a voxel). A fifth above what was measured; docs/experiments.md.
+    each = [
+        4 * n_channels * prod(case.shape_after_crop)
+        + resampling_of(case.shape_after_crop, case.spacing_mm, plan, configuration).needed_bytes
+        for case in fingerprint.cases
+    ]
+    # A case that cannot fit is refused before its array is made: the others need not work one at a time for it.
+    return max((n for n in each if n <= free), default=max(each, default=0))
 
 
 def _prepare_case(
@@ -101,7 +101,7 @@ def _prepare_case(
     if not reading.record.usable:
         raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in reading.record.findings if f.severity == "error"))
     arrays = reading.arrays()
-    prepared = prepare(arrays.image, arrays.labels, plan, configuration)
+    prepared = prepare_where_it_fits(arrays.image, arrays.labels, plan, configuration)
     del arrays, reading
     write_prepared(files, prepared, source, plan, configuration, seeds.stream(0, "foreground", case.id))
 

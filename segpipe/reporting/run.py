@@ -1,7 +1,9 @@
 """The stage: artefacts in, one self-contained page out."""
 
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ class FoldPage:
     record: TrainingRecord
     evaluation: Evaluation
     plan: Plan | None
-    """The plan that it was trained by; None where the workspace has another one by now."""
+    """The plan that it was trained by; None where it is nowhere any more."""
     problems: list[tuple[str, str]]
     overlays: list[str]
     curve: str | None
@@ -97,10 +99,21 @@ def _fold_page(workspace: Workspace, place: Path, fingerprint: Fingerprint) -> F
 
 
 def _plan_of(workspace: Workspace, record: TrainingRecord) -> Plan | None:
-    """Return the plan that a fold was trained by, where the workspace still has it."""
-    path = workspace.plan_of(record.variant)
-    plan = Plan.read(path) if path.is_file() else None
-    return plan if plan is not None and plan.digest() == record.plan_digest else None
+    """Return the plan that a fold was trained by: beside the fold, or in the workspace where an older version trained it."""
+    fold = workspace.fold(record.configuration, record.variant, record.fold)
+    for path in (fold.plan, workspace.plan_of(record.variant), workspace.previous_plan):
+        plan = Plan.read(path) if path.is_file() else None
+        if plan is not None and plan.digest() == record.plan_digest:
+            return plan
+    return _plan_in(workspace.model(record.configuration, record.variant), record.plan_digest)
+
+
+def _plan_in(model: Path, digest: str) -> Plan | None:
+    """Return the plan that a model file holds, where it has a digest."""
+    with suppress(OSError, zipfile.BadZipFile, KeyError, ArtefactError), zipfile.ZipFile(model) as archive:
+        plan = Plan.from_json(archive.read("plan.json"), advice="train again")
+        return plan if plan.digest() == digest else None
+    return None
 
 
 def draw_curves(fold: FoldFolder, plan: Plan) -> Path:
@@ -114,7 +127,9 @@ def draw_examples(workspace: Workspace, place: Path, dataset: Dataset) -> list[P
     for old in fold.examples:
         old.unlink()
     evaluation = Evaluation.read(workspace.evaluation / place.with_suffix(".json"))
-    plan = Plan.read(workspace.plan_of(place.parts[1]))
+    plan = _plan_of(workspace, TrainingRecord.read(fold.record))
+    if plan is None:
+        return []
     predictions = dict.fromkeys((c.case for c in evaluation.cases), workspace.predictions / place)
     return draw_extremes(evaluation.cases, dataset, plan.labels, predictions, fold.root)
 

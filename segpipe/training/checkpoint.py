@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from segpipe.core.artefact import migrated, write_atomically
+from segpipe.core.artefact import Migration, migrated, write_atomically
 from segpipe.errors import ArtefactError, TrainingError
 from segpipe.training.guide import Guide
 from segpipe.training.optimise import WeightAverage
@@ -18,7 +18,9 @@ from segpipe.training.progress import Progress
 from segpipe.version import __version__
 
 _PINNED_BYTES = 2**26
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_MIGRATIONS: dict[int, Migration] = {1: dict}
+"""Version 1 knew no extensions."""
 
 
 @dataclass
@@ -113,7 +115,9 @@ def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         # Up to 0.1.0.dev5 it held no version.
-        saved = migrated({"schema_version": 1, **saved}, "checkpoint", _SCHEMA_VERSION, {}, saved.get("made_by"))
+        saved = migrated(
+            {"schema_version": 1, **saved}, "checkpoint", _SCHEMA_VERSION, _MIGRATIONS, saved.get("made_by")
+        )
     except ArtefactError as error:
         raise TrainingError(f"{path}: {error}") from error
     except Exception as error:  # torch raises many kinds here; each means the same to the user

@@ -19,13 +19,13 @@ from segpipe.models.file import file_sha256
 from segpipe.networks.build import build_network
 from segpipe.networks.segmenter import Segmenter
 from segpipe.training.data import BatchSource, sampling
-from segpipe.training.initial import take_over
+from segpipe.training.initial import remark_on_channels, take_over
 from segpipe.training.job import FoldJob, Listener
 from segpipe.training.loop import Trainer
 from segpipe.training.progress import Progress, mean_dice
 from segpipe.training.ranks import ALONE, Ranks
 from segpipe.training.schedule import make_schedule
-from segpipe.training.schema import TrainingRecord
+from segpipe.training.schema import Extension, TrainingRecord
 from segpipe.training.storage import TrainingCase, choose_place, open_cases, placed
 from segpipe.version import __version__
 
@@ -125,6 +125,7 @@ def make_trainer(
         spacing=configuration.spacing_mm,
         n_readers=n_readers,
         end_is_asked_for=job.epochs is not None or job.minutes is not None,
+        extend=job.extend,
         begun_with=begun_with,
         # What is faster today may not be tomorrow: not where the same bytes are wanted twice.
         compile_if_faster=not job.deterministic,
@@ -189,7 +190,10 @@ def _network(job: FoldJob, n_previous: int, listener: Listener) -> tuple[Segment
     if job.initial is None or (job.resume and job.folder.checkpoint.is_file()):
         return network, None
     begun_with = job.initial.describe()
-    left = take_over(network, job.initial)
+    left = take_over(network, job.initial, plan.channel_names, spec.architecture)
+    remark = remark_on_channels(job.initial, plan.channel_names)
+    if remark is not None:
+        listener.note(remark)
     listener.note(f"weights to begin with: {begun_with}; {len(left)} not taken")
     for reason in left:
         listener.note(f"  {reason}")
@@ -225,6 +229,9 @@ def _record(job: FoldJob, runtime: Runtime, progress: Progress) -> TrainingRecor
         epochs=progress.epoch,
         iterations=progress.iteration,
         elapsed_s=round(progress.elapsed_s, 2),
+        scheduled_epochs=progress.epochs if progress.minutes is None else None,
+        scheduled_minutes=progress.minutes,
+        extensions=tuple(Extension(epochs=e, iterations=i, elapsed_s=round(s, 2)) for e, i, s in progress.extensions),
         data_wait_share=progress.waited_s / max(progress.elapsed_s, 1e-9),
         train_loss=progress.train_loss,
         validation_dice=dict(

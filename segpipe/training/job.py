@@ -30,6 +30,8 @@ class FoldJob:
     deterministic: bool = False
     resume: bool = False
     """Continue an interrupted fold, or keep a finished one."""
+    extend: bool = False
+    """Continue a finished fold to a later end, with a fresh decay of the learning rate."""
     initial: InitialWeights | None = None
     """Weights to begin with."""
     n_devices: int = 1

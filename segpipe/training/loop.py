@@ -55,6 +55,8 @@ class Trainer:
     n_readers: int = 1
     end_is_asked_for: bool = True
     """Whether the schedule's end is the user's; a resumed training keeps its own otherwise."""
+    extend: bool = False
+    """Whether a finished training is continued, with a fresh decay of the learning rate."""
     begun_with: str | None = None
     """Whose weights the network was given, if it was."""
     compile_if_faster: bool = False
@@ -163,6 +165,11 @@ class Trainer:
             if not self.end_is_asked_for:
                 kept = self.state.progress
                 self.schedule = replace(self.schedule, epochs=kept.epochs, minutes=kept.minutes)
+            if self.extend:
+                self.state.progress.extend(self.schedule.epochs, self.schedule.minutes)
+            if self.state.progress.extensions:
+                _, iteration, seconds = self.state.progress.extensions[-1]
+                self.schedule = replace(self.schedule, from_iteration=iteration, from_s=seconds)
         self.progress = self.state.progress
         self.progress.epochs, self.progress.minutes = self.schedule.epochs, self.schedule.minutes
         if self.ranks.first:

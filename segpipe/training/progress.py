@@ -49,6 +49,8 @@ class Progress:
     epochs: int = 0
     minutes: float | None = None
     """End of the training, which a resumed one keeps unless it is given another."""
+    extensions: list[tuple[int, int, float]] = field(default_factory=list)
+    """Epoch, iteration and seconds at which the finished training was continued."""
     begun_with: str | None = None
     """Whose weights the network was given before the first iteration."""
 
@@ -72,7 +74,15 @@ class Progress:
             self.average_dice = DICE_MEMORY * before + (1 - DICE_MEMORY) * dice
             if self.best_dice is None or self.average_dice > self.best_dice:
                 self.best_dice, self.best_epoch = self.average_dice, self.epoch
-        self.stopped_early = patience is not None and self.epoch - self.best_epoch >= patience
+        # An extension has the whole patience.
+        since = max([self.best_epoch, *(epoch for epoch, *_ in self.extensions)])
+        self.stopped_early = patience is not None and self.epoch - since >= patience
+
+    def extend(self, epochs: int, minutes: float | None) -> None:
+        """Continue a finished training to another end; an extension to the same end that was interrupted goes on."""
+        if not self.extensions or (self.epochs, self.minutes) != (epochs, minutes):
+            self.extensions.append((self.epoch, self.iteration, self.elapsed_s))
+        self.stopped_early = False
 
 
 def mean_dice(scores: list[float | None]) -> float | None:

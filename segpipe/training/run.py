@@ -1,5 +1,6 @@
 """The stage: prepared arrays in, weights and their record out."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -38,27 +39,47 @@ def train(job: FoldJob, runtime: Runtime, listener: Listener | None = None) -> T
         require_trainable(job)
         _sweep(job.folder)
         record = _finished(job) if job.resume and job.folder.record.is_file() else None
-        if record is None:
+        if record is None or job.extend:
             if not job.resume:
                 job.folder.log.unlink(missing_ok=True)
+            # What it was trained by stays known when the workspace's plan is replaced.
+            job.plan.write(job.folder.plan)
             if job.n_devices == 1:
                 record = train_here(job, runtime, told)
             else:
                 from segpipe.training.launch import train_on_devices
 
                 record = train_on_devices(job, runtime, told)
-    pack_model(job.workspace, job.plan, job.configuration)
+    pack_model(job.workspace, job.plan, job.configuration, told.note)
     return record
 
 
-def pack_model(workspace: Workspace, plan: Plan, configuration: str) -> Path:
-    """Pack every finished fold of a variant into its portable model, with that of the stage before it in a cascade."""
+def pack_model(
+    workspace: Workspace, plan: Plan, configuration: str, note: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Pack every finished fold of a variant into its portable model, with that of the stage before it in a cascade.
+
+    Parameters
+    ----------
+    workspace : Workspace
+    plan : Plan
+        Folds that were trained by another one are not packed.
+    configuration : str
+    note : callable, optional
+        Receives which folds are not packed.
+    """
     root = workspace.variant(configuration, plan.recipe)
     # Two folds may end at the same time: each packs what the other left.
     with locked(root, wait=True):
         folders = [FoldFolder(p) for p in sorted(root.glob("fold_*")) if FoldFolder(p).record.is_file()]
         records = [TrainingRecord.read(f.record) for f in folders]
         current = [(f, r) for f, r in zip(folders, records, strict=True) if r.plan_digest == plan.digest()]
+        left = ", ".join(str(r.fold) for r in records if r.plan_digest != plan.digest())
+        if left:
+            note(
+                f"fold {left} is not in {workspace.model(configuration, plan.recipe)} any more: another plan trained it "
+                f"(plan.json beside its weights); delete {root / 'fold_N'} and train it again by today's plan"
+            )
         before = plan.configuration(configuration).previous_stage
         model = ModelFile(
             plan_json=plan.to_json(),
@@ -99,6 +120,15 @@ def require_trainable(job: FoldJob) -> None:
         raise TrainingError(
             f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, "
             "or delete the folder to start afresh"
+        )
+    if job.extend and not (folder.checkpoint.is_file() and folder.record.is_file()):
+        raise TrainingError(
+            f"{folder.root}: --extend continues a finished fold, and this one "
+            + (
+                "is not finished; give --resume"
+                if folder.checkpoint.is_file()
+                else "has no checkpoint.pt to continue from"
+            )
         )
 
 

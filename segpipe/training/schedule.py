@@ -15,15 +15,18 @@ class Schedule:
     epochs: int
     iterations_per_epoch: int
     minutes: float | None = None
+    from_iteration: int = 0
+    from_s: float = 0.0
+    """Where the learning rate begins to fall: the beginning, or that of the last extension."""
 
     def progress(self, iteration: int, elapsed_s: float) -> float:
-        """Return the share of training that is done, 0 to 1."""
-        done = (
-            iteration / (self.epochs * self.iterations_per_epoch)
+        """Return the share that is done, 0 to 1: of the training, or of its last extension."""
+        begun, now, end = (
+            (self.from_iteration, iteration, self.epochs * self.iterations_per_epoch)
             if self.minutes is None
-            else elapsed_s / (60 * self.minutes)
+            else (self.from_s, elapsed_s, 60 * self.minutes)
         )
-        return min(done, 1.0)
+        return min((now - begun) / (end - begun), 1.0) if end > begun else 1.0
 
     def remaining_s(self, iteration: int, elapsed_s: float, step_s: float) -> float:
         """Forecast of the time that is left when an iteration takes ``step_s``."""

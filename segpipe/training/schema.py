@@ -1,13 +1,32 @@
 """The training artefact: what happened."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import JsonValue
 
-from segpipe.core.artefact import Artefact
+from segpipe.core.artefact import Artefact, Migration, Record
+
+
+class Extension(Record):
+    """Where a finished training was continued, with a fresh decay of the learning rate from there."""
+
+    epochs: int
+    iterations: int
+    elapsed_s: float
+
+    @property
+    def words(self) -> str:
+        """For a report."""
+        return f"continued after {self.epochs} epochs ({self.iterations} iterations) with a fresh decay of the learning rate"
 
 
 class TrainingRecord(Artefact):
     """One finished fold."""
 
+    migrations: ClassVar[Mapping[int, Migration]] = {1: dict}
+    """Version 1 did not hold the end that was asked for, nor extensions."""
+    schema_version: int = 2
     plan_digest: str
     splits_digest: str
     configuration: str
@@ -24,6 +43,12 @@ class TrainingRecord(Artefact):
     iterations: int
     elapsed_s: float
     """Time spent in training, over all resumptions."""
+    scheduled_epochs: int | None = None
+    """Epochs that were asked for or the recipe's; None where minutes ended it, or it is not known."""
+    scheduled_minutes: float | None = None
+    """Minutes that were asked for."""
+    extensions: tuple[Extension, ...] = ()
+    """Where it was continued after it had been finished."""
     data_wait_share: float
     train_loss: float
     validation_dice: dict[str, float | None]

@@ -15,6 +15,7 @@ class FoldSettings:
     seed: int = 0
     deterministic: bool = False
     resume: bool = False
+    extend: bool = False
     devices: int = 1
     init_from: Path | None = None
     tensorboard: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from segpipe.core.given import Given
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table
+from segpipe.core.writable import require_writable
 from segpipe.dataset.convert import Converted
 from segpipe.dataset.convert import convert as stage
 from segpipe.workflows.options import ConvertOptions
@@ -13,6 +14,7 @@ from segpipe.workflows.page import Page, plain
 
 def convert(options: ConvertOptions, watch: Watch = SILENT) -> list[Converted]:
     """Write every regular DICOM series of a folder as NIfTI with a sidecar; the others are reported with their reason."""
+    require_writable(options.output, "OUTPUT")
     with watch.counting("converting", None) as done:
         return stage(options.source, options.output, on_series=done, on_given=lambda given: _say(watch, given))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.writable import require_writable
 from segpipe.dataset.phantoms import write_phantoms
 from segpipe.errors import SegpipeError
 from segpipe.workflows.options import DemoOptions
@@ -16,6 +17,7 @@ def demo(options: DemoOptions, watch: Watch = SILENT) -> Path:
     target = options.folder
     if target.exists() and any(target.iterdir()):
         raise SegpipeError(f"{target}: is not empty; give a new folder for the demo dataset")
+    require_writable(target, "DIR")
     write_phantoms(target)
     return target
 

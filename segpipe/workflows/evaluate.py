@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.writable import require_writable_file, unwritable
 from segpipe.dataset.match import read_labels_file
+from segpipe.errors import UnsavedError
 from segpipe.evaluation.run import evaluate as stage
 from segpipe.evaluation.run import match_pairs
 from segpipe.evaluation.schema import Evaluation
@@ -13,7 +15,15 @@ from segpipe.workflows.page import FAILED_CASES, Page, plain, scores
 
 
 def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
-    """Score segmentations against references of the same name."""
+    """Score segmentations against references of the same name.
+
+    Raises
+    ------
+    UnsavedError
+        If the scores cannot be written; it holds them.
+    """
+    if options.output is not None:
+        require_writable_file(options.output, "--output")
     declared = None if options.labels is None else read_labels_file(options.labels)
     for problem in [] if declared is None or declared.by_set else painting_problems(declared.targets):
         watch.note(f"{options.labels}: painted in this order, {problem}")
@@ -24,7 +34,10 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
             tolerance_mm=options.tolerance_mm, nsd_unit=options.nsd, workers=options.jobs, on_case=done,
         )  # fmt: skip
     if options.output is not None:
-        result.write(options.output)
+        try:
+            result.write(options.output)
+        except OSError as error:
+            raise UnsavedError(unwritable(options.output, error, "--output"), result) from error
     return result
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.writable import require_writable
 from segpipe.models.file import read_model
 from segpipe.models.nnunet.folder import write_model_folder
+from segpipe.workflows.checked import require_models
 from segpipe.workflows.import_ import painting_facts
 from segpipe.workflows.options import ExportOptions
 from segpipe.workflows.page import Page, facts_page
@@ -15,6 +17,8 @@ def export(options: ExportOptions, watch: Watch = SILENT) -> dict[str, str]:
 
     nnunet: the folder that nnUNetv2_predict_from_modelfolder reads.
     """
+    require_models([options.model], "MODEL")
+    require_writable(options.output, "OUTPUT")
     held = read_model(options.model)
     folder = write_model_folder(held, options.output, options.ending)
     labels = held.plan.labels

@@ -10,6 +10,7 @@ from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.schema import PreprocessedIndex
 from segpipe.reporting.run import draw_curves
+from segpipe.training.extension import require_followed, require_longer
 from segpipe.training.guide import Guidance
 from segpipe.training.initial import InitialWeights
 from segpipe.training.job import FoldJob, Listener
@@ -72,7 +73,8 @@ def job_of(work: FoldWork, guidance: Guidance | None = None, initial: InitialWei
     settings = work.settings
     if settings.init_from is not None:
         initial = InitialWeights.of(settings.init_from)
-    if settings.resume and work.folder.checkpoint.is_file():
+    resume = settings.resume or settings.extend
+    if resume and work.folder.checkpoint.is_file():
         initial = None
     return FoldJob(
         workspace=work.project.workspace,
@@ -85,7 +87,8 @@ def job_of(work: FoldWork, guidance: Guidance | None = None, initial: InitialWei
         minutes=settings.minutes,
         seed=settings.seed,
         deterministic=settings.deterministic,
-        resume=settings.resume,
+        resume=resume,
+        extend=settings.extend,
         initial=initial,
         n_devices=settings.devices,
         guidance=guidance,
@@ -138,15 +141,36 @@ def status_line(status: Status) -> str:
     return f"{line}, patch Dice " + ", ".join(f"{name} {dice:.3f}" for name, dice in seen)
 
 
-def require_fold(work: FoldWork) -> None:
-    """Raise what would stop training a fold, before arrays are prepared for it."""
+def require_fold(work: FoldWork, longer: str = "use --extend to train it further") -> None:
+    """Raise what would stop training a fold, before arrays are prepared for it; ``longer`` says how a finished one is trained further."""
     job = job_of(work)
     require_trainable(job)
+    _require_end(work, longer)
     require_first_stage(job)
     if work.settings.tensorboard:
         from segpipe.training.board import require_tensorboard
 
         require_tensorboard()
+
+
+def _require_end(work: FoldWork, longer: str) -> None:
+    """Raise where the end that is asked for is not that of a finished fold; report what else of the options is not followed."""
+    settings, folder = work.settings, work.folder
+    if not (settings.resume or settings.extend):
+        return
+    note = work.project.watch.note
+    if settings.init_from is not None and folder.checkpoint.is_file():
+        note(f"--init-from {settings.init_from} was not followed: fold {work.fold} continues from its own checkpoint")
+    if not folder.record.is_file():
+        return
+    record = TrainingRecord.read(folder.record)
+    if settings.extend:
+        require_longer(record, epochs=settings.epochs, minutes=settings.minutes)
+        return
+    require_followed(record, epochs=settings.epochs, minutes=settings.minutes, instead=longer)
+    if settings.deterministic != record.deterministic:
+        asked = "--deterministic" if settings.deterministic else "training without --deterministic"
+        note(f"{asked} was not followed: fold {work.fold} is finished")
 
 
 def doubt_of_folds(path: Path, folds: tuple[str, ...], fold: int | str, workspace: Workspace) -> str | None:

@@ -34,6 +34,11 @@ def held_out_cases(work: FoldWork) -> list[Case]:
     return [c for c in work.project.matched.cases if c.id in ids]
 
 
+def lost_in_preparing(work: FoldWork) -> dict[str, str]:
+    """Return the cases that preprocessing lost, with the reasons: they are not read again."""
+    return {case: f"preprocessing: {reason}" for case, reason in work.prepared.failed.items()}
+
+
 def own_fold(work: FoldWork, *, tta: bool) -> Models:
     """Return the trained fold alone; the model file may hold others that saw its held-out cases."""
     return Models((work.model,), (str(work.fold),), tta)
@@ -46,13 +51,13 @@ def score_held_out(work: FoldWork, scoring: Scoring) -> HeldOut:
     _, evaluation = predict_and_score(
         project, held_out_cases(work), own_fold(work, tta=scoring.tta), folder,
         labels=work.plan.labels, tolerance_mm=scoring.tolerance_mm, resume=work.settings.resume,
-        title=f"predicting the held-out cases of fold {work.fold}",
+        title=f"predicting the held-out cases of fold {work.fold}", lost=lost_in_preparing(work),
     )  # fmt: skip
     evaluation_file = workspace.evaluation / work.place.with_suffix(".json")
     evaluation.write(evaluation_file)
     failed = {c: f"left out: {r}" for c, r in project.measured.left_out.items()}
-    failed |= {c: f"preprocessing: {r}" for c, r in work.prepared.failed.items()}
     failed |= {c: f"prediction or scoring: {r}" for c, r in evaluation.failed.items()}
+    failed |= lost_in_preparing(work)
     pictures = draw_examples(workspace, work.place, project.matched)
     return HeldOut(evaluation, folder, evaluation_file, tuple(pictures), failed)
 
@@ -77,9 +82,9 @@ def prepare_first_stage(work: FoldWork) -> PreprocessedIndex:
         folder = workspace.predictions / work.configuration / plan.recipe / "first_stage" / f"fold_{fold}"
         predicted = predict_cases(
             project, held_out_cases(before), own_fold(before, tta=True), folder,
-            title=f"predicting the held-out cases of fold {fold}",
+            title=f"predicting the held-out cases of fold {fold}", lost=index.failed,
         )  # fmt: skip
-        failed |= {c: f"{first}: {reason}" for c, reason in predicted.failed.items()}
+        failed |= {c: f"{first}: {reason}" for c, reason in predicted.failed.items() if c not in index.failed}
         found += [
             FoundBefore(case, output_of(case, folder), row.model)
             for case, row in zip(predicted.cases, predicted.rows, strict=True)

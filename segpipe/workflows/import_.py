@@ -5,6 +5,7 @@ from __future__ import annotations
 from segpipe.core.labels import Labels
 from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.writable import require_writable_file
 from segpipe.errors import SegpipeError
 from segpipe.models.nnunet.folder import read_model_folder
 from segpipe.workflows.options import ImportOptions
@@ -18,6 +19,7 @@ def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
     """
     if options.output.suffix != ".segpipe":
         raise SegpipeError(f"{options.output}: a model file ends in .segpipe; give such a name")
+    require_writable_file(options.output, "MODEL")
     model = read_model_folder(options.folder, folds=options.folds, checkpoint=options.checkpoint)
     model.write(options.output)
     plan = model.plan

@@ -11,7 +11,7 @@ from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import NetworkError, UsageError
-from segpipe.execution.device import Runtime, choose_runtime
+from segpipe.execution.device import Runtime
 from segpipe.execution.processes import reason_of
 from segpipe.networks.build import build_network
 from segpipe.networks.catalogue import architecture_of, complete_options, network_names
@@ -20,6 +20,7 @@ from segpipe.networks.spec import parse_choice
 from segpipe.planning.design import Channels
 from segpipe.planning.schema import Plan
 from segpipe.planning.variant import with_network
+from segpipe.workflows.checked import require_configuration, require_device
 from segpipe.workflows.options import NetworksOptions
 from segpipe.workflows.page import Page
 from segpipe.workflows.planning import current_plan
@@ -57,8 +58,10 @@ def networks(options: NetworksOptions, watch: Watch = SILENT) -> list[NetworkCos
         if options.configuration is not None or options.work is not None:
             raise UsageError("costs are those of a dataset; give DATASET, or leave out --configuration and --work")
         return [named_network(name) for name in chosen]
-    choose_runtime(options.device)  # a device that is not there is reported before anything is written
+    # What is wrong with an option is reported before anything is written.
+    require_device(options.device)
     project = Project.open(options, watch)
+    require_configuration(options.configuration, project.workspace)
     with project.alone():
         base = current_plan(project)
     where = base.configuration(options.configuration or base.default_configuration()).name

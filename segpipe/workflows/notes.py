@@ -5,7 +5,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-from segpipe.errors import SegpipeError
+from segpipe.core.text import did_you_mean
+from segpipe.errors import UsageError
 
 GROUPS = WHAT, LENGTH, SCORES, WHERE, REPEAT, OUTPUT = (
     "What", "How long", "Prediction and scores", "Where", "Repeating it", "Output",
@@ -94,7 +95,7 @@ def _settled(kind: Any, one: "Field[Any]", value: Any) -> Any:
         try:
             return note.parse(value)
         except ValueError as error:
-            raise SegpipeError(f"{name} {error}") from error
+            raise UsageError(f"{name} {error}") from error
     if kind in (tuple[Path, ...], tuple[str, ...]):
         each = get_args(kind)[0]
         return (each(value),) if isinstance(value, (str, Path)) else tuple(each(part) for part in value)
@@ -104,13 +105,14 @@ def _settled(kind: Any, one: "Field[Any]", value: Any) -> Any:
         return str(value)
     choices = get_args(kind) if getattr(kind, "__origin__", None) is Literal else ()
     if choices and value not in choices:
-        raise SegpipeError(
-            f"{name} {value}: expected {', '.join(choices[:-1])}{' or ' * bool(choices[:-1])}{choices[-1]}"
+        raise UsageError(
+            f"{name} {value}{did_you_mean(str(value), map(str, choices))}: "
+            f"expected {', '.join(choices[:-1])}{' or ' * bool(choices[:-1])}{choices[-1]}"
         )
     if note.least is not None and not isinstance(value, str) and not value >= note.least:
-        raise SegpipeError(f"{name} {value}: expected {note.least:g} or more")
+        raise UsageError(f"{name} {value}: expected {note.least:g} or more")
     if note.most is not None and not isinstance(value, str) and not value <= note.most:
-        raise SegpipeError(f"{name} {value}: expected {note.most:g} or less")
+        raise UsageError(f"{name} {value}: expected {note.most:g} or less")
     return value
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from segpipe.errors import SegpipeError
+from segpipe.errors import UsageError
 from segpipe.workflows.notes import LENGTH, OUTPUT, REPEAT, SCORES, WHERE, Options, argument, option
 
 RECIPES = (
@@ -110,7 +110,7 @@ class Length(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs is not None and self.minutes is not None:
-            raise SegpipeError(
+            raise UsageError(
                 f"--epochs {self.epochs} and --minutes {self.minutes:g} are two ends of training; give one of them"
             )
 
@@ -226,6 +226,11 @@ class PreprocessOptions(OnDataset, OnCluster, Parallel):
 class FoldOptions(OnDataset, Parallel, OnDevice, Scoring, Repeatable, Resumable, Length):
     """What `run` and `train` share."""
 
+    extend: bool = option(
+        "Continue a finished fold until --epochs or --minutes, those before included, with a fresh decay of the learning rate.",
+        False,
+        group=LENGTH,
+    )
     configuration: str | None = configuration()
     network: str | None = network()
     devices: int = devices()

@@ -49,6 +49,26 @@ def current_plan(project: Project, *, init_from: Path | None = None) -> Plan:
     return make_plan(project, recipe_for(project))
 
 
+def plan_to_run(project: Project, recipe: str | None) -> Plan:
+    """Return the plan of `segpipe run`: the workspace's where it fits the dataset and no recipe is asked for, else one by the recipe.
+
+    A plan that is replaced is kept, and that is reported.
+    """
+    from segpipe.planning.schema import Plan
+
+    workspace, note = project.workspace, project.watch.note
+    known = Plan.read(workspace.plan) if workspace.plan.is_file() else None
+    fits = known is not None and known.fingerprint_digest == project.measured.digest()
+    if known is not None and fits and recipe is None:
+        note(f"{workspace.plan}: kept (recipe {known.recipe}); give --recipe to plan again")
+        return known
+    made = make_plan(project, recipe_for(project, recipe))
+    if known is not None and known.digest() != made.digest():
+        why = "a recipe was asked for" if fits else "the dataset changed since it was made"
+        note(f"{workspace.plan}: replaced, since {why}; the one before is {workspace.previous_plan}")
+    return made
+
+
 def make_plan(project: Project, recipe: str | Recipe, **choices: Any) -> Plan:
     """Plan by a recipe and write plan.json; torch is asked only where the recipe's network has to be measured.
 

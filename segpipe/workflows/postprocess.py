@@ -12,12 +12,14 @@ from segpipe.core.labels import Labels
 from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table, shown
+from segpipe.core.writable import require_writable, require_writable_file
 from segpipe.dataset.entries import entries_of
 from segpipe.errors import ModelError, SegpipeError, UsageError
 from segpipe.evaluation.run import labels_found, match_pairs
 from segpipe.postprocessing.choose import choose_rules
 from segpipe.postprocessing.run import apply_to_folder
 from segpipe.postprocessing.schema import PostprocessingRules
+from segpipe.workflows.checked import require_models
 from segpipe.workflows.options import PostprocessOptions
 from segpipe.workflows.page import Page, plain
 
@@ -38,11 +40,26 @@ class Postprocessed:
 
 def postprocess(options: PostprocessOptions, watch: Watch = SILENT) -> Postprocessed:
     """Choose rules that clean segmentations, on cases with a reference, or apply rules to any folder."""
+    _require_places(options)
     if options.references is not None:
         chosen, failed = choose_postprocessing(options, watch)
         return Postprocessed(chosen, failed=failed)
     changed, failed = apply_postprocessing(options, watch)
     return Postprocessed(changed=changed, failed=failed)
+
+
+def _require_places(options: PostprocessOptions) -> None:
+    """Raise where what is asked for could not be read or written, before the work begins."""
+    if options.model is not None:
+        require_models([options.model], "--model")
+    if options.references is None:
+        if options.output is not None:
+            require_writable(options.output, "OUTPUT")
+        return
+    if options.rules is not None:
+        require_writable_file(options.rules, "--rules")
+    if options.model is not None:
+        require_writable(options.model if options.model.is_dir() else options.model.parent, "--model")
 
 
 def choose_postprocessing(

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from segpipe.core.progress import SILENT, Watch
-from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
+from segpipe.core.writable import require_writable
+from segpipe.errors import ClusterError, SegpipeError, UsageError, WorkerKilledError
 from segpipe.execution.device import choose_runtime
 from segpipe.execution.processes import open_executor
 from segpipe.execution.torch_state import fastest_convolutions
@@ -21,6 +22,7 @@ from segpipe.inference.run import predict as stage
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import ending_of
 from segpipe.models.read import read_any_model
+from segpipe.workflows.checked import require_device, require_models
 from segpipe.workflows.options import PredictOptions
 from segpipe.workflows.page import FAILED_CASES, Page, failures, plain
 
@@ -33,10 +35,14 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
 
     Writes predictions.jsonl and predictions.csv beside the segmentations.
     """
-    if options.cluster is not None:
-        return _predict_elsewhere(options, watch)
-
     o, target = options, options.output
+    require_models(o.model, "--model")
+    require_writable(target.parent if ending_of(target) else target, "OUTPUT")
+    if o.cluster is not None:
+        return _predict_elsewhere(o, watch)
+    if o.jobs is not None:
+        watch.note(f"--jobs {o.jobs} was not followed: it is a number of workers for --cluster slurm")
+    require_device(o.device)
     how = PredictorOptions(o.folds, o.tta, o.step, o.engine, o.precision, o.postprocess, cache=network_cache())
     predictor = Predictor.load(o.model, choose_runtime(o.device), how)
     watch.note(f"{predictor.describe}, {'with' if o.tta else 'without'} mirrored images")
@@ -49,7 +55,9 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
     log = (target.parent if ending_of(target) else target) / "predictions.jsonl"
     save = Save(o.save_probabilities, o.save_uncertainty)
     with watch.counting("predicting", len(cases)) as done:
-        return stage(cases, predictor, log, resume=o.resume, save=save, on_case=lambda row: done(row.case))
+        return stage(
+            cases, predictor, log, resume=o.resume, save=save, on_case=lambda row: done(row.case), note=watch.note
+        )
 
 
 def _predict_part(options: PredictOptions) -> list[PredictionRow]:
@@ -66,9 +74,9 @@ def own_process() -> None:
 def _predict_elsewhere(options: PredictOptions, watch: Watch) -> list[PredictionRow]:
     """Predict on a cluster: each worker loads the model once and takes its part of the cases."""
     if options.shard != (1, 1):
-        raise SegpipeError("--shard with --cluster: the cluster's workers share the cases already; give one of them")
+        raise UsageError("--shard with --cluster: the cluster's workers share the cases already; give one of them")
     if ending_of(options.output):
-        raise SegpipeError(
+        raise UsageError(
             f"{options.output}: --cluster shares out a folder of images; give a folder for the segmentations"
         )
     first = options.model[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from segpipe.core.progress import SILENT, Watch
 from segpipe.preprocessing.schema import PreprocessedIndex
 from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.checked import require_configuration
 from segpipe.workflows.options import PreprocessOptions
 from segpipe.workflows.page import Page, plain
 from segpipe.workflows.planning import current_plan
@@ -31,6 +32,7 @@ def preprocess(options: PreprocessOptions, watch: Watch = SILENT) -> Preprocesse
     The workspace's plan is used; where there is none, one is made by the recipe that suits the device.
     """
     project = Project.open(options, watch)
+    require_configuration(options.configuration, project.workspace)
     with ExitStack() as opened:
         if options.cluster is not None:
             from segpipe.execution.processes import open_executor

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from segpipe.core.artefact import write_atomically
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import Workspace
+from segpipe.core.writable import require_writable
 from segpipe.errors import SegpipeError
 from segpipe.version import __version__
+from segpipe.workflows.identity import require_same_dataset
 from segpipe.workflows.said import dataset_lines
 
 if TYPE_CHECKING:
@@ -43,15 +45,19 @@ class Project:
 
     @classmethod
     def open(cls, options: OnDataset | CompareOptions | NetworksOptions, watch: Watch) -> Project:
-        """Open the workspace of a command's dataset.
+        """Open the workspace of a command's dataset; nothing is written.
 
         Raises
         ------
         SegpipeError
-            If it would lie in the dataset's own folder, where nothing may be written.
+            If it would lie in the dataset's own folder, holds another dataset, or cannot be written.
         """
         assert options.dataset is not None
         workspace = workspace_of(options.dataset, options.work)
+        moved = require_same_dataset(options.dataset, workspace)
+        if moved is not None:
+            watch.note(moved)
+        require_writable(workspace.root, "workspace")
         device, jobs = getattr(options, "device", "auto"), getattr(options, "jobs", None)
         return cls(options.dataset, workspace, watch, device, jobs, getattr(options, "deterministic", False))
 
@@ -94,12 +100,22 @@ class Project:
         for name in ("matched", "measured", "splits"):
             self.__dict__.pop(name, None)
         with self.watch.counting("checking and measuring", None) as done:
-            matched = match_again(self.dataset, self.workspace, resample_channels)
+            matched = self._named_as_before(match_again(self.dataset, self.workspace, resample_channels))
             self.measured = measure(matched, self.workspace, workers=self.workers, on_case=done)
             self.matched = matched
         for line in dataset_lines(self.matched, self.measured, grouping=not grouped_later):
             self.watch.note(line)
         return self.measured
+
+    def _named_as_before(self, matched: Dataset) -> Dataset:
+        """Return a dataset that is called after its folder under the name that the workspace's results know: folders are renamed."""
+        from segpipe.dataset.schema import Dataset
+
+        if not self.workspace.dataset.is_file():
+            return matched
+        folder = matched.root if matched.root.is_dir() else matched.root.parent
+        known = Dataset.read(self.workspace.dataset)
+        return matched.model_copy(update={"name": known.name}) if matched.name == folder.name else matched
 
     @contextmanager
     def alone(self) -> Iterator[None]:

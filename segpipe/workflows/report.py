@@ -6,8 +6,10 @@ from pathlib import Path
 
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import Workspace
+from segpipe.core.writable import require_writable
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.schema import Dataset
+from segpipe.errors import ArtefactError
 from segpipe.evaluation.run import evaluate
 from segpipe.evaluation.schema import Evaluation
 from segpipe.evaluation.score import SCORED_AS_OF
@@ -24,6 +26,11 @@ def report(options: ReportOptions, watch: Watch = SILENT) -> Path:
     Scores of two-dimensional images that an earlier version made, by another rule, are made again from the stored predictions.
     """
     workspace = Workspace(options.work)
+    if not workspace.root.is_dir():
+        raise ArtefactError(
+            f"{workspace.root}: no such workspace; give the folder that `segpipe run` was given as --work"
+        )
+    require_writable(workspace.report.parent)
     places = scored_places(workspace, options.fold)
     for place in places:
         _score_again(workspace, place, watch)

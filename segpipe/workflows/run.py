@@ -14,7 +14,7 @@ from segpipe.training.schema import TrainingRecord
 from segpipe.workflows.fold import FoldWork
 from segpipe.workflows.options import RunOptions
 from segpipe.workflows.page import Page, places, plain, scores, texts
-from segpipe.workflows.planning import compare_with_recipe, make_plan, plan_for_network, recipe_for
+from segpipe.workflows.planning import compare_with_recipe, plan_for_network, plan_to_run
 from segpipe.workflows.project import Project
 from segpipe.workflows.train import open_for_training, prepare_fold, train_and_score
 
@@ -58,16 +58,13 @@ def run(options: RunOptions, watch: Watch = SILENT) -> RunResult:
 
 def _prepare(project: Project, options: RunOptions) -> FoldWork:
     """Check, measure, plan and preprocess."""
-    note, plan_file = project.watch.note, project.workspace.plan
+    note = project.watch.note
     measured = project.measure(resample_channels=options.resample_channels)
     matched = project.matched
     note(
         f"{matched.name}: {matched.layout} layout, {len(measured.cases)} usable case(s), {len(measured.left_out)} left out"
     )
-    before = Plan.read(plan_file).digest() if plan_file.is_file() else None
-    base = make_plan(project, recipe_for(project, options.recipe))
-    if before not in (None, base.digest()):
-        note(f"{plan_file}: replaced; to train by a plan of your own use `segpipe train`")
+    base = plan_to_run(project, options.recipe)
     if options.recipe is None:
         compare_with_recipe(project, base.recipe, "--recipe {}")
     current = plan_for_network(project, base, options.network)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,11 @@ def predict_cases(
     title: str = "predicting",
     resume: bool = True,
     onlooker: Onlooker | None = None,
+    lost: Mapping[str, str] | None = None,
 ) -> Predicted:
-    """Predict cases into a folder; a case that fails keeps its reason."""
+    """Predict cases into a folder; a case that fails keeps its reason. What an earlier stage ``lost`` is not read, and keeps its own."""
+    before = {c.id: lost[c.id] for c in cases if c.id in lost} if lost else {}
+    cases = [c for c in cases if c.id not in before]
     options = PredictorOptions(models.folds, models.tta, postprocess=models.postprocess, cache=network_cache())
     predictor = Predictor.load(models.paths, project.runtime, options)
     with (
@@ -76,13 +79,13 @@ def predict_cases(
     ):
         rows = predict(
             inputs_of(cases, folder), predictor, folder / "predictions.jsonl",
-            resume=resume, on_case=lambda row: step(row.case), onlooker=onlooker,
+            resume=resume, on_case=lambda row: step(row.case), onlooker=onlooker, note=project.watch.note,
         )  # fmt: skip
     for row in rows:
         for doubt in row.doubts:
             project.watch.note(f"{row.case}: {doubt}")
     failed = {row.case: row.reason or "" for row in rows if row.status == "failed"}
-    return Predicted(cases, folder, rows, predictor.plan, failed)
+    return Predicted(cases, folder, rows, predictor.plan, before | failed)
 
 
 def score_cases(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import FoldFolder
-from segpipe.execution.device import choose_runtime, require_devices
 from segpipe.planning.schema import Plan
 from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
+from segpipe.workflows import checked
 from segpipe.workflows.arrays import prepare_arrays
 from segpipe.workflows.fold import FoldWork, require_fold, train_fold
 from segpipe.workflows.held_out import HeldOut, prepare_first_stage, score_held_out
@@ -53,15 +53,18 @@ def train(options: TrainOptions, watch: Watch = SILENT) -> Trained:
 
 
 def open_for_training(options: FoldOptions, watch: Watch) -> Project:
-    """Open a project, and make sure that its devices are there.
+    """Check the options, and open a project.
 
     Raises
     ------
-    DeviceError
-        If they are not.
+    SegpipeError
+        If an option is wrong, the workspace is another dataset's, or cannot be written.
     """
-    require_devices(choose_runtime(options.device).device, options.devices)
-    return Project.open(options, watch)
+    checked.require_training_options(options)
+    project = Project.open(options, watch)
+    checked.require_configuration(options.configuration, project.workspace, getattr(options, "init_from", None))
+    checked.require_offered_fold(FoldSettings.of(options).fold, project.workspace)
+    return project
 
 
 def prepare_fold(project: Project, base: Plan, current: Plan, configuration: str, options: FoldOptions) -> FoldWork:

@@ -10,6 +10,7 @@ import segpipe
 from segpipe.execution import limits
 from segpipe.execution.processes import map_cases
 from segpipe.inference.engines.choose import has_openvino
+from tests.helpers.batch import rows_of
 
 
 def test_a_claim_of_a_process_that_died_is_free(six_scans, tmp_path, two_fold_model):
@@ -69,3 +70,34 @@ def test_a_library_that_hangs_costs_its_own_case():
     assert time.monotonic() - start < 40
     assert {c: outcomes[c].value for c in "abc"} == {c: c for c in "abc"}
     assert "a file that took too long to read, most likely" in outcomes["hangs"].failure
+
+
+def test_a_case_that_kills_its_process_costs_itself_alone(tmp_path, two_fold_model, six_scans):
+    """The process is killed while it works on a case; the next run does the others, and the case in a process of its own."""
+    program = """
+import os, sys
+from pathlib import Path
+import segpipe.inference.run as run
+import segpipe
+
+whole = run._Batch._compute
+def compute(self, job):
+    if job.case.id == "b" and {deadly}:
+        os.kill(os.getpid(), 9)
+    whole(self, job)
+run._Batch._compute = compute
+segpipe.predict(Path({folder!r}), Path({out!r}), model=Path({model!r}), tta=False, device="cpu", resume={resume})
+"""
+    out = tmp_path / "out"
+    known = {"folder": str(six_scans), "out": str(out), "model": str(two_fold_model)}
+
+    def ended(*, deadly, resume):
+        code = program.format(**known, deadly=deadly, resume=resume)
+        return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
+
+    assert ended(deadly=True, resume=False) == -9
+    assert ended(deadly=False, resume=True) == 0
+    rows = {row["case"]: row for row in rows_of(out)}
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert len(rows) == 6
+    assert not (out / ".segpipe").exists()

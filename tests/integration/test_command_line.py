@@ -182,7 +182,7 @@ def test_another_network_is_listed_trained_and_used(tmp_path, tiny_recipe):
         ("u2net:", "expected"),
     ):
         result = segpipe("train", *ONE, *where, "--network", wrong)
-        assert (result.returncode, len(result.stderr.splitlines()[-1:])) == (1, 1)
+        assert (result.returncode, len(result.stderr.splitlines()[-1:])) == (2, 1)
         assert reason in result.stderr.splitlines()[-1]
         assert "Traceback" not in result.stderr
     done = segpipe(
@@ -207,16 +207,25 @@ def test_another_network_is_listed_trained_and_used(tmp_path, tiny_recipe):
     ("arguments", "code", "message"),
     [
         (["check", "gone"], 1, "no such folder"),
-        (["plan", ".", "--recipe", "fast"], 1, "layout not recognised"),
+        (["plan", "."], 1, "layout not recognised"),
+        (["plan", ".", "--recipe", "resencm"], 2, "did you mean 'resenc_m'"),
+        (["run", ".", "--network", "u2ne"], 2, "did you mean 'u2net'"),
+        (["run", ".", "--extend"], 2, "give the new end with --epochs or --minutes"),
+        (["run", ".", "--epochs", "1", "--minutes", "1"], 2, "two ends of training"),
+        (["distill", ".", "--kd", "voxle"], 2, "did you mean 'voxel'"),
+        (["compare", "gone.segpipe", "--dataset", "."], 2, "no such file or folder"),
+        (["crossval", ".", "--no-nested", "--no-final"], 2, "nothing would be left to do"),
+        (["crossval", ".", "--candidates", "2d+u2ne"], 2, "did you mean 'u2net'"),
+        (["crossval", ".", "--folds", "3", "--leave-out", "site"], 2, "leave out --folds"),
         (
             ["predict", ".", "out", "--model", "gone.segpipe", "--device", "cpu"],
-            1,
-            "no such file or folder; expected a model",
+            2,
+            "no such file or folder; expected a trained model",
         ),
         (["train", ".", "--fold", "x"], 2, "expected a number or 'all'"),
         (["fly"], 2, "No such command"),
-        (["run", ".", "--device", "tpu"], 1, "not a device name|expected auto"),
-        (["run", ".", "--device", "cuda:99"], 1, "CUDA device"),
+        (["run", ".", "--device", "tpu"], 2, "not a device name|expected auto"),
+        (["run", ".", "--device", "cuda:99"], 2, "CUDA device"),
     ],
 )
 def test_wrong_use_is_one_line_and_its_own_code(tmp_path, arguments, code, message):

@@ -82,6 +82,18 @@ def test_nothing_scored_is_said(tmp_path):
         segpipe.report(tmp_path)
 
 
+def test_the_plan_that_trained_a_fold_is_shown_whatever_was_planned_since(workspace):
+    place = Path(PLAIN) / "fold_0"
+    before = report(workspace, [place]).read_text(encoding="utf-8")
+    changed = json.loads(workspace.plan.read_text(encoding="utf-8"))
+    changed["decisions"] = [{"rule": "another rule", "chosen": "x", "because": "y"}]
+    workspace.plan.write_text(json.dumps(changed), encoding="utf-8")
+    after = report(workspace, [place]).read_text(encoding="utf-8")
+    assert "<td>target spacing</td>" in before
+    assert "<td>target spacing</td>" in after
+    assert "another rule" not in after
+
+
 def test_another_plan_is_not_shown_as_a_folds_own(workspace):
     place = Path(PLAIN) / "fold_0"
     (workspace.root / "models" / place / "curves.png").write_bytes(b"as it was drawn")
@@ -90,6 +102,7 @@ def test_another_plan_is_not_shown_as_a_folds_own(workspace):
     changed = json.loads(workspace.plan.read_text(encoding="utf-8"))
     changed["training"]["loss"] = [{"name": "focal"}]
     workspace.plan.write_text(json.dumps(changed), encoding="utf-8")
+    workspace.model("3d_fullres", "tiny").unlink()
     (workspace.root / "models" / place / "curves.png").write_bytes(b"as it was drawn")
     after = report(workspace, [place]).read_text(encoding="utf-8")
     assert "another plan by now" in after

@@ -1,12 +1,13 @@
 """Measurements on arrays. Pure: no files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.geometry import Shape
+from segpipe.core.geometry import Shape, Spacing, bounding_box
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import structure_mask, value_counts
 from segpipe.dataset.fingerprint.schema import PERCENTILES, CaseFingerprint, IntensityStatistics
@@ -16,6 +17,8 @@ from segpipe.dataset.fingerprint.schema import PERCENTILES, CaseFingerprint, Int
 N_QUANTILES = 10_000
 # Voxels of an image that its percentiles are taken from, on a regular lattice.
 _N_SAMPLED = 200_000
+_SINGLE_SLICES = 999
+"""Distance of slices that have no neighbour, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,13 @@ def measure_case(
 
 
 def image_percentiles(image: NDArray[Any]) -> tuple[tuple[float, ...], ...]:
-    """PERCENTILES of the non-zero voxels of each channel of (C, Z, Y, X); of 0 where a channel has none."""
+    """PERCENTILES of the non-zero voxels of each channel of (C, Z, Y, X); of 0 where a channel has none.
+
+    They are taken on a lattice of the box of the non-zero voxels, so that a whole image and its box give the same.
+    """
+    inside_of = (image != 0).any(axis=0)
+    if inside_of.any():
+        image = image[(slice(None), *bounding_box(inside_of))]
     step = max(int((image[0].size / _N_SAMPLED) ** (1 / 3)), 1)
     z, y, x = (slice(None, None, min(step, n)) for n in image.shape[1:])
     found = []
@@ -129,13 +138,30 @@ def flat_cases(cases: list[CaseFingerprint]) -> list[CaseFingerprint]:
     flat = [a for a in range(3) if all(c.shape[a] == 1 for c in cases)]
     if len(flat) != 1:
         return cases
+    return [c.model_copy(update={"spacing_mm": widened(c.spacing_mm, flat[0])}) for c in cases]
 
-    def widened(case: CaseFingerprint) -> CaseFingerprint:
-        spacing = list(case.spacing_mm)
-        spacing[flat[0]] = 999 * max(s for a, s in enumerate(spacing) if a != flat[0])
-        return case.model_copy(update={"spacing_mm": tuple(spacing)})
 
-    return [widened(c) for c in cases]
+def widened(spacing_mm: Spacing, flat: int) -> Spacing:
+    """Return a spacing (z, y, x) with the conventional distance of single slices along an axis: 999 times the pixel size (nnU-Net's)."""
+    slices = _SINGLE_SLICES * max(s for axis, s in enumerate(spacing_mm) if axis != flat)
+    z, y, x = (slices if axis == flat else s for axis, s in enumerate(spacing_mm))
+    return z, y, x
+
+
+def flat_axis(spacings_mm: Sequence[tuple[float, float]]) -> int | None:
+    """Return the axis (0 for z) along which all of some cases were single slices, by their ranges of spacing; None where there is none.
+
+    Parameters
+    ----------
+    spacings_mm : sequence of tuple of float
+        Lowest and highest spacing along each axis, as :func:`flat_cases` left them.
+    """
+    for axis, (low, _) in enumerate(spacings_mm):
+        others = [lowest for other, (lowest, _) in enumerate(spacings_mm) if other != axis]
+        # Rounding aside: no scanner's slices lie so far apart.
+        if low >= 0.999 * _SINGLE_SLICES * max(others):
+            return axis
+    return None
 
 
 def median_relative_size(cases: list[CaseFingerprint]) -> float:

@@ -13,6 +13,7 @@ import torch
 from segpipe.core.labels import Labels
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.text import Table
+from segpipe.core.writable import require_writable
 from segpipe.dataset.schema import Case
 from segpipe.errors import ModelError, SegpipeError
 from segpipe.evaluation.comparison import ALL_LABELS, METRICS, Comparison, ModelCosts, ModelScores
@@ -22,6 +23,7 @@ from segpipe.execution.processes import in_own_process
 from segpipe.io.formats import IMAGE_ENDINGS, read_volume, write_labels_like
 from segpipe.models.read import read_any_model
 from segpipe.reporting.comparison import cost_rows, difference_rows, draw_comparison, markdown
+from segpipe.workflows.checked import as_usage, require_device, require_models, require_offered_fold
 from segpipe.workflows.compare.cost import Run, count, run
 from segpipe.workflows.fold import doubt_of_folds
 from segpipe.workflows.options import CompareOptions
@@ -35,11 +37,19 @@ def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
 
     Writes comparison.json, comparison.md and comparison.png, and every prediction.
     """
+    require_device(options.device)
+    require_models(options.models, "MODEL")
+    with as_usage():
+        _names(options.models)
+    for path in options.models:
+        read_any_model(path)
     project = Project.open(options, watch)
+    require_offered_fold(options.fold, project.workspace)
+    target = options.output or project.workspace.root / "comparisons" / f"fold_{options.fold}"
+    require_writable(target, "--output")
     with project.alone():
         measured = project.measure()
     cases = _cases(project, options.fold)
-    target = options.output or project.workspace.root / "comparisons" / f"fold_{options.fold}"
     threads = options.threads or torch.get_num_threads()
     devices = ["cpu"] if project.runtime.device.type == "cpu" else ["cpu", project.device]
     costs: list[ModelCosts] = []
@@ -88,9 +98,10 @@ def page(found: Comparison, _: CompareOptions) -> Page:
 
 
 def _cases(project: Project, fold: int | str) -> list[Case]:
-    """Return the labelled cases that a fold held out, or all of them."""
-    chosen = set(project.splits.fold(fold).validation) if fold != "all" else None
-    return [c for c in project.matched.cases if c.label and (chosen is None or c.id in chosen)]
+    """Return the usable cases that a fold held out, or all of them."""
+    usable = {case.case for case in project.measured.cases}
+    chosen = set(project.splits.fold(fold).validation) & usable if fold != "all" else usable
+    return [c for c in project.matched.cases if c.label and c.id in chosen]
 
 
 def _folds(path: Path, fold: int | str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from segpipe.errors import CrossvalError
 from segpipe.networks.catalogue import complete_options
 from segpipe.networks.spec import parse_choice
 from segpipe.planning.make import make_plan
-from segpipe.planning.recipe import Recipe
+from segpipe.planning.recipe import Recipe, load_recipe
 from segpipe.planning.schema import Plan
 from segpipe.workflows.options import CrossvalOptions
 from segpipe.workflows.planning import probe_for
@@ -39,9 +39,17 @@ LABELS = "labels"
 
 
 def candidates_asked(
-    options: CrossvalOptions, measured: Fingerprint, recipe: Recipe
+    options: CrossvalOptions, measured: Fingerprint | None, recipe: Recipe | None
 ) -> tuple[tuple[Candidate, ...], SearchSpace | None]:
     """Candidates of a command line or a file; where they are searched for, none and the space.
+
+    Parameters
+    ----------
+    options : CrossvalOptions
+    measured : Fingerprint or None
+        Says whether a dataset is two-dimensional, where no candidates are given.
+    recipe : Recipe or None
+        Says whether a wide view is compared too, where no candidates are given.
 
     Raises
     ------
@@ -75,8 +83,10 @@ def candidates_asked(
     return listed, None
 
 
-def _usual_configurations(measured: Fingerprint, recipe: Recipe) -> tuple[str, ...]:
+def _usual_configurations(measured: Fingerprint | None, recipe: Recipe | None) -> tuple[str, ...]:
     """Return what is compared unless the user lists candidates: 2D, the wide view where the recipe asks for one, and full resolution."""
+    if measured is None or recipe is None:
+        return ("2d", "3d_fullres")
     if all(min(case.shape) == 1 for case in measured.cases):
         return ("2d",)
     wide = recipe.planner.least_view is not None and "3d_lowres" in _planned(measured, recipe).configurations
@@ -104,8 +114,7 @@ def require_sound(design: CrossvalDesign) -> None:
     CrossvalError, NetworkError
         If a network or a setting is wrong or cannot be refitted, or nothing would be done.
     """
-    if not design.nested and not design.final:
-        raise CrossvalError("--no-nested with --no-final: nothing would be left to do; give one of them")
+    _require_something_to_do(nested=design.nested, final=design.final)
     for candidate in design.candidates if design.space is None else design.space.samples():
         if candidate.network is not None:
             complete_options(parse_choice(candidate.network))
@@ -125,10 +134,7 @@ def request_of(matched: Dataset, measured: Fingerprint, options: CrossvalOptions
     CrossvalError
         If a column is missing, a pattern does not fit, or there are no inner folds to have a number of.
     """
-    if options.inner_folds is not None and not options.nested:
-        raise CrossvalError(
-            f"--inner-folds {options.inner_folds} with --no-nested: there are none; leave out one of the two"
-        )
+    _require_inner_folds(options)
     usable = frozenset(case.case for case in measured.cases)
     by, groups = groups_of(matched, usable, options.group_by)
     groups = joined_groups(groups, measured.equal_images)
@@ -165,23 +171,8 @@ def splits_asked(request: Request, matched: Dataset, options: CrossvalOptions) -
     CrossvalError
         If two ways were asked for, or it cannot be done.
     """
-    leave_out, test_set, file, n_folds = options.leave_out, options.test_set, options.splits, options.folds
-    asked = {"--leave-out": leave_out, "--test-set": test_set, "--splits": file}
-    given = [name for name, value in asked.items() if value is not None]
-    if len(given) > 1:
-        raise CrossvalError(f"{' and '.join(given)} are two ways to divide the cases; give one")
-    if given and n_folds is not None:
-        raise CrossvalError(
-            f"--folds {n_folds} with {given[0]}: it says itself how many folds there are; leave out --folds"
-        )
-    if not request.nested and request.n_repeats > 1:
-        raise CrossvalError(
-            f"--repeats {request.n_repeats} with --no-nested: one division both chooses and measures; leave out one of the two"
-        )
-    if given and request.n_repeats > 1:
-        raise CrossvalError(
-            f"--repeats {request.n_repeats} with {given[0]}: there is but one such division; leave out one of the two"
-        )
+    leave_out, test_set, file = options.leave_out, options.test_set, options.splits
+    _require_one_division(options, nested=request.nested, repeats=request.n_repeats)
     if leave_out is not None:
         return leaving_out(request, column(matched, request.groups, leave_out))
     if file is not None:
@@ -192,6 +183,70 @@ def splits_asked(request: Request, matched: Dataset, options: CrossvalOptions) -
             return with_test_set(request, [c for c, v in column(matched, request.groups, name).items() if v == value])
         return with_test_set(request, _listed_cases(Path(test_set)))
     return divided_evenly(request)
+
+
+def _require_one_division(options: CrossvalOptions, *, nested: bool, repeats: int) -> None:
+    """Raise where two ways to divide the cases are asked for."""
+    asked = {"--leave-out": options.leave_out, "--test-set": options.test_set, "--splits": options.splits}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise CrossvalError(f"{' and '.join(given)} are two ways to divide the cases; give one")
+    if given and options.folds is not None:
+        raise CrossvalError(
+            f"--folds {options.folds} with {given[0]}: it says itself how many folds there are; leave out --folds"
+        )
+    if not nested and repeats > 1:
+        raise CrossvalError(
+            f"--repeats {repeats} with --no-nested: one division both chooses and measures; leave out one of the two"
+        )
+    if given and repeats > 1:
+        raise CrossvalError(
+            f"--repeats {repeats} with {given[0]}: there is but one such division; leave out one of the two"
+        )
+
+
+def _require_inner_folds(options: CrossvalOptions) -> None:
+    """Raise where inner folds are asked for, and there are none."""
+    if options.inner_folds is not None and not options.nested:
+        raise CrossvalError(
+            f"--inner-folds {options.inner_folds} with --no-nested: there are none; leave out one of the two"
+        )
+
+
+def require_together(options: CrossvalOptions) -> None:
+    """Raise where options are wrong or do not go together: before any file of the dataset is read.
+
+    Raises
+    ------
+    CrossvalError, NetworkError, RecipeError
+        Naming the options.
+    """
+    if options.cluster is not None and options.recipe is None:
+        raise CrossvalError(
+            f"--cluster {options.cluster}: which recipe suits is the workers' matter, not this machine's; "
+            "give --recipe default for GPUs, or cpu"
+        )
+    _require_inner_folds(options)
+    _require_one_division(options, nested=options.nested, repeats=options.repeats)
+    _require_something_to_do(nested=options.nested, final=options.final)
+    if options.recipe is not None:
+        load_recipe(options.recipe)
+    # Without candidates they follow from the dataset.
+    listed, space = (
+        candidates_asked(options, None, None) if options.candidates or options.trials is not None else ((), None)
+    )
+    for candidate in listed if space is None else space.samples():
+        if candidate.network is not None:
+            complete_options(parse_choice(candidate.network))
+    if options.splits is not None and not options.splits.is_file():
+        raise CrossvalError(f"--splits {options.splits}: no such file")
+    if options.test_set is not None and "=" not in options.test_set:
+        _listed_cases(Path(options.test_set))
+
+
+def _require_something_to_do(*, nested: bool, final: bool) -> None:
+    if not nested and not final:
+        raise CrossvalError("--no-nested with --no-final: nothing would be left to do; give one of them")
 
 
 def _listed_cases(path: Path) -> list[str]:

@@ -38,9 +38,17 @@ def ensemble(work: Work) -> str:
                 Models(models, (str(work.task.fold),), work.design.tta),
                 cases,
                 work.folder.ensemble(pair, work.task.fold),
+                lost=_lost_by(work, [complete[number] for number in pair]),
             )
         )
     return json_digest([evaluation.digest() for evaluation in made])
+
+
+def _lost_by(work: Work, members: Sequence[CandidatePlan]) -> dict[str, str]:
+    """Return the cases that a member could not be scored on, with the reasons: a pair of them does not read these again."""
+    assert work.task.fold is not None
+    found = [work.evaluations(chosen)[work.task.fold].failed for chosen in members]
+    return {case: reason for failed in found for case, reason in failed.items()}
 
 
 def clear_ensemble(work: Work) -> None:

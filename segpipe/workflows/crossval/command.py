@@ -13,10 +13,11 @@ from segpipe.core.text import Table, shown
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
 from segpipe.execution.graph import STATES, State
 from segpipe.version import __version__
+from segpipe.workflows.checked import as_usage, require_device
 from segpipe.workflows.options import CrossvalOptions
 from segpipe.workflows.page import FAILED_CASES, Page, failures, plain, texts
 from segpipe.workflows.planning import compare_with_recipe, recipe_for
-from segpipe.workflows.project import Project, write_asked
+from segpipe.workflows.project import Project, workspace_of, write_asked
 
 if TYPE_CHECKING:
     from segpipe.crossvalidation.folder import CrossvalFolder, StudyFolder
@@ -60,20 +61,14 @@ def crossval(options: CrossvalOptions, watch: Watch = SILENT) -> Crossvalidated:
     """
     from segpipe.crossvalidation.folder import CrossvalFolder
     from segpipe.execution.locks import locked
-    from segpipe.workflows.crossval.asked import request_of, require_sound, settle, splits_asked
+    from segpipe.workflows.crossval.asked import request_of, require_sound, require_together, settle, splits_asked
 
     if options.status:
-        return crossval_status(Project.open(options, watch).workspace.root)
-    if options.cluster is not None and options.recipe is None:
-        raise CrossvalError(
-            f"--cluster {options.cluster}: which recipe suits is the workers' matter, not this machine's; "
-            "give --recipe default for GPUs, or cpu"
-        )
+        return crossval_status(workspace_of(options.dataset, options.work).root)
+    with as_usage():
+        require_together(options)
     if options.cluster is None:
-        from segpipe.execution.device import choose_runtime
-
-        # A device that is not there is reported before anything is written.
-        choose_runtime(options.device)
+        require_device(options.device)
     project = Project.open(options, watch)
     folder = CrossvalFolder(project.workspace)
     with locked(folder.root, wait=False):

@@ -13,10 +13,17 @@ from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm, parse_term
 from segpipe.distillation.teacher import Teacher
 from segpipe.errors import DistillationError
 from segpipe.evaluation.comparison import Comparison
-from segpipe.execution.device import choose_runtime
 from segpipe.execution.processes import open_executor
 from segpipe.planning.schema import Plan
 from segpipe.workflows.arrays import prepare_arrays
+from segpipe.workflows.checked import (
+    as_usage,
+    require_configuration,
+    require_device,
+    require_models,
+    require_network,
+    require_offered_fold,
+)
 from segpipe.workflows.compare.command import compare, tables
 from segpipe.workflows.distill.student import DistillationRun, Student, teach, train_alone
 from segpipe.workflows.fold import FoldWork, require_fold
@@ -51,20 +58,32 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
     if options.cluster is not None:
         return _distill_elsewhere(options, watch)
 
-    recipe, fold = load_distillation_recipe(options.recipe), options.fold
-    terms = tuple(parse_term(text) for text in options.kd) or recipe.terms
-    choose_runtime(options.device)  # a device that is not there is reported before anything is read
+    fold = options.fold
+    with as_usage():
+        recipe = load_distillation_recipe(options.recipe)
+        terms = tuple(parse_term(text) for text in options.kd) or recipe.terms
+    require_device(options.device)
+    require_models(options.teacher, "--teacher")
+    for text in options.student:
+        require_network(_network(text))
     project = Project.open(options, watch)
+    require_configuration(options.configuration, project.workspace)
+    require_offered_fold(fold, project.workspace)
     teachers = tuple(Teacher.load(path, fold=fold, folds=options.teacher_folds) for path in options.teacher)
-    _require_teachers(terms, teachers, unlabelled=options.unlabelled is not None)
+    with as_usage():
+        _require_teachers(terms, teachers, unlabelled=options.unlabelled is not None)
     with project.alone():
         base = current_plan(project)
         where = options.configuration or _configuration(teachers, base)
         plans = _plans(project, base, options)
         without = keep_plan_as(project, plans[-1], f"{plans[-1].recipe}-alone") if options.baseline else None
         run = DistillationRun(project, where, options, terms, recipe.cap)
-        for plan in (*plans, *((without,) if without else ())):
+        for plan in plans:
             _require_student(run.work(plan))
+        if without is not None:
+            # How long it is trained follows from the taught one.
+            untaught = run.work(without)
+            _require_student(replace(untaught, settings=replace(untaught.settings, epochs=None, minutes=None)))
         compare_with_recipe(project, base.recipe, "a plan by `segpipe plan --recipe {}`")
         run = replace(run, index=prepare_arrays(project, base, where))
     students: list[Student] = []
@@ -127,7 +146,7 @@ def _go_on(options: DistillOptions, begun: Path) -> Distilled:
 
 def _require_student(work: FoldWork) -> None:
     """Raise where a student cannot be trained."""
-    require_fold(work)
+    require_fold(work, "give another --name to train a student longer")
     if work.plan.configuration(work.configuration).previous_stage is not None:
         raise DistillationError(
             f"configuration {work.configuration!r}: the second stage of a cascade cannot be a student; give another"

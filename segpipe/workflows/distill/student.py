@@ -181,4 +181,4 @@ def _initial(plan: Plan, configuration: str, teachers: tuple[Teacher, ...], watc
     if not any(value.ndim > 1 and n in own and own[n].shape == value.shape for n, value in given.items()):
         watch.note("the student begins with fresh weights: none of the teacher's convolutions has its shape")
         return None
-    return InitialWeights(first.path, first.folds[0], given)
+    return InitialWeights(first.path, first.folds[0], given, first.plan.channel_names)
