@@ -91,7 +91,9 @@ def joined_segments(
         for segment in here:
             table[segment.value] = members.get(frozenset({segment.name}), 0)
         joined[(layer != 0) & (n_here == 1)] = table[alone.astype(np.intp)]
-    _paint_overlaps(where, joined, layers, n_here > 1, segments, members, declared)
+    shared = n_here > 1
+    if shared.any():
+        joined[shared] = _overlap_values(where, layers[:, shared], segments, members, declared)
     return joined, (_note(members, by_name=by_name),)
 
 
@@ -107,21 +109,17 @@ def _require_values(
             )
 
 
-def _paint_overlaps(
+def _overlap_values(
     where: str,
-    joined: NDArray[Any],
-    layers: NDArray[Any],
-    shared: NDArray[np.bool_],
+    columns: NDArray[Any],
     segments: list[Segment],
     members: dict[frozenset[str], int],
     declared: Labels | None,
-) -> None:
-    """Give voxels of several segments the value that belongs to all their regions and to no other."""
-    if not shared.any():
-        return
-    found, which, counts = np.unique(layers[:, shared], axis=1, return_inverse=True, return_counts=True)
+) -> NDArray[np.int64]:
+    """Return, for voxels (C, N) of several segments, the value that belongs to all their regions and to no other."""
+    found, which, counts = np.unique(columns, axis=1, return_inverse=True, return_counts=True)
     names = {(s.layer, s.value): s.name for s in segments}
-    values = np.zeros(found.shape[1], dtype=joined.dtype)
+    values = np.zeros(found.shape[1], dtype=np.int64)
     for number, column in enumerate(found.T):
         here = frozenset(names[layer, int(value)] for layer, value in enumerate(column) if value)
         if here not in members:
@@ -132,7 +130,7 @@ def _paint_overlaps(
                 + ("" if regions else ", or declare regions with a value for the overlap in dataset.json")
             )
         values[number] = members[here]
-    joined[shared] = values[which.reshape(-1)]
+    return values[which.reshape(-1)]
 
 
 def _by_numbers(where: str, segments: list[Segment]) -> dict[frozenset[str], int]:

@@ -16,7 +16,7 @@ from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage, gener
 
 import segpipe
 from segpipe.dataset.convert import convert
-from segpipe.errors import DatasetError, IrregularSeriesError
+from segpipe.errors import DatasetError, IrregularSeriesError, SegpipeError
 from segpipe.io.dicom_files import begins_with_elements, looks_like_dicom
 from segpipe.io.dicom_series import find_series
 from segpipe.io.formats import header_notes, read_header, read_volume
@@ -229,11 +229,11 @@ def test_one_bad_series_never_costs_the_others(tmp_path, monkeypatch):
     assert "PALETTE COLOR" in done["palette"]
 
 
-def test_an_output_that_cannot_be_written_is_said(tmp_path):
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
     write_series(tmp_path / "ct")
     (tmp_path / "out").write_text("a file", encoding="utf-8")
-    (done,) = segpipe.convert(tmp_path / "ct", tmp_path / "out")
-    assert "out/ct.nii.gz: cannot be written" in done.reason
+    with pytest.raises(SegpipeError, match="out: cannot be written: Not a directory"):
+        segpipe.convert(tmp_path / "ct", tmp_path / "out")
 
 
 def test_a_damaged_file_costs_its_own_series_alone(tmp_path):

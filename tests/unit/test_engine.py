@@ -131,7 +131,7 @@ def test_a_checkpoint_holds_average_best_and_random_state(tmp_path):
     with pytest.raises(TrainingError, match="was trained with plan a, now it is b"):
         load_checkpoint(tmp_path / "c.pt", two, {"plan": "b"})
     held = torch.load(tmp_path / "c.pt", weights_only=True)
-    assert (held["schema_version"], held["made_by"]) == (1, __version__)
+    assert (held["schema_version"], held["made_by"]) == (2, __version__)
     torch.save({"schema_version": 99, "made_by": "9.1.0", "colour": 2}, tmp_path / "new.pt")
     with pytest.raises(
         TrainingError, match=r"new\.pt: checkpoint has schema version 99 and .*: install segpipe 9\.1\.0 or newer$"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import segpipe
 from segpipe.core import seeds
 from segpipe.dataset.splits import make_splits
-from segpipe.errors import DatasetError, SegpipeError
+from segpipe.errors import DatasetError, SegpipeError, UsageError
 from segpipe.planning.recipe import TrainingSettings
 from segpipe.training.sampling import CaseExtent, Sampling, draw_patches, read_box
 from segpipe.training.schedule import cosine_decay, learning_rate, make_schedule, poly_decay
@@ -14,7 +14,7 @@ from segpipe.training.schedule import cosine_decay, learning_rate, make_schedule
 
 def test_a_wrong_fold_is_refused_before_anything_is_prepared(planned):
     folder, work = planned
-    with pytest.raises(DatasetError, match="--fold 9: expected 0 to 4, or all"):
+    with pytest.raises(UsageError, match="--fold 9: expected 0 to 4, or all"):
         segpipe.train(folder, work=work, fold=9, epochs=1, jobs=1, device="cpu")
     assert not (work / "preprocessed").exists()
 
