@@ -81,11 +81,13 @@ def _score_label(
         return scored("not_applicable", None, None, None)
     if not n_predicted or not n_reference:
         return scored("missed" if n_reference else "spurious", 0.0, 0.0, grid.diagonal_mm)
-    distances = surface_distances(prediction, reference, grid.spacing_mm, nsd_unit)
+    masks = prediction, reference, grid.spacing_mm
+    distances = surface_distances(*masks)
+    counted = distances if nsd_unit == "voxels" else surface_distances(*masks, nsd_unit)
     return scored(
         "scored",
         dice(prediction, reference),
-        distances.normalised_surface_dice(tolerance_mm),
+        counted.normalised_surface_dice(tolerance_mm),
         distances.hausdorff_mm(95),
     )
 

@@ -171,3 +171,17 @@ def test_surface_dice_equals_deepminds(masks, spacing):
             assert ours.normalised_surface_dice(tolerance) == pytest.approx(expected, rel=1e-6)
 
     compare()
+
+
+def test_hd95_is_that_of_voxels_whatever_nsd_counts():
+    rng = np.random.default_rng(3)
+    first, second = (np.zeros((6, 20, 20), dtype=np.uint8) for _ in range(2))
+    first[1:5, 4:15, 4:15], second[2:6, 6:18, 3:12] = 1, 1
+    first[rng.random(first.shape) < 0.01] = 1
+    grid = Grid.of_spacing((6, 20, 20), (5.0, 0.7, 0.7))
+    by = {
+        unit: score_case("a", first, second, grid, Labels.plain({"x": 1}), 1.0, nsd_unit=unit).labels["x"]
+        for unit in ("voxels", "area")
+    }
+    assert by["voxels"].hd95_mm == by["area"].hd95_mm
+    assert by["voxels"].nsd != by["area"].nsd
