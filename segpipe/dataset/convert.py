@@ -20,7 +20,7 @@ from segpipe.io.dicom import (
     require_volume_file,
     series_volumes,
 )
-from segpipe.io.formats import archive_of, stem_of, write_volume
+from segpipe.io.formats import archive_of, reading, stem_of, write_volume
 from segpipe.io.notes import shear_notes
 from segpipe.io.series import Stack
 
@@ -151,7 +151,8 @@ def _convert(source: Path, name: str, volume: _Planned, output: Path) -> Convert
     grid = volume.stack.grid
     try:
         _require_own(target, sidecar, volume.series)
-        voxels = read_voxels(volume.stack)
+        with reading(volume.series.folder, {s.file for s in volume.stack.slices}):
+            voxels = read_voxels(volume.stack)
         record = _sidecar(source, volume.series, volume.stack)
         try:
             # First: a volume without it would be taken for somebody else's.

@@ -87,7 +87,7 @@ def read_header(path: Path) -> Header:
         If the file is missing, empty, no image, or has a layout that is not supported.
     """
     reader = _reader_of(path)
-    with _reading(path):
+    with reading(path):
         grid, n_channels = reader.read_header(path)
     return Header(grid, n_channels)
 
@@ -101,7 +101,7 @@ def read_volume(path: Path) -> Volume:
         If the file is missing, truncated, no image, or has a layout that is not supported.
     """
     reader = _reader_of(path)
-    with _reading(path):
+    with reading(path):
         array, grid = reader.read(path)
     return Volume(array, grid)
 
@@ -127,7 +127,7 @@ def read_label_volume(path: Path, accepted: tuple[int, ...] | None = None) -> Vo
         As for :func:`read_volume`, and if the file's compression changes values (JPEG).
     """
     reader = _reader_of(path)
-    with _reading(path):
+    with reading(path):
         array, grid = reader.read_labels(path, accepted) if is_picture(path) else reader.read(path)
     return Volume(array, grid)
 
@@ -136,7 +136,7 @@ def header_notes(path: Path) -> list[Note]:
     """What is odd about a readable file's header, and what was believed (docs/conventions.md). It never raises for a file."""
     try:
         reader = _reader_of(path)
-        with _reading(path):
+        with reading(path):
             notes: list[Note] = reader.header_notes(path)
     except UnreadableFileError as error:
         return [Note("warning", f"what is odd about the header could not be found out ({error})")]
@@ -285,16 +285,27 @@ def _replace_when_whole(output: Path, write: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
-def reading_limit_s(path: Path) -> float:
+def reading_limit_s(files: Iterable[Path]) -> float:
     """Longest time that reading an image may take, by the size of its files."""
-    files = (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else files_behind(path)
     return LEAST_LIMIT_S + sum(f.stat().st_size for f in files) / SLOWEST_BYTES_PER_S
 
 
+def _all_files(path: Path) -> Iterable[Path]:
+    return (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else files_behind(path)
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Make everything that goes wrong while a file is read that file's failure, also when it takes too long."""
-    seconds = reading_limit_s(path)
+def reading(path: Path, files: Iterable[Path] | None = None) -> Iterator[None]:
+    """Make everything that goes wrong while an image is read that image's failure, also when it takes too long.
+
+    Parameters
+    ----------
+    path : Path
+        The image, for messages.
+    files : iterable of Path, optional
+        Files that are read; all that the image is made of unless given.
+    """
+    seconds = reading_limit_s(_all_files(path) if files is None else files)
     too_long = f"{path}: reading took over {seconds:.0f} s, expected less for its size: copy it to a local drive, or save it again"
     try:
         with time_limit(seconds, lambda: UnreadableFileError(too_long)):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import time
 import warnings
 import zipfile
 
@@ -15,8 +16,10 @@ from pydicom.dataelem import DataElement
 from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage, generate_uid
 
 import segpipe
+from segpipe.dataset import convert as dataset_convert
 from segpipe.dataset.convert import convert
 from segpipe.errors import DatasetError, IrregularSeriesError, SegpipeError
+from segpipe.io import formats
 from segpipe.io.dicom_files import begins_with_elements, looks_like_dicom
 from segpipe.io.dicom_series import find_series
 from segpipe.io.formats import header_notes, read_header, read_volume
@@ -290,3 +293,20 @@ def test_what_is_passed_over_is_counted(tmp_path):
     given = []
     convert(tmp_path / "in", tmp_path / "out", on_given=given.append)
     assert given[0].lines() == ["files of in: 2 given, 1 used, 1 passed over", "  not DICOM: notes.txt"]
+
+
+def test_a_series_that_takes_too_long_costs_itself_alone(tmp_path, monkeypatch):
+    write_series(tmp_path / "in" / "slow")
+    write_series(tmp_path / "in" / "sound")
+    whole = dataset_convert.read_voxels
+
+    def endless(stack):
+        while stack.slices[0].file.parent.name == "slow":
+            time.sleep(0.01)
+        return whole(stack)
+
+    monkeypatch.setattr(dataset_convert, "read_voxels", endless)
+    monkeypatch.setattr(formats, "LEAST_LIMIT_S", 0.2)
+    done = {one.series: one for one in convert(tmp_path / "in", tmp_path / "out")}
+    assert "reading took over" in done["slow"].reason
+    assert done["sound"].output.is_file()

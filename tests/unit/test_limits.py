@@ -85,5 +85,5 @@ def test_whatever_a_library_raises_is_that_files_failure(image, monkeypatch, rea
 
 def test_the_limit_grows_with_the_file(tmp_path):
     (tmp_path / "a.nii").write_bytes(b"0" * 500_000)
-    assert formats.reading_limit_s(tmp_path / "a.nii") == 182
-    assert formats.reading_limit_s(tmp_path) == 182
+    assert formats.reading_limit_s([tmp_path / "a.nii"]) == 182
+    assert formats.reading_limit_s(formats._all_files(tmp_path)) == 182
