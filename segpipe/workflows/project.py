@@ -95,27 +95,21 @@ class Project:
         It is reported how cases are kept together, unless that is decided and reported later.
         """
         from segpipe.dataset.fingerprint.run import measure
-        from segpipe.dataset.match import match_again
+        from segpipe.dataset.match import match_dataset
 
         for name in ("matched", "measured", "splits"):
             self.__dict__.pop(name, None)
         with self.watch.counting("checking and measuring", None) as done:
-            matched = self._named_as_before(match_again(self.dataset, self.workspace, resample_channels))
-            self.measured = measure(matched, self.workspace, workers=self.workers, on_case=done)
+            before = self.matched if self.workspace.dataset.is_file() else None
+            if resample_channels is None:
+                resample_channels = before is not None and before.resample_channels
+            found = match_dataset(self.dataset, resample_channels=resample_channels)
+            matched = found if before is None else _named_as(before, found)
+            self.measured = measure(matched, self.workspace, before=before, workers=self.workers, on_case=done)
             self.matched = matched
         for line in dataset_lines(self.matched, self.measured, grouping=not grouped_later):
             self.watch.note(line)
         return self.measured
-
-    def _named_as_before(self, matched: Dataset) -> Dataset:
-        """Return a dataset that is called after its folder under the name that the workspace's results know: folders are renamed."""
-        from segpipe.dataset.schema import Dataset
-
-        if not self.workspace.dataset.is_file():
-            return matched
-        folder = matched.root if matched.root.is_dir() else matched.root.parent
-        known = Dataset.read(self.workspace.dataset)
-        return matched.model_copy(update={"name": known.name}) if matched.name == folder.name else matched
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -124,6 +118,12 @@ class Project:
 
         with locked(self.workspace.root, wait=True, note=self.watch.note):
             yield
+
+
+def _named_as(before: Dataset, found: Dataset) -> Dataset:
+    """Return a dataset that is called after its folder under the name that the workspace's results know: folders are renamed."""
+    folder = found.root if found.root.is_dir() else found.root.parent
+    return found.model_copy(update={"name": before.name}) if found.name == folder.name else found
 
 
 def workspace_of(dataset: Path, work: Path | None) -> Workspace:

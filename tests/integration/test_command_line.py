@@ -119,12 +119,12 @@ def test_predict_evaluate_report(finished, tmp_path):
 
 
 def test_check_lists_what_is_wrong(finished, tmp_path):
-    result = segpipe("check", *ONE, finished[0])
+    result = segpipe("check", *ONE, finished[0], cwd=tmp_path)
     assert result.returncode == 1
     assert "unreadable" in result.stdout
     assert "missing pair" in result.stdout
     sound = write_small_dataset(tmp_path / "sound", n_cases=2)
-    result = segpipe("check", *ONE, sound, "--json")
+    result = segpipe("check", *ONE, sound, "--json", cwd=tmp_path)
     assert result.returncode == 0
     assert json.loads(result.stdout)["findings"] == []
 

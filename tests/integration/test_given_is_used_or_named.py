@@ -111,7 +111,7 @@ def test_odd_cases_are_named_by_check_and_by_plan(project, ran, tmp_path):
         cube_case(np.random.default_rng(9))[1],
         axis_grid(image.shape, spacing=(120, 40, 40)),
     )
-    expected = {("slip", "rare label value"), ("large", "unusual spacing")}
+    expected = {("slip", "rare label value"), ("large", "unusual spacing"), ("large", "header")}
     assert rules(check()) == expected
     _, text = ran("plan", folder, "--work", tmp_path / "w")
     assert "slip: rare label value: label value 11 (1 voxel(s))" in text
@@ -206,9 +206,9 @@ def test_predictions_without_a_reference_and_values_without_a_label_are_named(tm
     code, text = ran("evaluate", p, r, "--labels", tmp_path / "dataset.json")
     assert code == 3
     assert "3 given, 2 used, 1 passed over no reference of this name" in text
-    assert "far.nii.gz" in text
-    assert "value 7 in a and 1 more case(s) (2 voxels predicted, 0 in references)" in text
-    assert "value 9 in a and 1 more case(s) (0 voxels predicted, 2 in references)" in text
+    assert ": far" in text
+    assert "value 7 belongs to no label; declared are [0, 1]: a (1 voxels), b (1 voxels)" in text
+    assert "value 9 belongs to no label; declared are [0, 1]: a (1 voxels), b (1 voxels)" in text
 
 
 def test_when_everything_is_scored_nothing_is_said(tmp_path, ran):

@@ -151,7 +151,7 @@ def test_dicom_series_are_a_datasets_images_and_what_is_predicted(tmp_path, reci
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "configuration", "n_cases"), [("em_membrane", "2d", 30), ("fetal_brain", "3d_fullres", 16)]
+    ("name", "configuration", "n_cases"), [("em_membrane", "2d", 30), ("fetal_brain", "3d_lowres", 16)]
 )
 def test_real_folders_go_through_plan_and_preprocess(data, tmp_path, name, configuration, n_cases):
     segpipe.plan(data / name, work=tmp_path / "w", jobs=1)

@@ -29,6 +29,7 @@ def measure(
     matched: Dataset,
     workspace: Workspace,
     *,
+    before: Dataset | None = None,
     workers: Workers = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Fingerprint:
@@ -40,6 +41,8 @@ def measure(
         Cases with their files.
     workspace : Workspace
         Where to write.
+    before : Dataset, optional
+        The dataset as the workspace knows it, where it was read already.
     workers : int or executor, optional
         Most worker processes, or whose.
     on_case : callable, optional
@@ -53,7 +56,7 @@ def measure(
     if workspace.fingerprint.is_file() and workspace.dataset.is_file():
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.
-        same = known.software == CASES_AS_OF and Dataset.read(workspace.dataset) == matched
+        same = known.software == CASES_AS_OF and (before or Dataset.read(workspace.dataset)) == matched
         if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
     work = partial(measured_case, expected=Expectations.of(matched), workspace=workspace)
