@@ -209,11 +209,17 @@ GRID_TOLERANCE_VOXELS = 0.1
 def same_grid(first: Grid, second: Grid) -> bool:
     """Tell whether two grids agree within ``GRID_TOLERANCE_VOXELS`` of the smallest voxel edge.
 
-    A second grid whose file states no voxel size agrees with a first one of its shape and directions: it has that one's.
+    A second grid whose file states no voxel size agrees with a first one of its shape and directions that states no position: it has
+    that one's voxel size.
     """
     if first.shape != second.shape:
         return False
-    if not second.sized and np.allclose(first.direction, second.direction) and not any(second.origin_mm):
+    if (
+        not second.sized
+        and not first.placed
+        and np.allclose(first.direction, second.direction)
+        and not any(second.origin_mm)
+    ):
         return True
     return largest_displacement_mm(first, second) <= GRID_TOLERANCE_VOXELS * min(first.spacing_mm)
 

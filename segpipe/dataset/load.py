@@ -158,7 +158,7 @@ def read_label_file(case_id: str, path: Path, declared: Labels | None = None) ->
     """
     volume = read_label_volume(path, None if declared is None else declared.accepted)
     background = 0 if declared is None else declared.background
-    segments = segments_of(segment_keys(path))
+    segments = segments_of(path.name, segment_keys(path))
     if segments:
         joined, notes = joined_segments(case_id, path.name, volume.array, segments, declared)
         return LabelFile(Volume(joined[None], volume.grid), notes, may_be_part=True, background=background)

@@ -27,20 +27,32 @@ class Segment:
     """Its value there (``LabelValue``)."""
 
 
-def segments_of(keys: dict[str, str]) -> list[Segment]:
+def segments_of(name: str, keys: dict[str, str]) -> list[Segment]:
     """Read segments from the keys of a file; none where there are no such keys.
 
     Files of before version 4.11 state neither layer nor value: each segment has a layer of its own, and the value 1.
+
+    Raises
+    ------
+    CaseError
+        If a layer or a value is no number.
     """
     numbers = sorted({int(match[1]) for key in keys if (match := re.match(r"Segment(\d+)_", key))})
     return [
         Segment(
             name=keys.get(f"Segment{n}_Name", keys.get(f"Segment{n}_ID", f"segment {n}")).strip(),
-            layer=int(keys.get(f"Segment{n}_Layer", place)),
-            value=int(keys.get(f"Segment{n}_LabelValue", 1)),
+            layer=_number(name, keys, f"Segment{n}_Layer", place),
+            value=_number(name, keys, f"Segment{n}_LabelValue", 1),
         )
         for place, n in enumerate(numbers)
     ]
+
+
+def _number(name: str, keys: dict[str, str], key: str, unless_stated: int) -> int:
+    text = keys.get(key, str(unless_stated)).strip()
+    if not text.isdecimal():
+        raise CaseError(f"label {name}: {key} is {text!r}; expected a number: save it again in 3D Slicer")
+    return int(text)
 
 
 def joined_segments(

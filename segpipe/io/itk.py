@@ -90,7 +90,7 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
         if not key.startswith(("NRRD_", "ITK_", "Segment")):
             image.SetMetaData(key, header.GetMetaData(key))
     sitk.WriteImage(image, str(output), useCompression=True)
-    _state_units(output, stated_in(source).units)
+    _state_units(output, stated_in(source).units, kept)
 
 
 def write(output: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -172,18 +172,30 @@ def _require_stated(path: Path, stated: Stated, header: Any) -> None:
 
 
 def _require_length(path: Path, stated: Stated) -> None:
-    """Refuse raw voxels that are shorter than the header says, or behind which a second volume follows."""
-    if stated.encoding != "raw" or stated.start is None:
+    """Refuse voxels that are shorter than the header says, behind which a second volume follows, or whose first byte is not known."""
+    if stated.start is None or stated.encoding not in ("raw", "gzip"):
         return
-    n_bytes = stated.n_values * np.dtype(stated.number).itemsize
+    n_bytes, first = stated.n_values * np.dtype(stated.number).itemsize, stated.files[0]
+    if stated.encoding == "gzip":
+        # ITK stops at the last voxel it wants, and would not see what follows.
+        if len(stated.files) == 1:
+            require_no_second_volume(path, take(first, 0, n_bytes, at=stated.start), n_bytes)
+        return
     found = sum(file.stat().st_size for file in stated.files) - stated.start * len(stated.files)
     if found < n_bytes:
         raise UnreadableFileError(
             f"{path}: the file is truncated: it holds {max(found, 0)} bytes of voxels, by its header expected {n_bytes}; "
             "copy it again from its source"
         )
-    if len(stated.files) == 1 and found > n_bytes and found % n_bytes == 0:
-        require_no_second_volume(path, take(stated.files[0], stated.start, n_bytes), n_bytes)
+    if len(stated.files) > 1 or found == n_bytes:
+        return
+    if found % n_bytes == 0:
+        require_no_second_volume(path, take(first, stated.start, n_bytes), n_bytes)
+    elif stated.start == 0:
+        raise UnreadableFileError(
+            f"{path}: {first.name} holds {found} bytes, by the header expected {n_bytes}, and it is not stated where the voxels begin; "
+            "state it (HeaderSize, byte skip), or save the file again"
+        )
 
 
 def _require_range(path: Path, stated: Stated) -> None:
@@ -196,6 +208,11 @@ def _require_range(path: Path, stated: Stated) -> None:
             values = np.array(file.read().replace(b",", b" ").split(), dtype=np.float64)
         except ValueError as error:
             raise UnreadableFileError(f"{path}: its voxels are no numbers ({error}); save it again") from error
+    if values.size != stated.n_values:
+        raise UnreadableFileError(
+            f"{path}: holds {values.size} numbers, by its header expected {stated.n_values}; copy it again, or correct the sizes in "
+            "the header"
+        )
     number = np.dtype(stated.number)
     if values.size and np.issubdtype(number, np.integer):
         limits = np.iinfo(number)
@@ -218,7 +235,7 @@ def _unit_notes(stated: Stated) -> list[Note]:
     return [Note("note", f"sizes are stated in {shown}; they are multiplied by {stated.to_mm:g} to millimetres")]
 
 
-def _state_units(output: Path, units: tuple[str, ...]) -> None:
+def _state_units(output: Path, units: tuple[str, ...], n_axes: int) -> None:
     """Write the unit of length, which ITK drops, into a header that ITK wrote: the numbers beside it are of that unit."""
     if not units or all(MM.get(unit, 1.0) == 1.0 for unit in units):
         return
@@ -226,7 +243,7 @@ def _state_units(output: Path, units: tuple[str, ...]) -> None:
     if is_nrrd(output):
         end = content.index(b"\n\n") + 1
         # One for each axis of space.
-        names = [*units, units[-1], units[-1]][:3]
+        names = [*units, units[-1], units[-1]][:n_axes]
         line = f"space units: {' '.join(json.dumps(name, ensure_ascii=False) for name in names)}\n"
     else:
         end = content.index(b"ElementDataFile")

@@ -32,9 +32,10 @@ class Taken:
     """Whether these are padding: all 0."""
 
 
-def is_gzip(path: Path) -> bool:
-    """Tell whether a file begins as gzip does."""
+def is_gzip(path: Path, at: int = 0) -> bool:
+    """Tell whether a file, or its content from a byte on, begins as gzip does."""
     with path.open("rb") as file:
+        file.seek(at)
         return file.read(2) == _GZIP
 
 
@@ -74,7 +75,7 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
     UnreadableFileError
         If the content ends too early, or its checksum does not fit.
     """
-    most = (path.stat().st_size - at) * (_MOST_PACKED if inside == "zlib" or is_gzip(path) else 1)
+    most = (path.stat().st_size - at) * (_MOST_PACKED if inside == "zlib" or is_gzip(path, at) else 1)
     if n_bytes > most:
         # Before memory is taken: a damaged header may state any size.
         raise _too_short(path, f"at most {most}", n_bytes)
@@ -119,10 +120,7 @@ def _too_short(path: Path, found: str, expected: int) -> UnreadableFileError:
 
 
 def _blocks(path: Path, at: int, most: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(at)
-        compressed = file.read(2) == _GZIP
-    return _gzip_blocks(path, at, most) if compressed else _plain_blocks(path, at, most)
+    return _gzip_blocks(path, at, most) if is_gzip(path, at) else _plain_blocks(path, at, most)
 
 
 def _plain_blocks(path: Path, at: int, most: int) -> Iterator[bytes]:

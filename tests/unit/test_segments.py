@@ -11,6 +11,7 @@ from segpipe.core.labels import Labels, Target
 from segpipe.core.volume import Volume
 from segpipe.dataset.grids import LabelFile, labels_exactly_on, onto_axes_of
 from segpipe.dataset.load import read_label_file
+from segpipe.dataset.segments import segments_of
 from segpipe.errors import CaseError, GeometryMismatchError
 from segpipe.io.formats import write_volume
 from tests.phantoms import axis_grid
@@ -200,3 +201,9 @@ def test_a_real_segmentation_of_two_layers(data):
     declared = Labels.plain({"background": 0, **{n: i + 1 for i, n in enumerate(names)}, "overlapping sphere": 8})
     with pytest.raises(CaseError, match=r"'overlapping sphere', .* overlap in \d+ voxel"):
         read_label_file("a", path, declared)
+
+
+@pytest.mark.parametrize("value", ["", "x", "1.5", "-1"])
+def test_a_value_that_is_no_number_is_named(value):
+    with pytest.raises(CaseError, match=r"label a\.seg\.nrrd: Segment0_LabelValue is .*expected a number"):
+        segments_of("a.seg.nrrd", {"Segment0_Name": "liver", "Segment0_LabelValue": value})

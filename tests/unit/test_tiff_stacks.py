@@ -1,5 +1,6 @@
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -273,3 +274,13 @@ def test_models_of_nnunet_see_the_voxel_size_that_nnunet_sees(tmp_path):
     assert as_stored.stored_grid.spacing_mm == (1, 1, 1)
     (tmp_path / "a.json").write_text('{"spacing": [3, 0.5, 0.25]}')
     assert load_image("a", [tmp_path / "a_0000.tif"], ("ct",), "as_stored").stored_grid.spacing_mm == (3, 0.5, 0.25)
+
+
+def test_a_stack_without_a_voxel_size_is_no_label_of_an_image_that_states_its_place(tmp_path):
+    affine = np.diag([1.2, 1.5, 2.0, 1.0])
+    affine[:3, 3] = (30, -40, 55)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(STACK.T), affine), tmp_path / "image.nii.gz")
+    tifffile.imwrite(tmp_path / "label.tif", (STACK > 30000).astype(np.uint8))
+    image = load_image("a", [tmp_path / "image.nii.gz"], ("grey",))
+    with pytest.raises(GeometryMismatchError):
+        labels_on("a", image, read_label_file("a", tmp_path / "label.tif"))

@@ -7,10 +7,11 @@ import zlib
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from segpipe.errors import UnreadableFileError
 from segpipe.io import itk
-from segpipe.io.formats import header_notes, read_header, read_volume
+from segpipe.io.formats import header_notes, read_header, read_volume, write_labels_like
 from tests.geometry import nifti
 
 VOXELS = np.random.default_rng(0).integers(0, 1000, (12, 10, 8)).astype("<i2")
@@ -131,13 +132,16 @@ FOUR = SPACE.replace("(0,0,2.5)", "(0,0,2.5) none")
     [
         ({"data": RAW[:-2]}, "truncated: it holds 1918 bytes of voxels, by its header expected 1920"),
         ({"data": RAW * 2}, "2 times the voxels"),
-        ({"encoding": "gzip", "data": gzip.compress(RAW[:-2])}, r"\(gzip\): they end too early"),
+        ({"encoding": "gzip", "data": gzip.compress(RAW[:-2])}, "truncated: it holds 1918 bytes"),
+        ({"encoding": "gzip", "data": gzip.compress(RAW * 2)}, "2 times the voxels"),
+        ({"encoding": "gzip", "data": gzip.compress(RAW) + gzip.compress(RAW)}, "2 times the voxels"),
         ({"encoding": "gzip", "data": flipped(gzip.compress(RAW, 0), 900)}, "checksum does not fit"),
-        ({"encoding": "gzip", "data": gzip.compress(RAW)[:-8]}, "checksum does not fit"),
+        ({"encoding": "gzip", "data": gzip.compress(RAW)[:-8]}, "ends before its checksum"),
         ({"encoding": "ascii", "type": "uint8", "data": b" ".join(b"%d" % v for v in VOXELS.ravel(order="F"))},
          "run from 0 to 998; expected whole numbers of type uint8"),
         ({"encoding": "ascii", "data": b"1.5 " * 960}, "run from 1.5 to 1.5; expected whole numbers"),
-        ({"encoding": "ascii", "data": b"1 " * 900}, r"\(ascii\): they end too early"),
+        ({"encoding": "ascii", "data": b"1 " * 900}, "holds 900 numbers, by its header expected 960"),
+        ({"encoding": "ascii", "data": b"1 " * 970}, "holds 970 numbers, by its header expected 960"),
         ({"encoding": "bzip2", "data": bz2.compress(RAW)}, "its encoding is bzip2.*expected raw or gzip"),
         ({"type": "float16"}, "its type is float16"),
         ({"type": "block"}, "its type is block"),
@@ -168,6 +172,35 @@ def test_voxels_in_other_files_are_counted(tmp_path):
     (tmp_path / "s3.raw").write_bytes(b"short")
     with pytest.raises(UnreadableFileError, match="holds 1685 bytes of voxels"):
         read_volume(header)
+
+
+def test_a_detached_file_that_is_longer_must_state_where_its_voxels_begin(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(range(100)) + RAW)
+    header = mha(tmp_path, b"")
+    text = header.read_text(encoding="ascii").replace("LOCAL", "a.raw")
+    (tmp_path / "a.mhd").write_text(text, encoding="ascii")
+    with pytest.raises(
+        UnreadableFileError, match=r"a\.raw holds 2020 bytes, by the header expected 1920, and it is not stated where"
+    ):
+        read_volume(tmp_path / "a.mhd")
+    (tmp_path / "a.mhd").write_text(
+        text.replace("ElementDataFile", "HeaderSize = 100\nElementDataFile"), encoding="ascii"
+    )
+    assert_whole(tmp_path / "a.mhd")
+
+
+def test_padding_behind_a_gzip_member_is_read(tmp_path):
+    assert_whole(nrrd(tmp_path, encoding="gzip", data=gzip.compress(RAW) + bytes(16)))
+    assert_whole(nrrd(tmp_path, encoding="gzip", data=gzip.compress(RAW[:900]) + gzip.compress(RAW[900:])))
+
+
+def test_a_mask_of_a_flat_image_in_microns_opens(tmp_path):
+    fields = 'space dimension: 2\nspace directions: (500,0) (0,700)\nspace units: "um" "um"\n'
+    flat = nrrd(tmp_path, fields, VOXELS[:, :, 0].tobytes(order="F"), dimension=2, sizes="12 10")
+    mask = tmp_path / "mask.nrrd"
+    write_labels_like(flat, mask, np.ones((1, 10, 12), dtype=np.uint8))
+    assert sitk.ReadImage(str(mask)).GetSpacing() == (500, 700)
+    assert read_header(mask).grid == read_header(flat).grid
 
 
 UM = "space: left-posterior-superior\nspace directions: (800,0,0) (0,1200,0) (0,0,2500)\nspace origin: (-1000,0,0)\n"
