@@ -23,6 +23,11 @@ def shown(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def rounded(value: float, digits: int = 3) -> str:
+    """Return a number with so many digits that count; large ones whole and with commas, never as a power of ten."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" with the known word that is nearest to a wrong one; empty where none is near.
 

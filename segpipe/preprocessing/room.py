@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Shape, bounding_box, resampled_shape, triple
+from segpipe.core.text import rounded
 from segpipe.core.volume import Volume
 from segpipe.errors import NoRoomError
 from segpipe.execution.memory import USABLE, free_bytes
@@ -63,7 +64,7 @@ class Resampling:
         free = free_bytes() if free is None else free
         if self.needed_bytes > USABLE * free:
             raise NoRoomError(
-                f"out of memory: {self.describe()}, {self.needed_bytes / 1e9:.3g} GB of {free / 1e9:.3g} GB free; check the header's "
+                f"out of memory: {self.describe()}, {rounded(self.needed_bytes / 1e9)} GB of {rounded(free / 1e9)} GB free; check the header's "
                 "units, or use a machine with more memory"
             )
 
@@ -140,7 +141,7 @@ def _voxels(shape: tuple[int, ...]) -> int:
 
 
 def _in_mm(spacing: tuple[float, ...]) -> str:
-    return " x ".join(f"{s:.3g}" for s in spacing)
+    return " x ".join(rounded(s) for s in spacing)
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from segpipe.core.text import rounded
 from tests.release import ROOT
 
 # Packages whose docstrings follow the page; the others join when theirs do.
@@ -23,3 +24,11 @@ def test_the_doc_of_a_parameter_stands_alone(package):
         if FRAGMENT.search(line)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1000.0, "1,000"), (148000.0, "148,000"), (20.63, "20.6"), (0.00123456, "0.00123"), (999.9, "1,000")],
+)
+def test_large_numbers_are_no_powers_of_ten(value, text):
+    assert rounded(value) == text
