@@ -37,6 +37,6 @@ def require_room_to_read(images: Collection[Path], free: int | None = None) -> N
                 needed += 4 * header.n_channels * prod(header.grid.shape)
     if needed > USABLE * free:
         raise NoRoomError(
-            f"out of memory: {', '.join(shapes)} voxels take {rounded(needed / 1e9)} GB of {rounded(free / 1e9)} GB free to be read; check the "
-            "header's sizes, or use a machine with more memory"
+            f"out of memory: {', '.join(shapes)} voxels take {rounded(needed / 1e9)} GB of {rounded(free / 1e9)} GB free to be read; "
+            "check the header's sizes, or use a machine with more memory"
         )

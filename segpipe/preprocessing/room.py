@@ -64,8 +64,8 @@ class Resampling:
         free = free_bytes() if free is None else free
         if self.needed_bytes > USABLE * free:
             raise NoRoomError(
-                f"out of memory: {self.describe()}, {rounded(self.needed_bytes / 1e9)} GB of {rounded(free / 1e9)} GB free; check the header's "
-                "units, or use a machine with more memory"
+                f"out of memory: {self.describe()}, {rounded(self.needed_bytes / 1e9)} GB of {rounded(free / 1e9)} GB free; "
+                "check the header's units, or use a machine with more memory"
             )
 
     def remark(self) -> str | None:
