@@ -5,6 +5,7 @@ inverts MONOCHROME1 nor applies a slope.
 """
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ from segpipe.io.itk import one_line
 from segpipe.io.slices import Slice
 
 _END_OF_IMAGE = b"\xff\xd9"
+# What a decoder writes when it goes on with a damaged stream and makes values up. Other words are of its own attempts, such as
+# "Unsupported JPEG data precision 12" of the first of three decoders. At the beginning: another thread may write there as well.
+_COMPLAINT = re.compile(r"^\W*(?:corrupt|premature|error|invalid|inconsistent)\b.*", re.IGNORECASE | re.MULTILINE)
 _PIXEL_MODULE = (
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
@@ -211,28 +215,38 @@ def _by_gdcm(image: Dataset) -> NDArray[Any]:
         implicit, little = image.original_encoding
         pydicom.dcmwrite(place, bare, enforce_file_format=True, implicit_vr=implicit, little_endian=little)
         reader.SetFileName(str(place))
-        with _no_chatter():
+        with _chatter() as texts:
             values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+    if complaints := _COMPLAINT.findall("".join(texts)):
+        raise ValueError("; ".join(dict.fromkeys(" ".join(c.split()) for c in complaints)))
     if values.ndim > 3:
         raise ValueError(f"decoded as {values.shape}, expected one sample a pixel")
     return values
 
 
 @contextmanager
-def _no_chatter() -> Iterator[None]:
-    """Keep back what GDCM and its JPEG decoders write to standard error; they write there past Python."""
+def _chatter() -> Iterator[list[str]]:
+    """Keep back what GDCM and its decoders write to standard error, past Python; the yielded list holds it afterwards."""
     with suppress(OSError, ValueError):
         sys.stderr.flush()
     try:
         kept = os.dup(2)
     except OSError:
-        # There is no standard error.
-        yield
-        return
-    try:
-        with tempfile.TemporaryFile() as elsewhere:
+        # There is no standard error: one is made for as long as it is needed.
+        kept = -1
+    texts: list[str] = []
+    with tempfile.TemporaryFile() as elsewhere:
+        # The first free number may be that of standard error itself.
+        is_apart = elsewhere.fileno() != 2
+        if is_apart:
             os.dup2(elsewhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        try:
+            yield texts
+        finally:
+            if kept >= 0:
+                os.dup2(kept, 2)
+                os.close(kept)
+            elif is_apart:
+                os.close(2)
+            elsewhere.seek(0)
+            texts.append(elsewhere.read().decode(errors="replace"))

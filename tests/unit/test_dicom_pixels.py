@@ -1,12 +1,21 @@
 """Values of a DICOM image: what is stored, by slope and intercept or lookup table, and compared with the file's own tags."""
 
+import os
+
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_rescale
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    RLELossless,
+)
 
 from segpipe.errors import UnreadableFileError
 from segpipe.io.formats import header_notes, read_volume
@@ -148,6 +157,57 @@ def test_a_compressed_slice_that_was_cut_and_saved_again_is_refused(tmp_path):
     image.save_as(folder / "0.dcm")
     with pytest.raises(UnreadableFileError, match=r"0\.dcm: PixelData of frame 1 has no end"):
         read_volume(folder)
+
+
+def replace_stream(path, change):
+    """Alter the only compressed frame of a file."""
+    image = pydicom.dcmread(path)
+    image.PixelData = encapsulate([change(next(generate_frames(image.PixelData, number_of_frames=1)))])
+    image.save_as(path)
+
+
+def test_what_the_decoder_calls_corrupt_is_refused_in_its_words(tmp_path, capfd):
+    """Half a stream that ends as a whole one does: the decoder fills up the rest and only writes that it did."""
+    folder = compressed(tmp_path)
+    replace_stream(folder / "0.dcm", lambda stream: stream[: len(stream) // 2] + b"\xff\xd9")
+    with pytest.raises(
+        UnreadableFileError, match=r"0\.dcm: .*Corrupt JPEG data: premature end of data segment.*export it"
+    ):
+        read_volume(folder)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_decoder_is_heard_without_standard_error(tmp_path):
+    folder = compressed(tmp_path)
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        np.testing.assert_array_equal(read_volume(folder).array[0], voxels().astype(int) - 1024)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(2)
+        replace_stream(folder / "0.dcm", lambda stream: stream[: len(stream) // 2] + b"\xff\xd9")
+        with pytest.raises(UnreadableFileError, match="premature end of data segment"):
+            read_volume(folder)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def test_words_of_a_decoders_attempts_are_passed_over(tmp_path, capfd):
+    """Twelve bits of JPEG Extended: GDCM asks its decoder of eight bits first, which says that it cannot."""
+    values = np.full((8, 10), 1500, np.uint16)
+    stream = imagecodecs.jpeg_encode(values, level=100, bitspersample=12)
+
+    def compress(_, image):
+        image.PixelData = encapsulate([stream])
+        image["PixelData"].is_undefined_length = True
+        image.BitsStored, image.HighBit = 12, 11
+        image.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+
+    write_series(tmp_path / "ct", RescaleIntercept=0)
+    rewrite(tmp_path / "ct", compress)
+    np.testing.assert_allclose(read_volume(tmp_path / "ct").array[0], np.broadcast_to(values, (6, 8, 10)), atol=2)
+    assert capfd.readouterr().err == ""
 
 
 def test_decoded_values_beyond_the_stored_bits_are_refused(tmp_path):
