@@ -150,7 +150,7 @@ def _convert(source: Path, name: str, volume: _Planned, output: Path) -> Convert
     target, sidecar = output / f"{name}.nii.gz", output / f"{name}.json"
     grid = volume.stack.grid
     try:
-        _require_own(target, sidecar, volume.series)
+        _require_own(target, sidecar, volume.series, volume.stack)
         with reading(volume.series.folder, {s.file for s in volume.stack.slices}):
             voxels = read_voxels(volume.stack)
         record = _sidecar(source, volume.series, volume.stack)
@@ -167,8 +167,8 @@ def _convert(source: Path, name: str, volume: _Planned, output: Path) -> Convert
     )
 
 
-def _require_own(target: Path, sidecar: Path, series: Series) -> None:
-    """Refuse to overwrite a file that does not come from this series."""
+def _require_own(target: Path, sidecar: Path, series: Series, stack: Stack) -> None:
+    """Refuse to overwrite a file that does not come from this series, or of which that is not known."""
     if not target.exists():
         return
     own = {level: series.identity[level] for level in ("patient", "study", "series")}
@@ -177,8 +177,22 @@ def _require_own(target: Path, sidecar: Path, series: Series) -> None:
         found = {"patient": known.patient, "study": known.study, "series": known.series}
     except ArtefactError:
         found = {}
-    if found != own or not own["series"].get("SeriesInstanceUID"):
+    if found != own:
         raise CaseError(f"{target}: is there already and is not this series; choose another output folder")
+    if own["series"].get("SeriesInstanceUID"):
+        return
+    # Without the series' own: the images tell.
+    images = {(s.instance_uid, s.frame) for s in stack.slices}
+    if any(not uid for uid, _ in images):
+        raise CaseError(
+            f"{target}: is there already; without SeriesInstanceUID and SOPInstanceUID it is not known whether it is this series: "
+            "choose another output folder"
+        )
+    if images != {(s.sop_instance_uid, s.frame) for s in known.slices}:
+        raise CaseError(
+            f"{target}: is there already and holds other images than this series, which has no SeriesInstanceUID; choose another output "
+            "folder"
+        )
 
 
 def _sidecar(source: Path, series: Series, stack: Stack) -> Sidecar:

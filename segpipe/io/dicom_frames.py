@@ -4,7 +4,6 @@ In an enhanced (multi-frame) image each attribute is taken from the functional g
 C.7.6.16 and the macros of each modality), of the frame or shared. Makers put copies with other values into private sequences.
 """
 
-import re
 from math import isfinite
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydicom.dataset import Dataset
 
 from segpipe.errors import UnreadableFileError
 from segpipe.io.dicom_files import DicomFile, image_type, refusal_of
+from segpipe.io.dicom_times import acquired
 from segpipe.io.slices import Slice
 
 _MACROS = {
@@ -61,7 +61,6 @@ _TELLING = {
     "RespiratoryPhase": ("NominalPercentageOfRespiratoryPhase",),
     "FrameReferenceTime": ("FrameReferenceTime",),
     "AcquisitionNumber": ("AcquisitionNumber", "FrameAcquisitionNumber"),
-    "AcquisitionTime": ("AcquisitionDateTime", "AcquisitionTime", "FrameAcquisitionDateTime"),
     "InversionTime": ("InversionTime", "InversionTimes"),
     "FlipAngle": ("FlipAngle",),
     "RepetitionTime": ("RepetitionTime",),
@@ -85,8 +84,6 @@ _COMPONENTS = {
     "R": "real", "REAL": "real", "I": "imaginary", "IMAGINARY": "imaginary",
 }  # fmt: skip
 _GE_COMPONENTS = ("magnitude", "phase", "real", "imaginary")
-# What a date and time ends with: the difference to UTC.
-_ZONE = re.compile(r"(?<=\d{8})[+-]\d{4}$")
 # Dimensions along which a volume extends.
 _WITHIN = (
     "StackID",
@@ -252,6 +249,7 @@ def _kinds(plane: _Classic | _Enhanced) -> dict[str, Any]:
     for name, keywords in _TELLING.items():
         value = next((v for k in keywords if (v := _told(plane, k)) is not None), None)
         kinds[name] = _text(value) if name in _TEXTS else _number(value)
+    kinds |= acquired(lambda name: _told(plane, name))
     kinds["ImageType"] = types or None
     kinds |= {f"dimension {name}": number for name, number in plane.dimensions().items()}
     return {name: value for name, value in kinds.items() if value is not None}
@@ -297,12 +295,12 @@ def _told(plane: _Classic | _Enhanced, name: str) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """Return a value, or its first, as a number; a date and time as YYYYMMDDHHMMSS.F; None where it is none."""
+    """Return a value, or its first, as a number; None where it is none."""
     if value is None or isinstance(value, bytes) or (not isinstance(value, str | int | float) and not len(value)):
         return None
     first = value if isinstance(value, str | int | float) else value[0]
     try:
-        number = float(_ZONE.sub("", str(first)).replace(":", ""))
+        number = float(str(first))
     except ValueError:
         return None
     return number if isfinite(number) else None

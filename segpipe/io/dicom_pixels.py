@@ -5,6 +5,7 @@ inverts MONOCHROME1 nor applies a slope.
 """
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ import pydicom
 import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_modality_lut, pixel_array
 from pydicom.uid import (
     ExplicitVRBigEndian,
@@ -31,10 +31,13 @@ from pydicom.uid import (
 
 from segpipe.errors import UnreadableFileError
 from segpipe.io.dicom_files import PIXELS, kept_back
+from segpipe.io.dicom_streams import Numbers, require_streams
 from segpipe.io.itk import one_line
 from segpipe.io.slices import Slice
 
-_END_OF_IMAGE = b"\xff\xd9"
+# What a decoder writes when it goes on with a damaged stream and makes values up. Other words are of its own attempts, such as
+# "Unsupported JPEG data precision 12" of the first of three decoders. At the beginning: another thread may write there as well.
+_COMPLAINT = re.compile(r"^\W*(?:corrupt|premature|error|invalid|inconsistent)\b.*", re.IGNORECASE | re.MULTILINE)
 _PIXEL_MODULE = (
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
@@ -122,8 +125,10 @@ def _stored(file: Path, image: Dataset) -> NDArray[Any]:
         return _within_stored_bits(file, image, pixel_array(image))
     if syntax == RLELossless:
         return _compared(file, image, pixel_array(image))
-    _require_whole_streams(file, image)
-    return _compared(file, image, _by_gdcm(image))
+    streams = require_streams(file, image)
+    values = _by_gdcm(image)
+    _require_bits(file, image, streams, values)
+    return _compared(file, image, values)
 
 
 def _require_length(file: Path, image: Dataset) -> None:
@@ -153,18 +158,16 @@ def _within_stored_bits(file: Path, image: Dataset, values: NDArray[Any]) -> NDA
     return values
 
 
-def _require_whole_streams(file: Path, image: Dataset) -> None:
-    """Make sure that each compressed frame is there, to the mark of its end: decoders fill up what is missing."""
-    n_frames = _n_frames(image)
-    frames = list(generate_frames(image.PixelData, number_of_frames=n_frames))
-    if len(frames) != n_frames:
+def _require_bits(file: Path, image: Dataset, streams: list[Numbers], values: NDArray[Any]) -> None:
+    """Refuse bits of which it is not known whether they are negative numbers: fewer are compressed than are said to be stored."""
+    bits = min((s.bits for s in streams if s.signed is None), default=int(image.BitsAllocated))
+    stored = int(image.get("BitsStored") or image.BitsAllocated)
+    reaches_sign = int(values.min()) < 0 or int(values.max()) >= 1 << bits - 1
+    if int(image.get("PixelRepresentation") or 0) and bits < stored and reaches_sign:
         raise UnreadableFileError(
-            f"{file}: PixelData holds {len(frames)} frame(s), NumberOfFrames is {n_frames}; export it again"
-        )
-    short = [n for n, frame in enumerate(frames, start=1) if _END_OF_IMAGE not in frame[-64:]]
-    if short:
-        raise UnreadableFileError(
-            f"{file}: PixelData of frame {short[0]} has no end ({image.file_meta.TransferSyntaxUID.name}): it was cut; export it again"
+            f"{file}: BitsStored is {stored} with PixelRepresentation 1, but {bits} bits were compressed "
+            f"({image.file_meta.TransferSyntaxUID.name}): which numbers are negative is not known; expected {stored} bits: export it "
+            "again, without compression"
         )
 
 
@@ -211,28 +214,38 @@ def _by_gdcm(image: Dataset) -> NDArray[Any]:
         implicit, little = image.original_encoding
         pydicom.dcmwrite(place, bare, enforce_file_format=True, implicit_vr=implicit, little_endian=little)
         reader.SetFileName(str(place))
-        with _no_chatter():
+        with _chatter() as texts:
             values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+    if complaints := _COMPLAINT.findall("".join(texts)):
+        raise ValueError("; ".join(dict.fromkeys(" ".join(c.split()) for c in complaints)))
     if values.ndim > 3:
         raise ValueError(f"decoded as {values.shape}, expected one sample a pixel")
     return values
 
 
 @contextmanager
-def _no_chatter() -> Iterator[None]:
-    """Keep back what GDCM and its JPEG decoders write to standard error; they write there past Python."""
+def _chatter() -> Iterator[list[str]]:
+    """Keep back what GDCM and its decoders write to standard error, past Python; the yielded list holds it afterwards."""
     with suppress(OSError, ValueError):
         sys.stderr.flush()
     try:
         kept = os.dup(2)
     except OSError:
-        # There is no standard error.
-        yield
-        return
-    try:
-        with tempfile.TemporaryFile() as elsewhere:
+        # There is no standard error: one is made for as long as it is needed.
+        kept = -1
+    texts: list[str] = []
+    with tempfile.TemporaryFile() as elsewhere:
+        # The first free number may be that of standard error itself.
+        is_apart = elsewhere.fileno() != 2
+        if is_apart:
             os.dup2(elsewhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        try:
+            yield texts
+        finally:
+            if kept >= 0:
+                os.dup2(kept, 2)
+                os.close(kept)
+            elif is_apart:
+                os.close(2)
+            elsewhere.seek(0)
+            texts.append(elsewhere.read().decode(errors="replace"))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from segpipe.errors import IrregularSeriesError
+from segpipe.io.dicom_times import HALF_A_DAY
 from segpipe.io.notes import Note
 from segpipe.io.series import Stack, regular_stack
 from segpipe.io.slices import Slice, clusters, placed, positions_of, shared_place
@@ -146,7 +147,7 @@ def _parts(group: _Group, name: str) -> list[_Group]:
     """Separate a group by an attribute; the group itself where the attribute does not tell volumes apart."""
     if group.is_single:
         return [group]
-    values = [s.kinds.get(name, _NOT_STATED.get(name)) for _, s in group.members]
+    values = _moments(group) if name == "AcquisitionTime" else _stated(group, name)
     keys = _keys(name, values)
     if not _every_key_everywhere(group, keys):
         keys = _ranks(group, values, apart=_TIMES[name]) if name in _TIMES else []
@@ -160,6 +161,23 @@ def _parts(group: _Group, name: str) -> list[_Group]:
     return [
         _Group(members, (*group.labels, (name, label))) for (_, members), label in zip(ordered, labels, strict=True)
     ]
+
+
+def _stated(group: _Group, name: str) -> list[Any]:
+    return [s.kinds.get(name, _NOT_STATED.get(name)) for _, s in group.members]
+
+
+def _moments(group: _Group) -> list[float | None]:
+    """Date and time of each image as one number; None for all where their order is not known: they may have passed midnight."""
+    times, dates = _stated(group, "AcquisitionTime"), _stated(group, "AcquisitionDate")
+    by_date: dict[float | None, list[float]] = defaultdict(list)
+    for time, day in zip(times, dates, strict=True):
+        by_date[day] += [] if time is None else [time]
+    # A series takes no twelve hours: one that seems to has lost its dates, or has one for all.
+    if (None in by_date and len(by_date) > 1) or any(np.ptp(t or [0]) > HALF_A_DAY for t in by_date.values()):
+        return [None] * len(times)
+    days = {day: number for number, day in enumerate(sorted(d for d in by_date if d is not None))}
+    return [None if t is None else days.get(d, 0) * 1e6 + t for t, d in zip(times, dates, strict=True)]
 
 
 def _keys(name: str, values: list[Any]) -> list[Hashable]:

@@ -295,6 +295,28 @@ def test_what_is_passed_over_is_counted(tmp_path):
     assert given[0].lines() == ["files of in: 2 given, 1 used, 1 passed over", "  not DICOM: notes.txt"]
 
 
+def test_a_series_without_its_uid_is_recognised_by_its_images(tmp_path):
+    def without(*names, image=""):
+        def change(number, slice_):
+            for name in names:
+                delattr(slice_, name)
+            if image:
+                slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = f"{image}.{number + 1}"
+
+        return change
+
+    write_series(tmp_path / "ct", change=without("SeriesInstanceUID"))
+    for _ in range(2):
+        assert [c.reason for c in convert(tmp_path / "ct", tmp_path / "out")] == [None]
+    write_series(tmp_path / "ct", change=without("SeriesInstanceUID", image="1.2.3"))
+    (other,) = convert(tmp_path / "ct", tmp_path / "out")
+    assert "holds other images than this series, which has no SeriesInstanceUID" in other.reason
+    write_series(tmp_path / "bare" / "ct", change=without("SeriesInstanceUID", "SOPInstanceUID"))
+    reasons = [convert(tmp_path / "bare" / "ct", tmp_path / "bare_out")[0].reason for _ in range(2)]
+    assert reasons[0] is None
+    assert "without SeriesInstanceUID and SOPInstanceUID it is not known whether it is this series" in reasons[1]
+
+
 def test_a_series_that_takes_too_long_costs_itself_alone(tmp_path, monkeypatch):
     write_series(tmp_path / "in" / "slow")
     write_series(tmp_path / "in" / "sound")

@@ -1,14 +1,26 @@
 """Values of a DICOM image: what is stored, by slope and intercept or lookup table, and compared with the file's own tags."""
 
+import os
+
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_rescale
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 
 from segpipe.errors import UnreadableFileError
+from segpipe.io.dicom_streams import Numbers, numbers_of
 from segpipe.io.formats import header_notes, read_volume
 from tests.dicoms import item, rewrite, voxels, write_enhanced, write_series
 
@@ -148,6 +160,123 @@ def test_a_compressed_slice_that_was_cut_and_saved_again_is_refused(tmp_path):
     image.save_as(folder / "0.dcm")
     with pytest.raises(UnreadableFileError, match=r"0\.dcm: PixelData of frame 1 has no end"):
         read_volume(folder)
+
+
+def replace_stream(path, change):
+    """Alter the only compressed frame of a file."""
+    image = pydicom.dcmread(path)
+    image.PixelData = encapsulate([change(next(generate_frames(image.PixelData, number_of_frames=1)))])
+    image.save_as(path)
+
+
+def test_what_the_decoder_calls_corrupt_is_refused_in_its_words(tmp_path, capfd):
+    """Half a stream that ends as a whole one does: the decoder fills up the rest and only writes that it did."""
+    folder = compressed(tmp_path)
+    replace_stream(folder / "0.dcm", lambda stream: stream[: len(stream) // 2] + b"\xff\xd9")
+    with pytest.raises(
+        UnreadableFileError, match=r"0\.dcm: .*Corrupt JPEG data: premature end of data segment.*export it"
+    ):
+        read_volume(folder)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_decoder_is_heard_without_standard_error(tmp_path):
+    folder = compressed(tmp_path)
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        np.testing.assert_array_equal(read_volume(folder).array[0], voxels().astype(int) - 1024)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(2)
+        replace_stream(folder / "0.dcm", lambda stream: stream[: len(stream) // 2] + b"\xff\xd9")
+        with pytest.raises(UnreadableFileError, match="premature end of data segment"):
+            read_volume(folder)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def test_words_of_a_decoders_attempts_are_passed_over(tmp_path, capfd):
+    """Twelve bits of JPEG Extended: GDCM asks its decoder of eight bits first, which says that it cannot."""
+    values = np.full((8, 10), 1500, np.uint16)
+    stream = imagecodecs.jpeg_encode(values, level=100, bitspersample=12)
+    folder = encoded(tmp_path / "ct", [stream] * 6, JPEGExtended12Bit, BitsStored=12, HighBit=11)
+    np.testing.assert_allclose(read_volume(folder).array[0], np.broadcast_to(values, (6, 8, 10)), atol=2)
+    assert capfd.readouterr().err == ""
+
+
+def encoded(folder, streams, syntax, **tags):
+    """Put a compressed stream into each file of a folder."""
+
+    def compress(number, image):
+        image.PixelData = encapsulate([streams[number]])
+        image["PixelData"].is_undefined_length = True
+        image.file_meta.TransferSyntaxUID = syntax
+        for name, value in tags.items():
+            setattr(image, name, value)
+
+    rewrite(write_series(folder, RescaleIntercept=0), compress)
+    return folder
+
+
+def jpeg2000(values, wrapped="j2k", bits=None):
+    """Compress without loss; the numbers of the stream are signed where those of the array are."""
+    return [imagecodecs.jpeg2k_encode(v, level=0, codecformat=wrapped, bitspersample=bits) for v in values]
+
+
+SIGNED = voxels().astype(np.int16) - 1000
+
+
+@pytest.mark.parametrize("wrapped", ["j2k", "jp2"])
+@pytest.mark.parametrize(
+    ("array", "stated", "message"),
+    [
+        (SIGNED, 0, r"PixelRepresentation is 0, but .* frame 1 are signed \(16 bits, JPEG 2000.*expected 1"),
+        (voxels(), 1, r"PixelRepresentation is 1, but .* frame 1 are unsigned \(16 bits, JPEG 2000.*expected 0"),
+    ],
+)  # fmt: skip
+def test_a_stream_of_another_sign_than_its_tag_is_refused(tmp_path, wrapped, array, stated, message):
+    folder = encoded(tmp_path / "ct", jpeg2000(array, wrapped), JPEG2000Lossless, PixelRepresentation=stated)
+    with pytest.raises(UnreadableFileError, match=message):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize(
+    ("array", "stored"), [(SIGNED, 16), (SIGNED, 12), (voxels(), 16), (voxels(), 12)], ids=["s16", "s12", "u16", "u12"]
+)
+def test_a_stream_of_the_sign_of_its_tag_is_read(tmp_path, array, stored):
+    signed = int(array.dtype == np.int16)
+    streams = jpeg2000(array, bits=None if signed else stored)
+    tags = {"PixelRepresentation": signed, "BitsStored": stored, "HighBit": stored - 1}
+    np.testing.assert_array_equal(
+        read_volume(encoded(tmp_path / "ct", streams, JPEG2000Lossless, **tags)).array[0], array
+    )
+
+
+def test_negative_numbers_of_fewer_bits_than_are_stated_are_refused(tmp_path):
+    """GDCM takes the twelfth bit of the stream for the sign; numbers up to 4095 that were compressed so would be negative."""
+
+    def folder(name, array, **tags):
+        streams = [imagecodecs.ljpeg_encode(v.astype(np.uint16) & 0xFFF, bitspersample=12) for v in array]
+        return encoded(tmp_path / name, streams, JPEGLosslessSV1, PixelRepresentation=1, **tags)
+
+    twelve = folder("12", SIGNED, BitsStored=12, HighBit=11)
+    np.testing.assert_array_equal(read_volume(twelve).array[0], SIGNED)
+    for name, array in (("negative", SIGNED), ("large", voxels() + 2000)):
+        with pytest.raises(UnreadableFileError, match=r"BitsStored is 16 with PixelRepresentation 1, but 12 bits were"):
+            read_volume(folder(name, array))
+    # The twelfth bit of none is set: 12 bits and 16 mean the same.
+    np.testing.assert_array_equal(read_volume(folder("small", voxels())).array[0], voxels())
+
+
+def test_a_stream_of_jpeg_ls_says_its_bits():
+    assert numbers_of(imagecodecs.jpegls_encode(voxels()[0])) == Numbers(16, None)
+    assert numbers_of(imagecodecs.jpegls_encode(voxels()[0].astype(np.uint8))) == Numbers(8, None)
+
+
+@pytest.mark.parametrize("stream", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x02", b"\xff\x4f\xff\x51\x00", b"RIFF"])
+def test_a_stream_that_says_nothing_of_its_numbers(stream):
+    assert numbers_of(stream) is None
 
 
 def test_decoded_values_beyond_the_stored_bits_are_refused(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import segpipe
 from segpipe.dataset.convert import Sidecar
 from segpipe.errors import IrregularSeriesError
+from segpipe.io.dicom_times import acquired
 from segpipe.io.formats import header_notes, read_header, read_volume
 from tests.dicoms import item, voxels, write_enhanced, write_series
 
@@ -107,6 +108,71 @@ def test_such_a_folder_is_no_image_and_the_way_out_is_said(tmp_path):
         match=r"TemporalPositionIdentifier \(1, 2, 3\).*these are 3 volumes of 4 slices \(t1, t2, t3\); `segpipe convert` writes each",
     ):
         read_header(tmp_path / "mr")
+
+
+LATE = (("20260101", "235950"), ("20260101", "235955"), ("20260102", "000006"))
+
+
+def over_midnight(**names):
+    """Three volumes, each slice a second later; date and time under the given names, ``{d}`` and ``{t}`` in them."""
+
+    def tell(volume, z, image):
+        day, begin = LATE[volume]
+        for name, value in names.items():
+            setattr(image, name, value.format(d=day, t=f"{int(begin) + z:06d}.25"))
+
+    return tell
+
+
+MIDNIGHTS = {
+    "date": over_midnight(AcquisitionDate="{d}", AcquisitionTime="{t}"),
+    "date and time": over_midnight(AcquisitionDateTime="{d}{t}"),
+    "with the difference to UTC": over_midnight(AcquisitionDateTime="{d}{t}+0100", AcquisitionTime="{t}"),
+    "content": over_midnight(ContentDate="{d}", ContentTime="{t}", AcquisitionTime="{t}"),
+    "content of the next day": over_midnight(ContentDate="20260102", ContentTime="000100", AcquisitionTime="{t}"),
+    "content of the day before": over_midnight(ContentDate="20260101", ContentTime="235900", AcquisitionTime="{t}"),
+}
+
+
+@pytest.mark.parametrize("name", MIDNIGHTS)
+def test_times_over_midnight_are_in_the_order_of_their_dates(tmp_path, name):
+    expected = series(tmp_path, MIDNIGHTS[name])
+    done = segpipe.convert(tmp_path / "mr", tmp_path / "out")
+    assert [(c.reason, c.output.name) for c in done] == [(None, f"mr_t{n}.nii.gz") for n in (1, 2, 3)]
+    for number, converted in enumerate(done):
+        np.testing.assert_array_equal(read_volume(converted.output).array[0], expected[number])
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        over_midnight(AcquisitionTime="{t}"),
+        over_midnight(AcquisitionDate="20000101", AcquisitionTime="{t}"),
+        lambda v, z, i: over_midnight(**({"AcquisitionDate": "{d}"} if z else {}), AcquisitionTime="{t}")(v, z, i),
+    ],
+    ids=["no date", "one date for all", "some dates"],
+)
+def test_times_over_midnight_without_their_dates_have_no_order(tmp_path, tell):
+    series(tmp_path, tell)
+    (converted,) = segpipe.convert(tmp_path / "mr", tmp_path / "out")
+    assert "AcquisitionTime" in converted.reason
+    assert "no attribute separates them into whole volumes" in converted.reason
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"AcquisitionTime": "1201"}, {"AcquisitionTime": 120100.0}),
+        ({"AcquisitionTime": "12:01:02.5", "AcquisitionDate": "2026.01.02"}, {"AcquisitionTime": 120102.5, "AcquisitionDate": 20260102.0}),
+        ({"AcquisitionTime": ["120102", "130102"], "AcquisitionDate": "20261399"}, {"AcquisitionTime": 120102.0}),
+        ({"AcquisitionDateTime": "20260102", "AcquisitionTime": "120102"}, {"AcquisitionTime": 120102.0}),
+        ({"AcquisitionTime": b"12"}, {}),
+        ({"AcquisitionTime": "noon", "AcquisitionDate": "20260102"}, {}),
+        ({"FrameAcquisitionDateTime": "20260102120102-0500"}, {"AcquisitionTime": 120102.0, "AcquisitionDate": 20260102.0}),
+    ],
+)  # fmt: skip
+def test_dates_and_times_as_files_state_them(stated, expected):
+    assert acquired(stated.get) == expected
 
 
 def nothing(_volume, _z, _image):
