@@ -13,6 +13,7 @@ import tifffile
 
 from segpipe.errors import UnreadableFileError
 from segpipe.execution.quiet import logger_levels
+from segpipe.io.tiff_alike import require_alike
 
 JPEG_CODECS = (6, 7, 34892)
 _ALPHA = (1, 2)
@@ -71,7 +72,7 @@ def image_series(path: Path, tif: Any) -> Any:
     Raises
     ------
     UnreadableFileError
-        If there are several, or if pages of it are not in the file.
+        If there are several, or if pages of it are not in the file, or are not alike.
     """
     first, *others = tif.series
     more = [s for s in others if not _is_beside(s.keyframe)]
@@ -87,6 +88,7 @@ def image_series(path: Path, tif: Any) -> Any:
             f"{path}: its {stated} does not fit the {len(tif.pages)} page(s) of the file: planes lie in other files, or are missing; "
             "save the whole image as one file"
         )
+    require_alike(path, tif, first)
     return first
 
 

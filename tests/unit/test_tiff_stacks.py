@@ -1,4 +1,5 @@
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -273,3 +274,48 @@ def test_models_of_nnunet_see_the_voxel_size_that_nnunet_sees(tmp_path):
     assert as_stored.stored_grid.spacing_mm == (1, 1, 1)
     (tmp_path / "a.json").write_text('{"spacing": [3, 0.5, 0.25]}')
     assert load_image("a", [tmp_path / "a_0000.tif"], ("ct",), "as_stored").stored_grid.spacing_mm == (3, 0.5, 0.25)
+
+
+def unlike_pages():
+    """Three pages of a stack of which the middle one differs in one tag that decides how it is decoded."""
+    data = bytes(range(32))
+    grey, mapped = page_tags((4, 8), data), page_tags((4, 8), data, photometric=3, t320=("H", [0] * 768))
+    tiled = {k: v for k, v in page_tags((16, 16), bytes(256)).items() if k not in (273, 278, 279)}
+    tiled |= {322: ("I", [16]), 323: ("I", [16]), 324: ("I", bytes(256)), 325: ("I", [256])}
+    return {
+        "ImageLength": (grey, page_tags((8, 8), bytes(64))),
+        "BitsPerSample": (grey, page_tags((4, 8), bytes(64), bits=16)),
+        "SampleFormat": (grey, grey | {339: ("H", [2])}),
+        "Compression": (grey, page_tags((4, 8), zlib.compress(data), t259=("H", [8]))),
+        "Predictor": (
+            page_tags((4, 8), zlib.compress(data), t259=("H", [8])),
+            page_tags((4, 8), zlib.compress(data), t259=("H", [8]), t317=("H", [2])),
+        ),
+        "PhotometricInterpretation": (grey, grey | {262: ("H", [0])}),
+        "FillOrder": (page_tags((4, 8), bytes(4), bits=1), page_tags((4, 8), bytes(4), bits=1, t266=("H", [2]))),
+        "ColorMap": (mapped, mapped | {320: ("H", [256] * 768)}),
+        "TileWidth": (page_tags((16, 16), bytes(256)), tiled),
+    }
+
+
+@pytest.mark.parametrize("name", list(unlike_pages()))
+def test_a_page_that_is_unlike_the_first_is_refused(tmp_path, name):
+    like, unlike = unlike_pages()[name]
+    # tifffile compares the second, the middle and the last page.
+    pages = [like] * 12
+    write_tiff(tmp_path / "a.tif", *pages)
+    assert read_volume(tmp_path / "a.tif").array.shape[1] == 12
+    pages[4] = unlike
+    write_tiff(tmp_path / "b.tif", *pages)
+    for read in (read_header, read_volume, read_label_volume):
+        with pytest.raises(UnreadableFileError, match=f"page 5: its {name} is"):
+            read(tmp_path / "b.tif")
+
+
+def test_pages_that_state_the_same_in_other_ways_are_alike(tmp_path):
+    page = page_tags((4, 8), bytes(range(32)))
+    other = page | {278: ("I", [2**32 - 1]), 284: ("H", [1]), 339: ("H", [1]), 317: ("H", [1])}
+    write_tiff(tmp_path / "a.tif", page, page, other, page)
+    np.testing.assert_array_equal(
+        read_volume(tmp_path / "a.tif").array[0], np.arange(32).reshape(1, 4, 8).repeat(4, axis=0)
+    )
