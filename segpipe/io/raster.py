@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segpipe.core.geometry import Grid
 from segpipe.errors import UnreadableFileError
+from segpipe.io.jpeg_end import is_cut_short
 from segpipe.io.notes import Note
 from segpipe.io.picture_values import (
     as_declared,
@@ -44,6 +45,7 @@ def read_header(path: Path) -> tuple[Grid, int]:
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Pixels of an image (C, 1, Y, X), and their grid: grey values or colours; a palette is applied, few bits are spread over 8."""
     _require_whole_png(path)
+    _require_whole_jpeg(path)
     if _png_header(path)[0] == 16:
         return _read_16_bits(path)
     with _opened(path) as picture:
@@ -164,6 +166,21 @@ def _require_whole_png(path: Path) -> None:
     with _opened(path) as picture:
         if picture.format == "PNG":
             picture.verify()
+
+
+def _require_whole_jpeg(path: Path) -> None:
+    """Refuse a JPEG that ends before its last pixel; decoding makes up the rest."""
+    with _opened(path) as picture:
+        if picture.format not in _LOSSY:
+            return
+    try:
+        cut_short = is_cut_short(path.read_bytes(), imagecodecs.jpeg8_decode)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnreadableFileError(
+            f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
+        ) from error
+    if cut_short:
+        raise UnreadableFileError(f"{path}: ends before its last pixel: it is cut off; copy it again from its source")
 
 
 def _samples(path: Path, picture: Any) -> NDArray[Any]:

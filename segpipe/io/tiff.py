@@ -26,6 +26,7 @@ from segpipe.io.tiff_pages import (
     opened,
     require_codec_agrees,
     require_data,
+    require_whole_jpeg,
     samples_of,
     tag_value,
 )
@@ -199,6 +200,7 @@ def _stored(path: Path, image: _Image) -> NDArray[Any]:
     """Decode the samples (C, Z, Y, X) without transparency, and compare them with the tags."""
     require_data(path, image.series)
     require_codec_agrees(path, image.tif, image.series, image.samples)
+    require_whole_jpeg(path, image.tif, image.series)
     decoded = np.asarray(image.series.asarray(maxworkers=1))
     decoded = decoded.reshape(image.series.get_shape(squeeze=False))
     expected = image.samples.dtype

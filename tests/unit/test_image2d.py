@@ -321,3 +321,34 @@ def test_a_mask_of_another_size_is_not_placed_in_a_corner_of_its_image(tmp_path)
     image = load_image("a", [tmp_path / "images" / "a.png"], ("grey",))
     with pytest.raises(GeometryMismatchError, match=r"1x128x128.* but .*1x64x64"):
         labels_on("a", image, read_label_file("a", tmp_path / "labels" / "a.png"))
+
+
+JPEG_KINDS = ({}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0}, {"optimize": True})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_a_jpeg_that_ends_before_its_last_pixel_is_refused(tmp_path, mode, kind):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 50, 3)).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).convert(mode).save(path, quality=90, **kind)
+    whole = path.read_bytes()
+    assert read_volume(path).array.shape == (len(mode), 1, 33, 50)
+    # Cameras put bytes between the pixels and the end, and others behind it.
+    path.write_bytes(whole[:-2] + bytes(9) + b"\xff\xd9" + b"thumbnail")
+    assert read_volume(path).array.shape == (len(mode), 1, 33, 50)
+    scan = whole.index(b"\xff\xda")
+    for cut in np.linspace(scan + 20, len(whole) - 8, 12).astype(int):
+        path.write_bytes(whole[:cut] + b"\xff\xd9")
+        with pytest.raises(UnreadableFileError, match=r"a\.jpg: "):
+            read_volume(path)
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 50)).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path, progressive=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"\xff\xda")] + b"\xff\xd9")
+    with pytest.raises(UnreadableFileError, match="ends before its last pixel"):
+        read_volume(path)
