@@ -109,7 +109,7 @@ def test_damage_is_refused(tmp_path):
         path = tmp_path / name
         picture.save(path)
         path.write_bytes(path.read_bytes()[:-3000])
-        with pytest.raises(UnreadableFileError, match=rf"{name}: the pixels cannot be read"):
+        with pytest.raises(UnreadableFileError, match=rf"{name}: (the pixels cannot be read|ends before its last)"):
             read_volume(path)
     for name in ("e.png", "e.jpg", "e.tif"):
         (tmp_path / name).write_text("no image")
