@@ -219,8 +219,9 @@ def _stored(path: Path, image: _Image) -> NDArray[Any]:
         raise UnreadableFileError(
             f"{path}: was decoded to values up to {decoded.max()}; BitsPerSample is {image.samples.bits}: save it without compression"
         )
-    kept = "".join(a for a in image.axes if a in image.sizes)
-    decoded = decoded.reshape([image.sizes[a] for a in kept])
+    # Axes of one are dropped: a file may have several of the same name.
+    kept = "".join(image.sizes)
+    decoded = decoded.reshape(list(image.sizes.values()))
     order = sorted(range(len(kept)), key=lambda n: "CSZQIYX".index(kept[n]))
     voxels = decoded.transpose(order).reshape((-1, *image.grid.shape))
     if len(voxels) != image.samples.n_stored * image.sizes.get("C", 1):

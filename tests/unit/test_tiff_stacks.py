@@ -319,3 +319,51 @@ def test_pages_that_state_the_same_in_other_ways_are_alike(tmp_path):
     np.testing.assert_array_equal(
         read_volume(tmp_path / "a.tif").array[0], np.arange(32).reshape(1, 4, 8).repeat(4, axis=0)
     )
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 32, 40), (5, 1, 32, 40), (5, 32, 40, 1), (1, 1, 5, 32, 40)])
+def test_axes_of_one_are_passed_over(tmp_path, shape):
+    stack = np.random.default_rng(0).integers(0, 255, (5, 32, 40)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", stack.reshape(shape), photometric="minisblack")
+    require_stack(tmp_path / "a.tif", (1, 1, 1), stack)
+    np.testing.assert_array_equal(read_label_volume(tmp_path / "a.tif").array[0], stack)
+
+
+OTHERS_JSON = [
+    '{"x": 1}\n{"x": 2}\n',
+    "notes",
+    "[1, 2",
+    "",
+    "\udcff",
+]
+
+DAMAGED_JSON = [
+    '{"spacing": [1, 2',
+    '{"a": {}, "spacing": [1, 2, 3], }',
+    '{"spacing": [1, 1, 1]}\n{"spacing": [1, 1, 1]}',
+]
+
+
+@pytest.mark.parametrize("text", [*OTHERS_JSON, *DAMAGED_JSON, '{"spacing": "wide"}'])
+def test_one_page_needs_no_json(tmp_path, text):
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0])
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.tif").array[0, 0], STACK[0])
+    FileStamp.of(tmp_path / "a.tif")
+    write_labels_like(tmp_path / "a.tif", tmp_path / "b.tif", STACK[:1])
+
+
+@pytest.mark.parametrize("text", OTHERS_JSON)
+def test_a_json_that_names_no_spacing_is_not_the_stacks(tmp_path, text):
+    plain(tmp_path / "a.tif")
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    require_stack(tmp_path / "a.tif", (1, 1, 1))
+
+
+@pytest.mark.parametrize("text", DAMAGED_JSON)
+def test_a_damaged_json_with_a_spacing_is_refused(tmp_path, text):
+    plain(tmp_path / "a.tif")
+    (tmp_path / "a.json").write_text(text)
+    for read in (read_header, read_volume):
+        with pytest.raises(UnreadableFileError, match=r"a\.json: is not JSON"):
+            read(tmp_path / "a.tif")
