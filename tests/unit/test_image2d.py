@@ -142,7 +142,7 @@ def test_labels_are_written_as_grey(tmp_path):
         write_labels_like(tmp_path / "a.png", tmp_path / "c.png", np.zeros((3, 4, 6), np.uint8))
 
 
-def png(path, rows, bits, colour=0, *more):
+def png(path, rows, bits, colour=0, *more, n_kept=None):
     """A PNG whose rows are packed here; other chunks come before the pixels."""
 
     def chunk(kind, content):
@@ -154,7 +154,7 @@ def png(path, rows, bits, colour=0, *more):
     chunks = (
         chunk(b"IHDR", header),
         *(chunk(k, v) for k, v in more),
-        chunk(b"IDAT", zlib.compress(data)),
+        chunk(b"IDAT", zlib.compress(data[:n_kept])),
         chunk(b"IEND", b""),
     )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
@@ -352,3 +352,37 @@ def test_a_progressive_jpeg_without_its_last_scans_is_refused(tmp_path):
     path.write_bytes(whole[: whole.rindex(b"\xff\xda")] + b"\xff\xd9")
     with pytest.raises(UnreadableFileError, match="ends before its last pixel"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_png_with_fewer_rows_than_its_header_states_is_refused(tmp_path, bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (5, 9))
+    # A whole row, and one byte.
+    for n_missing in (1 + -(-9 * bits // 8), 1):
+        path = png(tmp_path / "a.png", values, bits, n_kept=-n_missing)
+        for read in (read_volume, read_label_volume):
+            with pytest.raises(UnreadableFileError, match=r"a\.png: "):
+                read(path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 9), (8, 8), (17, 4)])
+def test_interlaced_png_has_the_bytes_of_its_seven_passes(tmp_path, size):
+    """All pixels are 0: filter and values are zeros, and only their number counts."""
+    starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    passes = [np.zeros(size)[y::dy, x::dx].shape for y, x, dy, dx in starts]
+    n = sum(rows * (1 + columns) for rows, columns in passes if columns)
+    whole = png(tmp_path / "a.png", np.zeros(size, np.uint8), 8).read_bytes()
+    header = whole[12:28] + b"\1"
+
+    def chunk(content):
+        return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+    def interlaced(n_bytes):
+        (tmp_path / "b.png").write_bytes(
+            whole[:8] + chunk(header) + chunk(b"IDAT" + zlib.compress(bytes(n_bytes))) + chunk(b"IEND")
+        )
+        return read_volume(tmp_path / "b.png")
+
+    assert interlaced(n).array.shape == (1, 1, *size)
+    with pytest.raises(UnreadableFileError, match="1 bytes less than its header states"):
+        interlaced(n - 1)
