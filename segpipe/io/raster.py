@@ -1,6 +1,7 @@
 """PNG, JPEG and BMP pictures by Pillow, PNG of 16 bits by imagecodecs (Pillow reduces its colours to 8 bits)."""
 
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segpipe.core.geometry import Grid
 from segpipe.errors import UnreadableFileError
+from segpipe.io.jpeg_end import is_cut_short
 from segpipe.io.notes import Note
 from segpipe.io.picture_values import (
     as_declared,
@@ -22,13 +24,12 @@ from segpipe.io.picture_values import (
     spread,
     without_transparency,
 )
+from segpipe.io.png_data import SAMPLES, n_missing_bytes
 
 _ORIENTATION = 274
 _FORMATS = ("PNG", "JPEG", "BMP")
 _LOSSY = ("JPEG", "MPO")
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 1, "RGB": 3, "RGBA": 3}
-# Number of samples of a PNG by the colour type in its header.
-_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def read_header(path: Path) -> tuple[Grid, int]:
@@ -37,13 +38,14 @@ def read_header(path: Path) -> tuple[Grid, int]:
     with _opened(path) as picture:
         grid = picture_grid((picture.height, picture.width))
         if bits == 16:
-            return grid, _PNG_SAMPLES[colour] - (colour in (4, 6))
+            return grid, SAMPLES[colour] - (colour in (4, 6))
         return grid, 3 if picture.mode == "P" and grey_levels(_palette(picture)) is None else _CHANNELS[picture.mode]
 
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Pixels of an image (C, 1, Y, X), and their grid: grey values or colours; a palette is applied, few bits are spread over 8."""
     _require_whole_png(path)
+    _require_whole_jpeg(path)
     if _png_header(path)[0] == 16:
         return _read_16_bits(path)
     with _opened(path) as picture:
@@ -160,10 +162,36 @@ def _orientation(picture: Any) -> int | None:
 
 
 def _require_whole_png(path: Path) -> None:
-    """Compare the checksums of a PNG with its content; decoding does not."""
+    """Compare the checksums of a PNG with its content, and the length of its pixels with its header; decoding does not."""
     with _opened(path) as picture:
-        if picture.format == "PNG":
-            picture.verify()
+        if picture.format != "PNG":
+            return
+        picture.verify()
+    try:
+        n_missing = n_missing_bytes(path.read_bytes())
+    except zlib.error as error:
+        raise UnreadableFileError(
+            f"{path}: the pixels cannot be read ({error}); copy the file again from its source"
+        ) from error
+    if n_missing:
+        raise UnreadableFileError(
+            f"{path}: its data (IDAT) holds {n_missing} bytes less than its header states; save the image again from its source"
+        )
+
+
+def _require_whole_jpeg(path: Path) -> None:
+    """Refuse a JPEG that ends before its last pixel; decoding makes up the rest."""
+    with _opened(path) as picture:
+        if picture.format not in _LOSSY:
+            return
+    try:
+        cut_short = is_cut_short(path.read_bytes(), imagecodecs.jpeg8_decode)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnreadableFileError(
+            f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
+        ) from error
+    if cut_short:
+        raise UnreadableFileError(f"{path}: ends before its last pixel: it is cut off; copy it again from its source")
 
 
 def _samples(path: Path, picture: Any) -> NDArray[Any]:
@@ -206,7 +234,7 @@ def _read_16_bits(path: Path) -> tuple[NDArray[Any], Grid]:
         raise UnreadableFileError(
             f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
         ) from error
-    expected = (*grid.shape[1:], _PNG_SAMPLES[colour])
+    expected = (*grid.shape[1:], SAMPLES[colour])
     if pixels.dtype != np.uint16 or pixels.size != np.prod(expected):
         raise UnreadableFileError(
             f"{path}: was decoded as {pixels.dtype} of {pixels.shape}; its header states 16 bits of {expected}"

@@ -26,6 +26,7 @@ from segpipe.io.tiff_pages import (
     opened,
     require_codec_agrees,
     require_data,
+    require_whole_jpeg,
     samples_of,
     tag_value,
 )
@@ -199,6 +200,7 @@ def _stored(path: Path, image: _Image) -> NDArray[Any]:
     """Decode the samples (C, Z, Y, X) without transparency, and compare them with the tags."""
     require_data(path, image.series)
     require_codec_agrees(path, image.tif, image.series, image.samples)
+    require_whole_jpeg(path, image.tif, image.series)
     decoded = np.asarray(image.series.asarray(maxworkers=1))
     decoded = decoded.reshape(image.series.get_shape(squeeze=False))
     expected = image.samples.dtype
@@ -217,8 +219,9 @@ def _stored(path: Path, image: _Image) -> NDArray[Any]:
         raise UnreadableFileError(
             f"{path}: was decoded to values up to {decoded.max()}; BitsPerSample is {image.samples.bits}: save it without compression"
         )
-    kept = "".join(a for a in image.axes if a in image.sizes)
-    decoded = decoded.reshape([image.sizes[a] for a in kept])
+    # Axes of one are dropped: a file may have several of the same name.
+    kept = "".join(image.sizes)
+    decoded = decoded.reshape(list(image.sizes.values()))
     order = sorted(range(len(kept)), key=lambda n: "CSZQIYX".index(kept[n]))
     voxels = decoded.transpose(order).reshape((-1, *image.grid.shape))
     if len(voxels) != image.samples.n_stored * image.sizes.get("C", 1):

@@ -13,6 +13,8 @@ import tifffile
 
 from segpipe.errors import UnreadableFileError
 from segpipe.execution.quiet import logger_levels
+from segpipe.io.jpeg_end import is_cut_short
+from segpipe.io.tiff_alike import require_alike
 
 JPEG_CODECS = (6, 7, 34892)
 _ALPHA = (1, 2)
@@ -71,7 +73,7 @@ def image_series(path: Path, tif: Any) -> Any:
     Raises
     ------
     UnreadableFileError
-        If there are several, or if pages of it are not in the file.
+        If there are several, or if pages of it are not in the file, or are not alike.
     """
     first, *others = tif.series
     more = [s for s in others if not _is_beside(s.keyframe)]
@@ -87,6 +89,7 @@ def image_series(path: Path, tif: Any) -> Any:
             f"{path}: its {stated} does not fit the {len(tif.pages)} page(s) of the file: planes lie in other files, or are missing; "
             "save the whole image as one file"
         )
+    require_alike(path, tif, first)
     return first
 
 
@@ -188,6 +191,24 @@ def require_codec_agrees(path: Path, tif: Any, series: Any, samples: Samples) ->
             f"{path}: its compressed pixels ({_named(page.compression)}) have {found} bits, BitsPerSample states {samples.bits}; "
             "save the image again from its source"
         )
+
+
+def require_whole_jpeg(path: Path, tif: Any, series: Any) -> None:
+    """Raise UnreadableFileError where the JPEG stream of a strip or tile ends before its last pixel; decoders make up the rest."""
+    page = series.keyframe
+    if page.compression not in JPEG_CODECS:
+        return
+    for number, part in enumerate(series.pages, start=1):
+        tables = {"jpegtables": part.jpegtables, "jpegheader": page.jpegheader}
+        for stream, index in tif.filehandle.read_segments(
+            part.dataoffsets, part.databytecounts, length=prod(page.chunked), flat=True
+        ):
+            if is_cut_short(stream, lambda s, index=index, tables=tables: page.decode(s, index, **tables)[0]):  # type: ignore[misc]
+                unit = "tile" if page.is_tiled else "strip"
+                raise UnreadableFileError(
+                    f"{path}: page {number}: the JPEG stream of {unit} {index + 1} ends before its last pixel: it is cut off; "
+                    "copy the file again from its source"
+                )
 
 
 def tag_value(page: Any, name: str) -> Any:

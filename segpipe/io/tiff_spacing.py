@@ -69,11 +69,14 @@ def spacing_of(path: Path, tif: Any) -> StackSpacing:
 
 
 def spacing_file(path: Path) -> Path | None:
-    """Return the json that states a stack's spacing, as nnU-Net's Tiff3DIO names it: without the image's channel (_0000)."""
+    """Return the json that states a stack's spacing, as nnU-Net's Tiff3DIO names it: without the image's channel (_0000).
+
+    A file of that name that does not name a spacing is something else's. One that does but is not JSON is returned: it is damaged.
+    """
     stem = case_of(path)
     for name in dict.fromkeys((stem, _CHANNEL_SUFFIX.sub("", stem))):
         file = path.with_name(f"{name}.json")
-        if file.is_file() and "spacing" in _content(file):
+        if file.is_file() and _names_spacing(file):
             return file
     return None
 
@@ -95,22 +98,37 @@ def _of_file(path: Path, tif: Any) -> StackSpacing | None:
 
 
 def _of_json(file: Path) -> Spacing:
-    spacing = _content(file)["spacing"]
+    spacing = content_of(file)["spacing"]
     numbers = [float(s) for s in spacing if isinstance(s, int | float)] if isinstance(spacing, list) else []
     if len(numbers) != 3 or len(spacing) != 3 or not all(isfinite(s) and s > 0 for s in numbers):
         raise UnreadableFileError(f'{file}: "spacing" is {spacing!r}; expected three positive numbers [z, y, x] in mm')
     return (numbers[0], numbers[1], numbers[2])
 
 
-def _content(file: Path) -> dict[str, Any]:
-    """Content of a json; empty where it is something else's."""
+def content_of(file: Path) -> dict[str, Any]:
+    """Content of a json that states a spacing.
+
+    Raises
+    ------
+    UnreadableFileError
+        If it is not JSON.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UnreadableFileError(
             f"{file}: is not JSON ({error}); repair it, or take it away from beside the stack"
         ) from error
-    return content if isinstance(content, dict) else {}
+    return content
+
+
+def _names_spacing(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return '"spacing"' in text
+    return isinstance(content, dict) and "spacing" in content
 
 
 def _of_ome(path: Path, tif: Any) -> StackSpacing | None:

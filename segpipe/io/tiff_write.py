@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segpipe.core.geometry import Spacing
 from segpipe.errors import UnreadableFileError
 from segpipe.io.tiff_pages import opened, tag_value
-from segpipe.io.tiff_spacing import case_of, spacing_file, spacing_of
+from segpipe.io.tiff_spacing import case_of, content_of, spacing_file, spacing_of
 
 _ORIENTATION = 274
 
@@ -71,13 +71,13 @@ def write_spacing_like(source: Path, output: Path) -> None:
     if beside is None:
         return
     target = output.with_name(f"{case_of(output)}.json")
-    content = {"spacing": json.loads(beside.read_text(encoding="utf-8-sig"))["spacing"]}
+    content = {"spacing": content_of(beside)["spacing"]}
     if target.exists():
         if spacing_file(output) != target:
             raise UnreadableFileError(
                 f"{target}: is there already, and states no spacing; take it away, or choose another output"
             )
-        if json.loads(target.read_text(encoding="utf-8-sig")) == content:
+        if content_of(target) == content:
             return
     partial = target.with_name(f".{target.name}.partial")
     partial.write_text(json.dumps(content), encoding="utf-8")

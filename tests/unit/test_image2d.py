@@ -109,7 +109,7 @@ def test_damage_is_refused(tmp_path):
         path = tmp_path / name
         picture.save(path)
         path.write_bytes(path.read_bytes()[:-3000])
-        with pytest.raises(UnreadableFileError, match=rf"{name}: the pixels cannot be read"):
+        with pytest.raises(UnreadableFileError, match=rf"{name}: (the pixels cannot be read|ends before its last)"):
             read_volume(path)
     for name in ("e.png", "e.jpg", "e.tif"):
         (tmp_path / name).write_text("no image")
@@ -142,7 +142,7 @@ def test_labels_are_written_as_grey(tmp_path):
         write_labels_like(tmp_path / "a.png", tmp_path / "c.png", np.zeros((3, 4, 6), np.uint8))
 
 
-def png(path, rows, bits, colour=0, *more):
+def png(path, rows, bits, colour=0, *more, n_kept=None):
     """A PNG whose rows are packed here; other chunks come before the pixels."""
 
     def chunk(kind, content):
@@ -154,7 +154,7 @@ def png(path, rows, bits, colour=0, *more):
     chunks = (
         chunk(b"IHDR", header),
         *(chunk(k, v) for k, v in more),
-        chunk(b"IDAT", zlib.compress(data)),
+        chunk(b"IDAT", zlib.compress(data[:n_kept])),
         chunk(b"IEND", b""),
     )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
@@ -321,3 +321,68 @@ def test_a_mask_of_another_size_is_not_placed_in_a_corner_of_its_image(tmp_path)
     image = load_image("a", [tmp_path / "images" / "a.png"], ("grey",))
     with pytest.raises(GeometryMismatchError, match=r"1x128x128.* but .*1x64x64"):
         labels_on("a", image, read_label_file("a", tmp_path / "labels" / "a.png"))
+
+
+JPEG_KINDS = ({}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0}, {"optimize": True})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_a_jpeg_that_ends_before_its_last_pixel_is_refused(tmp_path, mode, kind):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 50, 3)).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).convert(mode).save(path, quality=90, **kind)
+    whole = path.read_bytes()
+    assert read_volume(path).array.shape == (len(mode), 1, 33, 50)
+    # Cameras put bytes between the pixels and the end, and others behind it.
+    path.write_bytes(whole[:-2] + bytes(9) + b"\xff\xd9" + b"thumbnail")
+    assert read_volume(path).array.shape == (len(mode), 1, 33, 50)
+    scan = whole.index(b"\xff\xda")
+    for cut in np.linspace(scan + 20, len(whole) - 8, 12).astype(int):
+        path.write_bytes(whole[:cut] + b"\xff\xd9")
+        with pytest.raises(UnreadableFileError, match=r"a\.jpg: "):
+            read_volume(path)
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 50)).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path, progressive=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"\xff\xda")] + b"\xff\xd9")
+    with pytest.raises(UnreadableFileError, match="ends before its last pixel"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_png_with_fewer_rows_than_its_header_states_is_refused(tmp_path, bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (5, 9))
+    # A whole row, and one byte.
+    for n_missing in (1 + -(-9 * bits // 8), 1):
+        path = png(tmp_path / "a.png", values, bits, n_kept=-n_missing)
+        for read in (read_volume, read_label_volume):
+            with pytest.raises(UnreadableFileError, match=r"a\.png: "):
+                read(path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 9), (8, 8), (17, 4)])
+def test_interlaced_png_has_the_bytes_of_its_seven_passes(tmp_path, size):
+    """All pixels are 0: filter and values are zeros, and only their number counts."""
+    starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    passes = [np.zeros(size)[y::dy, x::dx].shape for y, x, dy, dx in starts]
+    n = sum(rows * (1 + columns) for rows, columns in passes if columns)
+    whole = png(tmp_path / "a.png", np.zeros(size, np.uint8), 8).read_bytes()
+    header = whole[12:28] + b"\1"
+
+    def chunk(content):
+        return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+    def interlaced(n_bytes):
+        (tmp_path / "b.png").write_bytes(
+            whole[:8] + chunk(header) + chunk(b"IDAT" + zlib.compress(bytes(n_bytes))) + chunk(b"IEND")
+        )
+        return read_volume(tmp_path / "b.png")
+
+    assert interlaced(n).array.shape == (1, 1, *size)
+    with pytest.raises(UnreadableFileError, match="1 bytes less than its header states"):
+        interlaced(n - 1)

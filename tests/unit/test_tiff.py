@@ -267,3 +267,34 @@ def test_real_files(data):
         np.testing.assert_array_equal(fax[0, 0], np.asarray(picture))
     with pytest.raises(UnreadableFileError, match="list of pages loops"):
         read_header(tiffs / "multipage_single_frame_loop.tiff")
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("n", [1, 3])
+def test_jpeg_strips_and_tiles_that_end_before_their_last_pixel_are_refused(tmp_path, tile, n):
+    pixels = numbers("u1", (3, 40, 48, n)).squeeze()
+    layout = {"tile": tile} if tile else {"rowsperstrip": 16}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, compression="jpeg", photometric="rgb" if n == 3 else "minisblack", **layout)
+    assert read_volume(path).array.shape == (n, 3, 40, 48)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        page = tif.pages[1]
+        offset, count = page.dataoffsets[2], page.databytecounts[2]
+        tif.filehandle.seek(offset)
+        half = tif.filehandle.read(count)[: count // 2] + b"\xff\xd9"
+        tif.filehandle.seek(offset)
+        tif.filehandle.write(half.ljust(count, b"\0"))
+    with pytest.raises(
+        UnreadableFileError, match=r"page 2: the JPEG stream of (strip|tile) 3 ends before its last pixel"
+    ):
+        read_volume(path)
+
+
+def test_strips_of_jpeg_whose_counts_are_too_small_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, numbers("u1", (40, 48)), compression="jpeg", photometric="minisblack", rowsperstrip=16)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tag = tif.pages[0].tags["StripByteCounts"]
+        tag.overwrite([count // 2 for count in tag.value])
+    with pytest.raises(UnreadableFileError, match="page 1: the JPEG stream of strip 1 ends before its last pixel"):
+        read_volume(path)

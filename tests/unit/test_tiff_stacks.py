@@ -1,4 +1,5 @@
 import json
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -284,3 +285,96 @@ def test_a_stack_without_a_voxel_size_is_no_label_of_an_image_that_states_its_pl
     image = load_image("a", [tmp_path / "image.nii.gz"], ("grey",))
     with pytest.raises(GeometryMismatchError):
         labels_on("a", image, read_label_file("a", tmp_path / "label.tif"))
+
+
+def unlike_pages():
+    """Three pages of a stack of which the middle one differs in one tag that decides how it is decoded."""
+    data = bytes(range(32))
+    grey, mapped = page_tags((4, 8), data), page_tags((4, 8), data, photometric=3, t320=("H", [0] * 768))
+    tiled = {k: v for k, v in page_tags((16, 16), bytes(256)).items() if k not in (273, 278, 279)}
+    tiled |= {322: ("I", [16]), 323: ("I", [16]), 324: ("I", bytes(256)), 325: ("I", [256])}
+    return {
+        "ImageLength": (grey, page_tags((8, 8), bytes(64))),
+        "BitsPerSample": (grey, page_tags((4, 8), bytes(64), bits=16)),
+        "SampleFormat": (grey, grey | {339: ("H", [2])}),
+        "Compression": (grey, page_tags((4, 8), zlib.compress(data), t259=("H", [8]))),
+        "Predictor": (
+            page_tags((4, 8), zlib.compress(data), t259=("H", [8])),
+            page_tags((4, 8), zlib.compress(data), t259=("H", [8]), t317=("H", [2])),
+        ),
+        "PhotometricInterpretation": (grey, grey | {262: ("H", [0])}),
+        "FillOrder": (page_tags((4, 8), bytes(4), bits=1), page_tags((4, 8), bytes(4), bits=1, t266=("H", [2]))),
+        "ColorMap": (mapped, mapped | {320: ("H", [256] * 768)}),
+        "TileWidth": (page_tags((16, 16), bytes(256)), tiled),
+    }
+
+
+@pytest.mark.parametrize("name", list(unlike_pages()))
+def test_a_page_that_is_unlike_the_first_is_refused(tmp_path, name):
+    like, unlike = unlike_pages()[name]
+    # tifffile compares the second, the middle and the last page.
+    pages = [like] * 12
+    write_tiff(tmp_path / "a.tif", *pages)
+    assert read_volume(tmp_path / "a.tif").array.shape[1] == 12
+    pages[4] = unlike
+    write_tiff(tmp_path / "b.tif", *pages)
+    for read in (read_header, read_volume, read_label_volume):
+        with pytest.raises(UnreadableFileError, match=f"page 5: its {name} is"):
+            read(tmp_path / "b.tif")
+
+
+def test_pages_that_state_the_same_in_other_ways_are_alike(tmp_path):
+    page = page_tags((4, 8), bytes(range(32)))
+    other = page | {278: ("I", [2**32 - 1]), 284: ("H", [1]), 339: ("H", [1]), 317: ("H", [1])}
+    write_tiff(tmp_path / "a.tif", page, page, other, page)
+    np.testing.assert_array_equal(
+        read_volume(tmp_path / "a.tif").array[0], np.arange(32).reshape(1, 4, 8).repeat(4, axis=0)
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 32, 40), (5, 1, 32, 40), (5, 32, 40, 1), (1, 1, 5, 32, 40)])
+def test_axes_of_one_are_passed_over(tmp_path, shape):
+    stack = np.random.default_rng(0).integers(0, 255, (5, 32, 40)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", stack.reshape(shape), photometric="minisblack")
+    require_stack(tmp_path / "a.tif", (1, 1, 1), stack)
+    np.testing.assert_array_equal(read_label_volume(tmp_path / "a.tif").array[0], stack)
+
+
+OTHERS_JSON = [
+    '{"x": 1}\n{"x": 2}\n',
+    "notes",
+    "[1, 2",
+    "",
+    "\udcff",
+]
+
+DAMAGED_JSON = [
+    '{"spacing": [1, 2',
+    '{"a": {}, "spacing": [1, 2, 3], }',
+    '{"spacing": [1, 1, 1]}\n{"spacing": [1, 1, 1]}',
+]
+
+
+@pytest.mark.parametrize("text", [*OTHERS_JSON, *DAMAGED_JSON, '{"spacing": "wide"}'])
+def test_one_page_needs_no_json(tmp_path, text):
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0])
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.tif").array[0, 0], STACK[0])
+    FileStamp.of(tmp_path / "a.tif")
+    write_labels_like(tmp_path / "a.tif", tmp_path / "b.tif", STACK[:1])
+
+
+@pytest.mark.parametrize("text", OTHERS_JSON)
+def test_a_json_that_names_no_spacing_is_not_the_stacks(tmp_path, text):
+    plain(tmp_path / "a.tif")
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    require_stack(tmp_path / "a.tif", (1, 1, 1))
+
+
+@pytest.mark.parametrize("text", DAMAGED_JSON)
+def test_a_damaged_json_with_a_spacing_is_refused(tmp_path, text):
+    plain(tmp_path / "a.tif")
+    (tmp_path / "a.json").write_text(text)
+    for read in (read_header, read_volume):
+        with pytest.raises(UnreadableFileError, match=r"a\.json: is not JSON"):
+            read(tmp_path / "a.tif")
