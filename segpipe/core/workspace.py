@@ -28,6 +28,11 @@ class FoldFolder:
         return self.root / "record.json"
 
     @property
+    def begun(self) -> bool:
+        """Whether the fold was trained, to its end or not."""
+        return any(file.is_file() for file in (self.checkpoint, self.weights, self.record))
+
+    @property
     def plan(self) -> Path:
         """The plan that the fold is trained by."""
         return self.root / "plan.json"

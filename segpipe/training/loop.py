@@ -335,7 +335,7 @@ class Trainer:
         return learning_rate(self.settings, self.progress.iteration, self._share_done())
 
     def _after_iteration(self) -> None:
-        progress = self.progress
+        progress, epoch = self.progress, self.progress.epoch
         progress.iteration += 1
         if progress.iteration % self.schedule.iterations_per_epoch == 0:
             self._settle()
@@ -345,7 +345,7 @@ class Trainer:
                 Status(
                     self.schedule.progress(progress.iteration, progress.elapsed_s),
                     progress.elapsed_s,
-                    progress.epoch,
+                    epoch,
                     self.last_loss,
                     tuple(zip(self.labels.names, progress.validation_dice, strict=False)),
                 )

@@ -14,6 +14,7 @@ class Status:
     progress: float
     elapsed_s: float
     epoch: int
+    """Epochs before that of the iteration."""
     loss: float
     dice: tuple[tuple[str, float | None], ...]
     """Per label, on the validation patches of the last epoch."""

@@ -115,13 +115,22 @@ def require_trainable(job: FoldJob) -> None:
             f"--devices {job.n_devices}: a batch of {job.configuration} has {chosen.batch_size} patches, at least one a device; "
             f"use --devices {chosen.batch_size} or fewer"
         )
-    folder = job.folder
-    if not job.resume and any(file.is_file() for file in (folder.checkpoint, folder.weights, folder.record)):
+    require_state(job.folder, resume=job.resume, extend=job.extend)
+
+
+def require_state(folder: FoldFolder, *, resume: bool, extend: bool) -> None:
+    """Raise if a fold was trained before and is not to be resumed, or is to be extended and is not finished.
+
+    Raises
+    ------
+    TrainingError
+    """
+    if not resume and folder.begun:
         raise TrainingError(
             f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, "
             "or delete the folder to start afresh"
         )
-    if job.extend and not (folder.checkpoint.is_file() and folder.record.is_file()):
+    if extend and not (folder.checkpoint.is_file() and folder.record.is_file()):
         raise TrainingError(
             f"{folder.root}: --extend continues a finished fold, and this one "
             + (

@@ -13,6 +13,7 @@ from segpipe.errors import SegpipeError, UsageError
 from segpipe.training.extension import require_end
 
 if TYPE_CHECKING:
+    from segpipe.dataset.splits import Splits
     from segpipe.workflows.options import FoldOptions
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -112,7 +113,7 @@ def require_configuration(name: str | None, workspace: Workspace, init_from: Pat
         )
 
 
-def require_offered_fold(fold: int | str, workspace: Workspace) -> None:
+def require_offered_fold(fold: int | str, workspace: Workspace, dataset: Path) -> None:
     """Raise unless there may be such a fold: by the workspace's splits, or by the number of folds that are made where it has none.
 
     Raises
@@ -121,11 +122,40 @@ def require_offered_fold(fold: int | str, workspace: Workspace) -> None:
     """
     from segpipe.dataset.splits import N_FOLDS, Splits
 
-    n_folds = len(Splits.read(workspace.splits).folds) if workspace.splits.is_file() else N_FOLDS
-    # Where cases were added, the splits are made again; where there are fewer folds, the splits say why.
-    most = max(n_folds, N_FOLDS)
-    if isinstance(fold, int) and not 0 <= fold < most:
-        raise UsageError(f"--fold {fold}: expected 0 to {most - 1}, or all")
+    if workspace.splits.is_file():
+        splits = Splits.read(workspace.splits)
+        # Where cases were added, the splits are made again.
+        if _has_fold(fold, len(splits.folds)) or not _same_groups(dataset, workspace):
+            return
+        require_fold_there(fold, splits)
+    if not _has_fold(fold, N_FOLDS):
+        raise UsageError(f"--fold {fold}: expected 0 to {N_FOLDS - 1}, or all")
+
+
+@as_usage()
+def require_fold_there(fold: int | str, splits: Splits) -> None:
+    """Raise unless splits have a fold.
+
+    Raises
+    ------
+    DatasetError
+    """
+    splits.fold(fold)
+
+
+def _has_fold(fold: int | str, n_folds: int) -> bool:
+    return not isinstance(fold, int) or 0 <= fold < n_folds
+
+
+def _same_groups(dataset: Path, workspace: Workspace) -> bool:
+    """Whether a dataset has the cases and groups that a workspace knows; no image is read."""
+    from segpipe.dataset.match import match_dataset
+    from segpipe.dataset.schema import Dataset
+
+    if not workspace.dataset.is_file():
+        return False
+    known, now = Dataset.read(workspace.dataset), match_dataset(dataset)
+    return {c.id: c.group for c in known.cases} == {c.id: c.group for c in now.cases}
 
 
 def require_training_options(options: FoldOptions) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.core.workspace import FoldFolder, Workspace
+from segpipe.errors import TrainingError
 from segpipe.planning.schema import Plan
 from segpipe.preprocessing.schema import PreprocessedIndex
 from segpipe.reporting.run import draw_curves
@@ -99,6 +100,8 @@ def train_fold(
     work: FoldWork, guidance: Guidance | None = None, initial: InitialWeights | None = None
 ) -> TrainingRecord:
     """Train one fold on prepared arrays; its curves are drawn as it goes."""
+    if not (work.settings.resume and work.folder.record.is_file()):
+        require_cases(work)
     job, watch = job_of(work, guidance, initial), work.project.watch
     board = None
     if work.settings.tensorboard:
@@ -151,6 +154,24 @@ def require_fold(work: FoldWork, longer: str = "use --extend to train it further
         from segpipe.training.board import require_tensorboard
 
         require_tensorboard()
+
+
+def require_cases(work: FoldWork) -> None:
+    """Raise where preparing lost every case that a fold trains on, or every case that it holds out.
+
+    Raises
+    ------
+    TrainingError
+        Names the lost cases, with the reasons.
+    """
+    fold, prepared = work.project.splits.fold(work.fold), work.prepared
+    for does, cases in (("trains on", fold.train), ("holds out", fold.validation)):
+        if not set(cases) & set(prepared.cases):
+            lost = "; ".join(f"{case}: {prepared.failed.get(case, 'not prepared')}" for case in cases)
+            raise TrainingError(
+                f"fold {work.fold}: every case that it {does} was lost ({lost}); mend one of these cases, leave them out of the "
+                "dataset, or give another --fold"
+            )
 
 
 def _require_end(work: FoldWork, longer: str) -> None:

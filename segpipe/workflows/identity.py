@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +14,17 @@ if TYPE_CHECKING:
     from segpipe.dataset.schema import Case, Dataset, FileStamp
     from segpipe.dataset.store import StoredCase
 
+_MOST_SHOWN = 3
+"""Cases that a refusal names."""
+
 
 def require_same_dataset(source: Path, workspace: Workspace) -> str | None:
     """Make sure that a workspace holds nothing of another dataset; nothing is written.
 
-    A dataset is the same where it lies at the same place, whatever changed in it. At another place it is the same where it shares cases
-    with the one that the workspace knows, and each shared case has the same files: of the same sizes and times, or of the same content.
-    Where the former files are gone and their content was not kept, the same sizes are enough.
+    A dataset is the same where it lies at the same place, whatever changed in it. At another place it is the same where it has the case
+    ids of the one that the workspace knows, no more and no fewer, and each case has the same files: of the same sizes and times, or of
+    the same content. Where the former files are gone and their content was not kept, the same sizes are enough.
+    Where `segpipe check` alone was there before, the cases that it read are what the workspace knows.
 
     Returns
     -------
@@ -49,11 +55,13 @@ def require_same_dataset(source: Path, workspace: Workspace) -> str | None:
 
 def _why_another(known: Dataset, now: Dataset, workspace: Workspace) -> str | None:
     """Return why a dataset is not the one that a workspace knows; None where it is."""
-    before = {case.id: case for case in known.cases}
-    shared = [case for case in now.cases if case.id in before]
-    if not shared:
+    before, cases = {case.id: case for case in known.cases}, {case.id: case for case in now.cases}
+    if not before.keys() & cases.keys():
         return "no case id is in both"
-    for case in shared:
+    for where, ids in ((known.root, before.keys() - cases.keys()), (now.root, cases.keys() - before.keys())):
+        if ids:
+            return f"only {where} has {_named(ids)}; at another place its cases have to be the same"
+    for case in now.cases:
         if not _same_files(_stamps(before[case.id]), _stamps(case), _stored(workspace, case.id)):
             return f"case {case.id!r} has other files"
     return None
@@ -61,16 +69,27 @@ def _why_another(known: Dataset, now: Dataset, workspace: Workspace) -> str | No
 
 def _require_own_cases(now: Dataset, workspace: Workspace) -> None:
     """Raise where `segpipe check` kept cases of another dataset in a workspace that has no dataset.json yet."""
-    for case in now.cases:
-        stored, stamps = _stored(workspace, case.id), _stamps(case)
-        if stored is None:
-            continue
-        places = [stamp.path for stamp in stored.stamps]
-        folder = now.root if now.root.is_dir() else now.root.parent
-        own = any(place.is_relative_to(folder) for place in places) or {s.path for s in stamps} & set(places)
-        if not own and not _same_files(stored.stamps, stamps, stored):
-            raise _refusal(workspace, places[0].parent, now.root, f"case {case.id!r} has other files")
+    records = sorted((workspace.decoded or workspace.root / "cases").glob("*/record.json"))
+    stored = {record.parent.name: found for record in records if (found := _stored(workspace, record.parent.name))}
+    cases = {case.id: case for case in now.cases}
+    places = {stamp.path for case in stored.values() for stamp in case.stamps}
+    files = {stamp.path for case in now.cases for stamp in _stamps(case)}
+    if places & files or any(now.root.is_dir() and place.is_relative_to(now.root) for place in places):
         return
+    for case, kept in stored.items():
+        if case not in cases:
+            why = f"it has no case {case!r}"
+        elif not _same_files(kept.stamps, _stamps(cases[case]), kept):
+            why = f"case {case!r} has other files"
+        else:
+            continue
+        raise _refusal(workspace, Path(commonpath([place.parent for place in places])), now.root, why)
+
+
+def _named(ids: Collection[str]) -> str:
+    """Return how many cases, with the first of them."""
+    shown = ", ".join(sorted(ids)[:_MOST_SHOWN])
+    return f"{len(ids)} case(s): {shown}{', ...' * (len(ids) > _MOST_SHOWN)}"
 
 
 def _refusal(workspace: Workspace, before: Path, now: Path, why: str) -> SegpipeError:

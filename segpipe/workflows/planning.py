@@ -19,10 +19,16 @@ def recipe_for(project: Project, asked: str | None = None) -> str:
     """Return the recipe that is asked for, else the one that suits the device, and report it. Torch is not needed for that."""
     if asked is not None:
         return asked
-    gpu = project.device.startswith("cuda") if project.device != "auto" else expected_gpu()
-    name, why = ("default", "a GPU is there") if gpu else ("cpu", "no GPU: the recipe for CPUs")
+    name = recipe_for_device(project.device)
+    why = "no GPU: the recipe for CPUs" if name == "cpu" else "a GPU is there"
     project.watch.note(f"recipe {name} ({why})")
     return name
+
+
+def recipe_for_device(device: str) -> str:
+    """Return the recipe that suits a device, which may be "auto"."""
+    gpu = device.startswith("cuda") if device != "auto" else expected_gpu()
+    return "default" if gpu else "cpu"
 
 
 def compare_with_recipe(project: Project, recipe: str, instead: str) -> None:

@@ -11,6 +11,7 @@ from segpipe.evaluation.schema import Evaluation
 from segpipe.planning.schema import Plan
 from segpipe.reporting.run import report
 from segpipe.training.schema import TrainingRecord
+from segpipe.workflows.checked import require_fold_there
 from segpipe.workflows.fold import FoldWork
 from segpipe.workflows.options import RunOptions
 from segpipe.workflows.page import Page, places, plain, scores, texts
@@ -60,6 +61,7 @@ def _prepare(project: Project, options: RunOptions) -> FoldWork:
     """Check, measure, plan and preprocess."""
     note = project.watch.note
     measured = project.measure(resample_channels=options.resample_channels)
+    require_fold_there(options.fold, project.splits)
     matched = project.matched
     note(
         f"{matched.name}: {matched.layout} layout, {len(measured.cases)} usable case(s), {len(measured.left_out)} left out"

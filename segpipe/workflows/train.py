@@ -7,16 +7,26 @@ from pathlib import Path
 
 from segpipe.core.progress import SILENT, Watch
 from segpipe.core.workspace import FoldFolder
+from segpipe.errors import TrainingError
+from segpipe.networks.spec import parse_choice
+from segpipe.planning.recipe import load_recipe
 from segpipe.planning.schema import Plan
+from segpipe.training.run import require_state
 from segpipe.training.schema import TrainingRecord
 from segpipe.training.settings import FoldSettings
 from segpipe.workflows import checked
 from segpipe.workflows.arrays import prepare_arrays
 from segpipe.workflows.fold import FoldWork, require_fold, train_fold
 from segpipe.workflows.held_out import HeldOut, prepare_first_stage, score_held_out
-from segpipe.workflows.options import FoldOptions, TrainOptions
+from segpipe.workflows.options import FoldOptions, RunOptions, TrainOptions
 from segpipe.workflows.page import Page, places, plain, scores, texts
-from segpipe.workflows.planning import compare_with_recipe, configuration_of, current_plan, plan_for_network
+from segpipe.workflows.planning import (
+    compare_with_recipe,
+    configuration_of,
+    current_plan,
+    plan_for_network,
+    recipe_for_device,
+)
 from segpipe.workflows.project import Project, write_asked
 
 
@@ -44,6 +54,7 @@ def train(options: TrainOptions, watch: Watch = SILENT) -> Trained:
     project = open_for_training(options, watch)
     with project.alone():
         base = current_plan(project, init_from=options.init_from)
+        checked.require_fold_there(options.fold, project.splits)
         compare_with_recipe(project, base.recipe, "a plan by `segpipe plan --recipe {}`")
         current = plan_for_network(project, base, options.network)
         work = prepare_fold(
@@ -63,8 +74,41 @@ def open_for_training(options: FoldOptions, watch: Watch) -> Project:
     checked.require_training_options(options)
     project = Project.open(options, watch)
     checked.require_configuration(options.configuration, project.workspace, getattr(options, "init_from", None))
-    checked.require_offered_fold(FoldSettings.of(options).fold, project.workspace)
+    settings = FoldSettings.of(options)
+    checked.require_offered_fold(settings.fold, project.workspace, project.dataset)
+    _require_state_before(project, options, settings)
     return project
+
+
+def _require_state_before(project: Project, options: FoldOptions, settings: FoldSettings) -> None:
+    """Raise what stands against a fold's state before the dataset is measured, by the plan that the workspace has."""
+    if not project.workspace.plan.is_file():
+        return
+    known = Plan.read(project.workspace.plan)
+    configuration = options.configuration or configuration_of(settings.init_from, known)
+    resume = settings.resume or settings.extend
+    refused = None
+    for recipe in _recipes_to_come(options, known):
+        name = recipe if options.network is None else f"{recipe}+{parse_choice(options.network).slug}"
+        try:
+            require_state(
+                project.workspace.fold(configuration, name, settings.fold), resume=resume, extend=settings.extend
+            )
+        except TrainingError as error:
+            refused = refused or error
+        else:
+            return
+    if refused is not None:
+        raise refused
+
+
+def _recipes_to_come(options: FoldOptions, known: Plan) -> list[str]:
+    """Return the recipes whose plan may train a fold: the known plan's, and where `segpipe run` may plan again that one's."""
+    if not isinstance(options, RunOptions):
+        return [known.recipe]
+    if options.recipe is not None:
+        return [load_recipe(options.recipe).name]
+    return [known.recipe, recipe_for_device(options.device)]
 
 
 def prepare_fold(project: Project, base: Plan, current: Plan, configuration: str, options: FoldOptions) -> FoldWork:

@@ -18,6 +18,7 @@ from segpipe.training.job import Listener as Silent
 from segpipe.training.optimise import WeightAverage
 from segpipe.training.run import train
 from segpipe.training.schema import TrainingRecord
+from segpipe.workflows.fold import status_line
 from tests.helpers.engine import FLOAT32, RECIPE, Notes, farthest, job_of, weights
 from tests.phantoms import write_small_dataset
 
@@ -33,6 +34,18 @@ def test_a_batch_in_parts_is_the_batch_as_a_whole(workplace, parts, batch):
         results.append((record.train_loss, weights(workspace)))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
     assert farthest(results[0][1], results[1][1]) < 1e-4
+
+
+# Shown
+
+
+def test_the_progress_of_one_epoch_ends_at_epoch_1(workplace):
+    _, workspace = workplace()
+    seen = []
+    train(replace(job_of(workspace), epochs=1), FLOAT32, Silent(on_iteration=seen.append))
+    assert seen[-1].progress == 1
+    assert {status_line(status).split(",")[0] for status in seen} == {"epoch 1"}
+    assert "patch Dice" in status_line(seen[-1])
 
 
 # Never lost

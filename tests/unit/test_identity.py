@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from segpipe.core.workspace import Workspace
+from segpipe.dataset.check import Expectations
 from segpipe.dataset.match import match_dataset
+from segpipe.dataset.store import read_case
 from segpipe.errors import SegpipeError
 from segpipe.workflows.identity import require_same_dataset
 from tests.phantoms import write_small_dataset
@@ -72,12 +74,60 @@ def test_a_copy_without_its_times_is_the_same(place, tmp_path):
     assert "its cases are the same" in require_same_dataset(copy, workspace)
 
 
-def test_a_moved_dataset_may_have_grown(place, tmp_path):
+def test_a_dataset_may_grow_and_lose_cases_at_its_place_alone(place, tmp_path):
     folder, workspace = place
-    moved = folder.rename(tmp_path / "moved")
     for kind in ("images", "labels"):
-        shutil.copy(moved / kind / "case_0.nii.gz", moved / kind / "new.nii.gz")
-    assert require_same_dataset(moved, workspace) is not None
+        shutil.copy(folder / kind / "case_0.nii.gz", folder / kind / "new.nii.gz")
+    assert require_same_dataset(folder, workspace) is None
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(SegpipeError, match=r"only \S+moved has 1 case\(s\): new") as error:
+        require_same_dataset(moved, workspace)
+    assert str(folder) in str(error.value)
+
+
+def test_a_manifest_of_some_of_the_cases_is_another_dataset(place, tmp_path):
+    folder, workspace = place
+    some = tmp_path / "some.csv"
+    some.write_text(
+        f"case,image,label\ncase_0,{folder}/images/case_0.nii.gz,{folder}/labels/case_0.nii.gz\n", encoding="utf-8"
+    )
+    with pytest.raises(SegpipeError, match=r"has 1 case\(s\): case_1") as error:
+        require_same_dataset(some, workspace)
+    assert str(folder) in str(error.value)
+    assert str(some) in str(error.value)
+
+
+def checked(folder, root):
+    """A workspace in which `segpipe check` alone read the cases of a dataset."""
+    workspace = Workspace(root)
+    matched = match_dataset(folder)
+    for case in matched.cases:
+        read_case(case, Expectations.of(matched), workspace.case(case.id))
+    return workspace
+
+
+def test_what_check_alone_read_is_whose_the_workspace_is(place, tmp_path):
+    folder = place[0]
+    workspace = checked(folder, tmp_path / "checked")
+    other = shutil.copytree(folder, tmp_path / "brain" / "data")
+    for file in (*other.glob("images/*"), *other.glob("labels/*")):
+        file.rename(file.with_name(f"x{file.name}"))
+    with pytest.raises(SegpipeError, match="it has no case 'case_0'") as error:
+        require_same_dataset(other, workspace)
+    assert f"the dataset {folder};" in str(error.value)
+    assert str(other) in str(error.value)
+    assert require_same_dataset(folder, workspace) is None
+    assert require_same_dataset(folder.rename(tmp_path / "moved"), workspace) is None
+
+
+def test_manifests_in_one_folder_are_no_evidence_of_one_dataset(place, tmp_path):
+    folder = place[0]
+    workspace = checked(folder, tmp_path / "checked")
+    other = write_small_dataset(tmp_path / "brain", n_cases=1, shape=(8, 8, 8))
+    manifest = tmp_path / "other.csv"
+    manifest.write_text(f"case,image,label\nx,{other}/images/case_0.nii.gz,{other}/labels/case_0.nii.gz\n", "utf-8")
+    with pytest.raises(SegpipeError, match="it has no case 'case_0'"):
+        require_same_dataset(manifest, workspace)
 
 
 def test_an_empty_workspace_is_anybodys(place, tmp_path):

@@ -5,11 +5,17 @@ from hypothesis import strategies as st
 
 import segpipe
 from segpipe.core import seeds
+from segpipe.core.workspace import Workspace
+from segpipe.dataset.schema import Dataset
 from segpipe.dataset.splits import make_splits
-from segpipe.errors import DatasetError, SegpipeError, UsageError
+from segpipe.errors import DatasetError, SegpipeError, TrainingError, UsageError
 from segpipe.planning.recipe import TrainingSettings
+from segpipe.planning.schema import Plan
 from segpipe.training.sampling import CaseExtent, Sampling, draw_patches, read_box
 from segpipe.training.schedule import cosine_decay, learning_rate, make_schedule, poly_decay
+from segpipe.workflows.checked import require_offered_fold
+from segpipe.workflows.project import Project
+from tests.phantoms import write_small_dataset
 
 
 def test_a_wrong_fold_is_refused_before_anything_is_prepared(planned):
@@ -17,6 +23,53 @@ def test_a_wrong_fold_is_refused_before_anything_is_prepared(planned):
     with pytest.raises(UsageError, match="--fold 9: expected 0 to 4, or all"):
         segpipe.train(folder, work=work, fold=9, epochs=1, jobs=1, device="cpu")
     assert not (work / "preprocessed").exists()
+
+
+def test_a_fold_that_the_splits_lack_is_refused_before_anything_is_measured(planned, monkeypatch):
+    folder, work = planned
+    matched = Dataset.read(work / "dataset.json")
+    make_splits({case.id: "one" if case.id[-1] < "2" else "two" for case in matched.cases}, "x").write(
+        work / "splits.json"
+    )
+    monkeypatch.setattr(Project, "measure", None)
+    for command in (segpipe.train, segpipe.run):
+        with pytest.raises(SegpipeError, match="--fold 4: expected 0 to 1, or all") as error:
+            command(folder, work=work, fold=4, jobs=1, device="cpu")
+        assert error.value.exit_code == 2
+
+
+def test_a_fold_that_the_splits_lack_is_refused_before_it_is_planned(tmp_path, monkeypatch):
+    folder = write_small_dataset(tmp_path / "data", n_cases=2, shape=(8, 8, 8))
+    monkeypatch.setattr("segpipe.workflows.run.plan_to_run", None)
+    with pytest.raises(SegpipeError, match="--fold 4: expected 0 to 1, or all") as error:
+        segpipe.run(folder, work=tmp_path / "work", fold=4, jobs=1, device="cpu")
+    assert error.value.exit_code == 2
+
+
+def test_a_fold_that_new_cases_may_bring_is_not_refused_by_the_splits_of_before(planned):
+    folder, work = planned
+    known = Dataset.read(work / "dataset.json")
+    known.model_copy(update={"cases": known.cases[:2]}).write(work / "dataset.json")
+    make_splits({case.id: case.id for case in known.cases[:2]}, "x").write(work / "splits.json")
+    require_offered_fold(4, Workspace(work), folder)
+
+
+@pytest.mark.parametrize("network", [None, "resenc_unet"])
+def test_a_fold_that_was_trained_is_refused_before_anything_is_measured(planned, monkeypatch, network):
+    folder, work = planned
+    plan = Plan.read(work / "plan.json")
+    name = plan.recipe if network is None else f"{plan.recipe}+{network}"
+    fold = Workspace(work).fold(plan.default_configuration(), name, 0)
+    fold.root.mkdir(parents=True)
+    fold.weights.touch()
+    monkeypatch.setattr(Project, "measure", None)
+    recipe = str(work.parent / "tiny.toml")
+    with pytest.raises(TrainingError, match="trained before"):
+        segpipe.run(folder, work=work, recipe=recipe, network=network, jobs=1, device="cpu")
+    with pytest.raises(TrainingError, match="trained before"):
+        segpipe.train(folder, work=work, network=network, jobs=1, device="cpu")
+    with pytest.raises(TrainingError, match="has no checkpoint"):
+        segpipe.train(folder, work=work, network=network, extend=True, epochs=2, jobs=1, device="cpu")
 
 
 def test_epochs_and_minutes_exclude_each_other(planned):

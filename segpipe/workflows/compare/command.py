@@ -23,7 +23,7 @@ from segpipe.execution.processes import in_own_process
 from segpipe.io.formats import IMAGE_ENDINGS, read_volume, write_labels_like
 from segpipe.models.read import read_any_model
 from segpipe.reporting.comparison import cost_rows, difference_rows, draw_comparison, markdown
-from segpipe.workflows.checked import as_usage, require_device, require_models, require_offered_fold
+from segpipe.workflows.checked import as_usage, require_device, require_fold_there, require_models, require_offered_fold
 from segpipe.workflows.compare.cost import Run, count, run
 from segpipe.workflows.fold import doubt_of_folds
 from segpipe.workflows.options import CompareOptions
@@ -44,11 +44,12 @@ def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
     for path in options.models:
         read_any_model(path)
     project = Project.open(options, watch)
-    require_offered_fold(options.fold, project.workspace)
+    require_offered_fold(options.fold, project.workspace, project.dataset)
     target = options.output or project.workspace.root / "comparisons" / f"fold_{options.fold}"
     require_writable(target, "--output")
     with project.alone():
         measured = project.measure()
+        require_fold_there(options.fold, project.splits)
     cases = _cases(project, options.fold)
     threads = options.threads or torch.get_num_threads()
     devices = ["cpu"] if project.runtime.device.type == "cpu" else ["cpu", project.device]

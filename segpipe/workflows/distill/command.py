@@ -20,6 +20,7 @@ from segpipe.workflows.checked import (
     as_usage,
     require_configuration,
     require_device,
+    require_fold_there,
     require_models,
     require_network,
     require_offered_fold,
@@ -68,12 +69,13 @@ def distill(options: DistillOptions, watch: Watch = SILENT) -> Distilled:
         require_network(_network(text))
     project = Project.open(options, watch)
     require_configuration(options.configuration, project.workspace)
-    require_offered_fold(fold, project.workspace)
+    require_offered_fold(fold, project.workspace, project.dataset)
     teachers = tuple(Teacher.load(path, fold=fold, folds=options.teacher_folds) for path in options.teacher)
     with as_usage():
         _require_teachers(terms, teachers, unlabelled=options.unlabelled is not None)
     with project.alone():
         base = current_plan(project)
+        require_fold_there(fold, project.splits)
         where = options.configuration or _configuration(teachers, base)
         plans = _plans(project, base, options)
         without = keep_plan_as(project, plans[-1], f"{plans[-1].recipe}-alone") if options.baseline else None
