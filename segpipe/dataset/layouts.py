@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.given import Given, PassedOver
-from segpipe.dataset.entries import Entries, dangles, entries_of, without_segmentations
+from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.names import Channels, cases_with_labels, numbered
 from segpipe.dataset.patients import other_columns
 from segpipe.dataset.schema import Layout
@@ -93,11 +93,21 @@ def rows_of(root: Path, folder: Path, declared: Mapping[str, Any], n_channels: i
 
 
 def table_in(folder: Path, name: str) -> Path | None:
-    """Return a table of a folder by its name, in capitals or not; None if there is none."""
+    """Return a table of a folder by its name, in capitals or not; None if there is none.
+
+    Raises
+    ------
+    DatasetError
+        If it is a link that leads nowhere.
+    """
     exact = folder / name
     if exact.is_file():
         return exact
-    return next((p for p in sorted(folder.iterdir()) if p.name.lower() == name and p.is_file()), None)
+    found = [p for p in sorted(folder.iterdir()) if p.name.lower() == name and (p.is_file() or dangles(p))]
+    broken = next((why for path in found if (why := absence_of(path))), None)
+    if broken is not None:
+        raise DatasetError(f"{folder}: {broken}, or take the link away")
+    return found[0] if found else None
 
 
 def channels_within(path: Path) -> int:

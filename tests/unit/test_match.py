@@ -410,3 +410,23 @@ def test_a_table_of_another_name_is_named(pairs):
     (pairs / "participants.tsv").rename(pairs / "cases.tsv")
     (pairs / "cases.tsv").write_text("case\tpatient\na\tp\nb\tp\n")
     assert match_dataset(pairs).patients_from == "cases.tsv"
+
+
+def small_pairs(folder, cases=("a", "b")):
+    for case in cases:
+        put(folder / "images" / f"{case}.nii.gz")
+        put(folder / "labels" / f"{case}.nii.gz")
+
+
+def test_a_table_that_is_a_link_to_nothing_is_named(tmp_path):
+    small_pairs(tmp_path)
+    (tmp_path / "cases.csv").symlink_to(tmp_path / "gone" / "cases.csv")
+    with pytest.raises(DatasetError, match=r"cases\.csv: link to .*which is not there"):
+        match_dataset(tmp_path)
+
+
+def test_a_table_beside_a_manifest_is_named_as_not_used(tmp_path):
+    small_pairs(tmp_path)
+    (tmp_path / "my.csv").write_text("case,image,label\na,images/a.nii.gz,labels/a.nii.gz\n")
+    (tmp_path / "cases.csv").write_text("case,patient\na,P\nb,P\n")
+    assert any("cases.csv: not used, since my.csv is" in note for note in match_dataset(tmp_path / "my.csv").notes)
