@@ -14,6 +14,7 @@ from segpipe.dataset.entries import absence_of
 from segpipe.dataset.layouts import LAYOUTS_HELP, TABLES, CaseRow, Matched, channels_within, rows_of, table_in
 from segpipe.dataset.patients import Joined, join_table, require_all_patients, without_patients
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding
+from segpipe.dataset.spelling import with_one_spelling
 from segpipe.dataset.tables import read_json, read_table
 from segpipe.errors import DatasetError, UnreadableFileError
 from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header
@@ -50,7 +51,8 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
             f"{root}: recognised as {matched.layout}, but no image file was found; endings read: {', '.join(IMAGE_ENDINGS)}"
         )
     joined = _joined(folder, matched, cases)
-    cases = [_with_columns(case, joined.columns.get(case.id, {})) for case in cases]
+    columns, spellings = with_one_spelling({case.id: case.columns or joined.columns.get(case.id, {}) for case in cases})
+    cases = [_with_columns(case, columns[case.id]) for case in cases]
     if matched.table is not None:
         require_all_patients(str(matched.table.path), {case.id: case.columns for case in cases})
     return Dataset(
@@ -64,7 +66,7 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         findings=tuple(findings),
         patients_from=joined.name if any(case.group for case in cases) else "",
         given=tuple(g for g in (*matched.given, joined.given) if g.passed_over),
-        notes=(*joined.notes, *_declared_notes(declared, matched.rows)),
+        notes=(*joined.notes, *spellings, *_declared_notes(declared, matched.rows)),
     )
 
 
@@ -96,7 +98,6 @@ def _unused_tables(folder: Path, used: Path) -> list[str]:
 
 
 def _with_columns(case: Case, columns: dict[str, str]) -> Case:
-    columns = case.columns or columns
     return case.model_copy(update={"group": columns.get("patient"), "columns": columns}) if columns else case
 
 

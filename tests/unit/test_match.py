@@ -430,3 +430,11 @@ def test_a_table_beside_a_manifest_is_named_as_not_used(tmp_path):
     (tmp_path / "my.csv").write_text("case,image,label\na,images/a.nii.gz,labels/a.nii.gz\n")
     (tmp_path / "cases.csv").write_text("case,patient\na,P\nb,P\n")
     assert any("cases.csv: not used, since my.csv is" in note for note in match_dataset(tmp_path / "my.csv").notes)
+
+
+def test_spellings_of_a_patient_are_one_patient(tmp_path):
+    small_pairs(tmp_path)
+    (tmp_path / "cases.csv").write_text("case,patient\na,P1\nb,p1\n")
+    found = match_dataset(tmp_path)
+    assert [case.group for case in found.cases] == ["P1", "P1"]
+    assert any("'P1', 'p1' are one patient" in note for note in found.notes)
