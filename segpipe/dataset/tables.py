@@ -101,9 +101,18 @@ def read_json(path: Path) -> Any:
     if not content.strip():
         return None
     try:
-        return json.loads(_decoded(path, content))
+        return json.loads(_decoded(path, content), object_pairs_hook=_object)
     except ValueError as error:
         raise DatasetError(f"{path}: is not JSON ({error}); repair it or take it away") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; a name that stands in it with two values is a ValueError, since either may be meant."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{name!r} stands twice in one object, with {found[name]!r} and {value!r}")
+    return found
 
 
 def _decoded(path: Path, content: bytes) -> str:

@@ -119,3 +119,11 @@ def test_json_of_any_encoding(tmp_path, encoding):
 def test_rows_keep_their_place_in_the_file(tmp_path):
     (tmp_path / "cases.csv").write_text("case,patient\n,\n001,a\n")
     assert [row.number for row in read_table(tmp_path / "cases.csv").rows] == [2]
+
+
+def test_json_in_which_a_name_has_two_values_is_refused(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "A": 1, "A": 2}}')
+    with pytest.raises(DatasetError, match="'A' stands twice in one object, with 1 and 2"):
+        read_json(tmp_path / "dataset.json")
+    (tmp_path / "dataset.json").write_text('{"A": 1, "A": 1}')
+    assert read_json(tmp_path / "dataset.json") == {"A": 1}
