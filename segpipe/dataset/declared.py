@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from segpipe.core.labels import Labels, Target
@@ -50,6 +51,7 @@ def read_labels_declaration(declared: dict[str, Any], *, any_order: bool = False
     if not isinstance(labels, dict):
         raise DatasetError(f"dataset.json: labels is {labels!r}; {_EXAMPLE}")
     if all(str(k).isdigit() for k in labels) and all(isinstance(v, str) for v in labels.values()):
+        _require_own_names(labels)
         labels = {name: int(value) for value, name in labels.items()}
     entries = {str(name): _values(str(name), value) for name, value in labels.items()}
     ignore = _single("ignore", entries.pop("ignore", None))
@@ -91,6 +93,16 @@ def read_labels_declaration(declared: dict[str, Any], *, any_order: bool = False
         n_entries=n_entries,
         by_set=usable is None,
     )
+
+
+def _require_own_names(labels: dict[str, str]) -> None:
+    """Raise if two values have one name."""
+    name, n = Counter(labels.values()).most_common(1)[0]
+    if n > 1:
+        values = ", ".join(value for value, other in labels.items() if other == name)
+        raise DatasetError(
+            f"dataset.json: labels: the values {values} have one name, {name!r}; give each value its own name"
+        )
 
 
 def _plain(entries: dict[str, tuple[int, ...]]) -> tuple[Target, ...]:

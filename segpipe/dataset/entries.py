@@ -9,8 +9,10 @@ from segpipe.io.formats import ending_of, files_behind, is_image, is_segmentatio
 # Files that accompany images and are none. A file of any other ending may be a case, and is named as one.
 _NO_IMAGE = frozenset(
     (
-        ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".m", ".md",
-        ".odt", ".pdf", ".pkl", ".pptx", ".py", ".r", ".rst", ".rtf", ".segpipe", ".sh", ".svg", ".toml", ".tsv", ".txt", ".xls", ".xlsm",
+        ".asc", ".bak", ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".itksnap", ".json",
+        ".jsonl", ".label", ".lock", ".log", ".m", ".md", ".md5", ".mrml",
+        ".odt", ".pdf", ".pkl", ".pptx", ".py", ".r", ".rst", ".rtf", ".segpipe", ".sh",
+        ".sha1", ".sha256", ".sha512", ".svg", ".tmp", ".toml", ".tsv", ".txt", ".xls", ".xlsm",
         ".xlsx", ".xml", ".yaml", ".yml",
     )
 )  # fmt: skip
@@ -44,7 +46,7 @@ def without_segmentations(entries: Entries) -> Entries:
     return entries._replace(images=[p for p in entries.images if p not in found], given=given)
 
 
-def entries_of(folder: Path, kind: str = "") -> Entries:
+def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entries:
     """List the images directly in a folder: files with an image's ending, and folders of DICOM files.
 
     Hidden entries and what file managers leave behind are not counted. A link that leads nowhere is listed among the images: whoever reads
@@ -55,8 +57,14 @@ def entries_of(folder: Path, kind: str = "") -> Entries:
     folder : Path
     kind : str
         What the entries are, in the plural; "entries of NAME/" unless given.
+    output : Path, optional
+        Folder for results, which may lie in this one; it is not counted.
     """
-    entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in _LITTER)
+    entries = sorted(
+        p
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and p.name.lower() not in _LITTER and not _is_output(p, output)
+    )
     images = [p for p in entries if is_image(p) or (dangles(p) and ending_of(p) is not None)]
     taken = set(images)
     others = [p for p in entries if p not in taken]
@@ -64,8 +72,8 @@ def entries_of(folder: Path, kind: str = "") -> Entries:
         # Voxels beside a header (.mhd) belong to it.
         behind = {part for image in images if image.is_file() for part in files_behind(image)}
         others = [p for p in others if p not in behind]
-    read = {stem_of(image) for image in images}
-    passed_over = [_passed_over(p, read) for p in others]
+    read, names = {stem_of(image) for image in images}, {image.name for image in images}
+    passed_over = [_beside(p, names) or _passed_over(p, read) for p in others]
     lost = tuple(
         (p.name if p.is_dir() else name_without_format(p), f"{item.what}: {item.why}")
         for p, item in zip(others, passed_over, strict=True)
@@ -75,6 +83,22 @@ def entries_of(folder: Path, kind: str = "") -> Entries:
         kind=kind or f"entries of {folder.name}/", n_given=len(images) + len(others), passed_over=tuple(passed_over)
     )
     return Entries(images, given, lost)
+
+
+def _is_output(path: Path, output: Path | None) -> bool:
+    """Tell whether an entry is the folder for results, or holds no images but those in it."""
+    if output is None or not path.is_dir() or not output.resolve().is_relative_to(path.resolve()):
+        return False
+    return output.resolve() == path.resolve() or (output.is_dir() and 0 < _images_below(path) == _images_below(output))
+
+
+def _beside(path: Path, images: set[str]) -> PassedOver | None:
+    """Return what a file is whose name begins with that of an image and its ending, such as a.nii.gz.unknown; None if it is none."""
+    parts = path.name.split(".")
+    image = next((name for n in range(1, len(parts)) if (name := ".".join(parts[:n])) in images), None)
+    return (
+        None if image is None or path.is_dir() else PassedOver(what=path.name, why="belongs to the image of its name")
+    )
 
 
 def dangles(path: Path) -> bool:

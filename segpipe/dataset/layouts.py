@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.given import Given, PassedOver
-from segpipe.dataset.entries import Entries, dangles, entries_of, without_segmentations
+from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.names import Channels, cases_with_labels, numbered
 from segpipe.dataset.patients import other_columns
 from segpipe.dataset.schema import Layout
 from segpipe.dataset.tables import CaseTable, Row, read_table
+from segpipe.dataset.unlisted import unlisted
 from segpipe.errors import DatasetError, UnreadableFileError
-from segpipe.io.formats import IMAGE_ENDINGS, ending_of, is_image, read_header, stem_of
+from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header, stem_of
 
 LAYOUTS_HELP = (
     "expected imagesTr/ + labelsTr/ (nnU-Net), a dataset.json with a 'training' list (Medical Segmentation Decathlon), "
@@ -74,11 +75,13 @@ def rows_of(root: Path, folder: Path, declared: Mapping[str, Any], n_channels: i
     if root.is_file():
         return _manifest(read_table(root))
     if isinstance(declared.get("dataset"), dict):
-        return Matched("nnunet", _listed_rows(folder, declared["dataset"]))
+        rows = _listed_rows(folder, declared["dataset"])
+        return Matched("nnunet", rows, _left_out(folder, rows, "dataset.json does not list it under 'dataset'"))
     training = declared.get("training")
     if isinstance(training, list) and training and not _is_nnunet_v1(folder, training):
         rows = [_decathlon_row(folder, entry) for entry in training]
-        return Matched("decathlon", rows, _unlisted(folder / "imagesTr", rows))
+        why = "dataset.json does not list it under 'training'"
+        return Matched("decathlon", rows, _left_out(folder, rows, why))
     if (folder / "imagesTr").is_dir():
         return _folders("nnunet", folder / "imagesTr", folder / "labelsTr", n_channels)
     for table in (table_in(folder, name) for name in TABLES):
@@ -93,11 +96,21 @@ def rows_of(root: Path, folder: Path, declared: Mapping[str, Any], n_channels: i
 
 
 def table_in(folder: Path, name: str) -> Path | None:
-    """Return a table of a folder by its name, in capitals or not; None if there is none."""
+    """Return a table of a folder by its name, in capitals or not; None if there is none.
+
+    Raises
+    ------
+    DatasetError
+        If it is a link that leads nowhere.
+    """
     exact = folder / name
     if exact.is_file():
         return exact
-    return next((p for p in sorted(folder.iterdir()) if p.name.lower() == name and p.is_file()), None)
+    found = [p for p in sorted(folder.iterdir()) if p.name.lower() == name and (p.is_file() or dangles(p))]
+    broken = next((why for path in found if (why := absence_of(path))), None)
+    if broken is not None:
+        raise DatasetError(f"{folder}: {broken}, or take the link away")
+    return found[0] if found else None
 
 
 def channels_within(path: Path) -> int:
@@ -147,11 +160,23 @@ def _manifest(table: CaseTable) -> Matched:
         raise DatasetError(
             f"{table.path}: no column of images; its columns are {', '.join(table.columns) or 'none'}; expected case, image, label"
         )
+    if "label" not in table.columns:
+        raise DatasetError(
+            f"{table.path}: no column 'label'; its columns are {', '.join(table.columns)}; name the column of segmentations 'label'"
+        )
     rows = [_manifest_row(table, row) for row in table.rows]
     unnamed = tuple(
         PassedOver(what=f"row {r.number}", why="it names neither a case nor a file") for r in table.rows if not _says(r)
     )
-    return Matched("manifest", [r for r in rows if r is not None], _given_rows(table, unnamed), table)
+    listed = [row for row in rows if row is not None]
+    left = _left_out(table.path.parent, listed, f"{table.path.name} does not list it")
+    return Matched("manifest", listed, (*_given_rows(table, unnamed), *left), table)
+
+
+def _left_out(folder: Path, rows: list[CaseRow], why: str) -> tuple[Given, ...]:
+    """Count what lies beside the images that rows list."""
+    images = [image for row in rows for image in row.images]
+    return unlisted(folder, images, [row.label for row in rows if row.label is not None], why)
 
 
 def _says(row: Row) -> bool:
@@ -194,20 +219,6 @@ def _decathlon_row(folder: Path, entry: Any) -> CaseRow:
     return CaseRow(stem_of(image), [image], path_of_cell(folder, str(label)) if label else None, from_file=True)
 
 
-def _unlisted(images: Path, rows: list[CaseRow]) -> tuple[Given, ...]:
-    """Count the images of a folder that a list leaves out."""
-    if not images.is_dir():
-        return ()
-    listed = {image.resolve() for row in rows for image in row.images}
-    there = [p for p in images.iterdir() if not p.name.startswith(".") and is_image(p)]
-    left = tuple(
-        PassedOver(what=p.name, why="dataset.json does not list it under 'training'")
-        for p in sorted(there)
-        if p.resolve() not in listed
-    )
-    return (Given(kind=f"images of {images.name}/", n_given=len(there), passed_over=left),)
-
-
 def _listed_rows(folder: Path, listed: dict[str, Any]) -> list[CaseRow]:
     rows = []
     for case, entry in sorted(listed.items()):
@@ -223,6 +234,8 @@ def _listed_rows(folder: Path, listed: dict[str, Any]) -> list[CaseRow]:
 
 def _folders(layout: Layout, images: Path, labels: Path, n_channels: int) -> Matched:
     """Match images and labels by name."""
+    if dangles(labels):
+        raise DatasetError(f"{labels.parent}: {absence_of(labels)}")
     image_entries = without_segmentations(entries_of(images))
     label_entries = (
         entries_of(labels) if labels.is_dir() else Entries([], Given(kind=f"entries of {labels.name}/", n_given=0))

@@ -12,8 +12,9 @@ from segpipe.core.workspace import Workspace
 from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.entries import absence_of
 from segpipe.dataset.layouts import LAYOUTS_HELP, TABLES, CaseRow, Matched, channels_within, rows_of, table_in
-from segpipe.dataset.patients import Joined, join_table, require_all_patients
+from segpipe.dataset.patients import Joined, join_table, require_all_patients, without_patients
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding
+from segpipe.dataset.spelling import with_one_spelling
 from segpipe.dataset.tables import read_json, read_table
 from segpipe.errors import DatasetError, UnreadableFileError
 from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header
@@ -50,7 +51,8 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
             f"{root}: recognised as {matched.layout}, but no image file was found; endings read: {', '.join(IMAGE_ENDINGS)}"
         )
     joined = _joined(folder, matched, cases)
-    cases = [_with_columns(case, joined.columns.get(case.id, {})) for case in cases]
+    columns, spellings = with_one_spelling({case.id: case.columns or joined.columns.get(case.id, {}) for case in cases})
+    cases = [_with_columns(case, columns[case.id]) for case in cases]
     if matched.table is not None:
         require_all_patients(str(matched.table.path), {case.id: case.columns for case in cases})
     return Dataset(
@@ -64,7 +66,7 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         findings=tuple(findings),
         patients_from=joined.name if any(case.group for case in cases) else "",
         given=tuple(g for g in (*matched.given, joined.given) if g.passed_over),
-        notes=(*joined.notes, *_declared_notes(declared, matched.rows)),
+        notes=(*joined.notes, *spellings, *_declared_notes(declared, matched.rows)),
     )
 
 
@@ -78,17 +80,24 @@ def match_again(root: Path, workspace: Workspace, resample_channels: bool | None
 def _joined(folder: Path, matched: Matched, cases: list[Case]) -> Joined:
     """What a table that lies beside another layout says of each case: its patient, its site."""
     if matched.table is not None:
-        return Joined(matched.table.path.name)
+        notes = (*_unused_tables(folder, matched.table.path), *without_patients(matched.table, holds_images=True))
+        return Joined(matched.table.path.name, notes=notes)
     path = next((found for name in TABLES if (found := table_in(folder, name))), None)
     if path is None:
         others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _OTHER_TABLES and p.is_file())
         note = f"{', '.join(others)}: not read; a table that names patients is called {TABLES[0]}"
         return Joined(notes=(note,) if others else ())
-    return join_table(read_table(path), {row.case for row in matched.rows}, {case.id for case in cases})
+    joined = join_table(read_table(path), {row.case for row in matched.rows}, {case.id for case in cases})
+    return joined._replace(notes=(*joined.notes, *_unused_tables(folder, path)))
+
+
+def _unused_tables(folder: Path, used: Path) -> list[str]:
+    """Name tables of cases that lie beside the one that is used."""
+    others = sorted(p.name for p in folder.iterdir() if p.name.lower() in TABLES and p.name != used.name)
+    return [f"warning: {', '.join(others)}: not used, since {used.name} is"] if others else []
 
 
 def _with_columns(case: Case, columns: dict[str, str]) -> Case:
-    columns = case.columns or columns
     return case.model_copy(update={"group": columns.get("patient"), "columns": columns}) if columns else case
 
 

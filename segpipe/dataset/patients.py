@@ -7,10 +7,23 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from segpipe.core.given import Given, PassedOver
-from segpipe.dataset.tables import CaseTable
+from segpipe.dataset.tables import CaseTable, means_patient
 from segpipe.errors import DatasetError
 
 _FEW_STEMS = 0.75
+_LIKE_PATIENT = re.compile(r"patient|subject|participant|person|proband|pacient|pazient|sujet|mrn", re.IGNORECASE)
+_BEGINNINGS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(sub-[a-z0-9]+)",
+        r"(.+?)[_\-.]ses",
+        r"(.+)[_\-.]",
+        r"(.*\d)[a-z]$",
+        r"(.*\d)t\d+$",
+        r"(.+?)[_\-.]",
+    )
+)
+"""What of an id may name the patient, the plainest first: BIDS, what is before the session, the last part, a letter, a time, the first."""
 _CELLS_OF_FILES = re.compile(r"^(image|label)(_\d+)?$")
 
 
@@ -76,6 +89,7 @@ def join_table(table: CaseTable, cases: Collection[str], usable: Collection[str]
             "without their patients, scans of one patient could be trained and tested on: add their rows"
         )
     notes = [f"{name}: {len(without)} of {len(usable)} cases have no row, such as {without[0]!r}"] if without else []
+    notes += without_patients(table)
     if any(c.startswith("image_") for c in table.columns):
         notes.append(
             f"{name}: its columns of files are not used, since the folders hold the cases; give the table itself to use them"
@@ -83,6 +97,26 @@ def join_table(table: CaseTable, cases: Collection[str], usable: Collection[str]
     given = Given(kind=f"rows of {name}", n_given=len(table.rows), passed_over=(*nameless, *strangers))
     require_all_patients(name, {case: rows[case] for case in usable if case in rows})
     return Joined(name, {case: rows[case] for case in rows if case in cases}, given, tuple(notes))
+
+
+def without_patients(table: CaseTable, *, holds_images: bool = False) -> list[str]:
+    """Return what is to be known of a table that names no patient, as lines; none where it names one.
+
+    Parameters
+    ----------
+    table : CaseTable
+    holds_images : bool
+        Whether it lists the cases themselves: then it need not name patients, and a line is due only if a column looks like theirs.
+    """
+    if any(row.cells.get("patient") for row in table.rows) or not table.rows:
+        return []
+    empty = [c for c in table.columns if means_patient(c)]
+    if not empty and holds_images and not any(_LIKE_PATIENT.search(c) for c in table.columns):
+        return []
+    what = f"the column {empty[0]!r} is empty" if empty else "there is no column 'patient'"
+    return [
+        f"warning: {table.path.name}: {what}; its columns are {', '.join(table.columns)}; cases are not kept together by it"
+    ]
 
 
 def require_all_patients(table: str, columns: Mapping[str, Mapping[str, str]]) -> None:
@@ -147,11 +181,13 @@ def describe_grouping(
 
 def shared_beginning(cases: Collection[str]) -> tuple[str, int] | None:
     """Return the most frequent beginning of ids and their number, where ids look like several scans of fewer patients."""
-    stems = Counter(re.split(r"[_\-](?=[^_\-]*$)", case)[0] or case for case in cases)
-    # Where all share one beginning it is the dataset's name; where hardly any do, it is chance.
-    if not 1 < len(stems) <= _FEW_STEMS * len(cases):
-        return None
-    return stems.most_common(1)[0]
+    for beginning in _BEGINNINGS:
+        found = [beginning.match(case) for case in cases]
+        stems = Counter(case if match is None else match[1] for match, case in zip(found, cases, strict=True))
+        # Where all share one beginning it is the dataset's name; where hardly any do, it is chance.
+        if 1 < len(stems) <= _FEW_STEMS * len(cases):
+            return stems.most_common(1)[0]
+    return None
 
 
 def joined_groups(groups: Mapping[str, str], equal_images: Collection[Collection[str]]) -> dict[str, str]:

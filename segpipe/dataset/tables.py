@@ -21,9 +21,15 @@ _BYTE_ORDER_MARKS = {
 }
 _NUMBERED = re.compile(r"^(image|label)(\d*)$")
 _CASE = ("case", "caseid")
-_PATIENT = ("patient", "patientid", "subject", "subjectid", "participant", "participantid")
-_NOTHING = ("nan", "n/a", "null")
+_PATIENT = re.compile(
+    r"(id)?((patient|subject|participant|person|proband)(en|in|s)?|pacientes?)"
+    r"(id|ids|no|nr|num|number|nummer|name|key|code|identifier)?|pid|mrn"
+)
+"""Names of a column of patients, in small letters and digits alone."""
+_NOTHING = frozenset(("nan", "n/a", "null"))
 """What tools write into an empty cell."""
+_NO_VALUE = _NOTHING | {"na", "none", "<na>", "-", "--", "#n/a", "#nv", "#ref!", "#value!", "#name?"}
+"""What people and spreadsheets write into a cell for nothing; a case may have such a name."""
 
 
 class Row(NamedTuple):
@@ -55,7 +61,7 @@ def read_table(path: Path) -> CaseTable:
     Raises
     ------
     DatasetError
-        If the file is neither, cannot be decoded, two columns have one meaning, or a row has more cells than there are columns.
+        If the file is neither, cannot be decoded, two columns have one meaning, or a row has a cell in a column without a name.
     """
     ending = path.suffix.lower()
     if ending in (".csv", ".tsv"):
@@ -66,14 +72,21 @@ def read_table(path: Path) -> CaseTable:
         raise DatasetError(f"{path}: a table of cases ends in .csv, .tsv or .json")
     names = _names(path, columns)
     _require_whole_numbering(path, list(names.values()))
-    like = None if "patient" in names.values() else _patient_like(columns)
     found = []
     for number, row in rows:
-        filled = {c: "" if v.lower() in _NOTHING else v for c, v in row.items()}
-        cells = {names[c]: v for c, v in filled.items() if c in names}
+        cells = {names[c]: _cell(names[c], v) for c, v in row.items() if c in names}
         if any(cells.values()):
-            found.append(Row(number, cells | ({} if like is None else {"patient": filled[like]})))
-    return CaseTable(path, (*names.values(), *([] if like is None else ["patient"])), tuple(found))
+            found.append(Row(number, cells))
+    by = _patient_column(path, list(names.values()), found)
+    if by is None:
+        return CaseTable(path, tuple(names.values()), tuple(found))
+    with_patient = tuple(Row(row.number, row.cells | {"patient": row.cells[by]}) for row in found)
+    return CaseTable(path, tuple(dict.fromkeys((*names.values(), "patient"))), with_patient)
+
+
+def means_patient(column: str) -> bool:
+    """Tell whether a column's name is one of those of a column of patients: "Patient (ID)", "subject_key", "MRN"."""
+    return _PATIENT.fullmatch(re.sub(r"[^a-z0-9]+", "", column.lower())) is not None
 
 
 def read_json(path: Path) -> Any:
@@ -88,9 +101,18 @@ def read_json(path: Path) -> Any:
     if not content.strip():
         return None
     try:
-        return json.loads(_decoded(path, content))
+        return json.loads(_decoded(path, content), object_pairs_hook=_object)
     except ValueError as error:
         raise DatasetError(f"{path}: is not JSON ({error}); repair it or take it away") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; a name that stands in it with two values is a ValueError, since either may be meant."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{name!r} stands twice in one object, with {found[name]!r} and {value!r}")
+    return found
 
 
 def _decoded(path: Path, content: bytes) -> str:
@@ -125,6 +147,12 @@ def _rows_of_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
                 f"{path}: row {number} has {len(cells)} cells, the header {len(header)} ({', '.join(header)}); put quotes around a "
                 f"cell that holds {delimiter!r}"
             )
+        unnamed = next((n for n, name in enumerate(header) if n and not name and any(cells[n : n + 1])), None)
+        if unnamed is not None:
+            raise DatasetError(
+                f"{path}: row {number} has {cells[unnamed]!r} in column {unnamed + 1}, which has no name; name the column, or put quotes "
+                f"around a cell that holds {delimiter!r}"
+            )
         rows.append((number, dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))))
     _require_once(path, [name for name in header if name])
     return [name for name in header if name], rows
@@ -135,7 +163,7 @@ def _delimiter_of(header: str) -> str:
 
     def worth(delimiter: str) -> tuple[int, int]:
         names = [_squashed(name) for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))]
-        known = sum(name in (*_CASE, *_PATIENT) or bool(_NUMBERED.match(name)) for name in names)
+        known = sum(name in _CASE or means_patient(name) or bool(_NUMBERED.match(name)) for name in names)
         return known, len(names)
 
     return max(_DELIMITERS, key=worth)
@@ -178,10 +206,25 @@ def _name_of(column: str) -> str:
     return "label" if numbered[1] == "label" and number == 1 else f"{numbered[1]}_{number}"
 
 
-def _patient_like(columns: list[str]) -> str | None:
-    """Return the column that names patients by another word; the first in the order of how plain the word is."""
-    squashed = {_squashed(column): column for column in columns}
-    return next((squashed[word] for word in _PATIENT if word in squashed), None)
+def _cell(column: str, text: str) -> str:
+    """Return what a cell says; an empty text where it says that there is nothing."""
+    return "" if text.lower() in (_NOTHING if column == "case" else _NO_VALUE) else text
+
+
+def _patient_column(path: Path, columns: list[str], rows: list[Row]) -> str | None:
+    """Return the column that names patients: the fullest, and of equally full ones ``patient``, else the first."""
+    filled = {c: [row.cells.get(c, "") for row in rows] for c in columns if means_patient(c)}
+    if not filled:
+        return None
+    chosen = max(filled, key=lambda c: (sum(map(bool, filled[c])), c == "patient"))
+    for other, names in filled.items():
+        pairs = {(a, b) for a, b in zip(filled[chosen], names, strict=True) if a and b}
+        if not len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
+            raise DatasetError(
+                f"{path}: the columns {other} and {chosen} both name patients and keep different cases together; keep one of them, or "
+                "rename the other"
+            )
+    return chosen
 
 
 def _require_once(path: Path, names: list[str], spelled: dict[str, str] | None = None) -> None:

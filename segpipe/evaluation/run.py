@@ -14,7 +14,7 @@ from segpipe.dataset.check import label_problems, value_counts
 from segpipe.dataset.entries import entries_of
 from segpipe.dataset.grids import LabelFile, labels_exactly_on
 from segpipe.dataset.load import read_label_file
-from segpipe.errors import CaseError, DatasetError
+from segpipe.errors import CaseError, DatasetError, UsageError
 from segpipe.evaluation.schema import CaseScores, Evaluation
 from segpipe.evaluation.score import SCORED_AS_OF, mean_over_labels, score_case, summarise_label
 from segpipe.execution import processes
@@ -117,12 +117,17 @@ def match_pairs(predictions: Path, references: Path) -> Matched:
 
     Raises
     ------
+    UsageError
+        If one is a file and the other a folder.
     DatasetError
         If there is nothing to compare.
     """
     for path in (predictions, references):
         if not path.exists():
             raise DatasetError(f"{path}: no such file or folder")
+    if predictions.is_dir() != references.is_dir():
+        file, folder = (predictions, references) if references.is_dir() else (references, predictions)
+        raise UsageError(f"{file} is a file and {folder} is a folder; give two files, or two folders")
     if references.is_file():
         case = stem_of(references)
         return Matched([(case, predictions, references)], {}, {}, ())

@@ -1,5 +1,6 @@
 """What to predict: one file, a folder, or a manifest, as cases. Nothing is decoded."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,9 @@ def find_inputs(
     elif source.suffix.lower() in (".csv", ".tsv", ".json"):
         cases = _manifest_cases(source, output)
     else:
-        place = output if ending_of(output) else output / f"{stem_of(source)}{output_ending(source)}"
-        cases = [InputCase(stem_of(source), (source,), place, _lone_channel(source, n_channels))]
+        name = _lone_id(source, n_channels, digits)
+        place = output if ending_of(output) else output / f"{name}{output_ending(source)}"
+        cases = [InputCase(name, (source,), place, _lone_channel(source, n_channels))]
     if not cases:
         raise DatasetError(f"{source}: no image file and no DICOM found; endings read: {', '.join(IMAGE_ENDINGS)}")
     images = {image.resolve() for case in cases for image in case.images}
@@ -94,7 +96,7 @@ def _cases_in(
     source: Path, output: Path, n_channels: int, digits: Digits, note: Callable[[str], None]
 ) -> list[InputCase]:
     cases = []
-    entries, volumes = without_segmentations(entries_of(source)), dicom_volumes(source)
+    entries, volumes = without_segmentations(entries_of(source, output=output)), dicom_volumes(source)
     if holds_dicom(source, below=False) and (not volumes or {*entries.images, *volumes} == {*volumes[:1]}):
         # The files of a series lie in it: the folder is the image, and what is below belongs to it.
         place = output if ending_of(output) else output / f"{source.name}{output_ending(source)}"
@@ -115,6 +117,16 @@ def _cases_in(
     known = {case.id for case in cases}
     lost = {name: why for name, why in entries.lost if name not in known}
     return cases + [InputCase(name, (), output / f"{name}.nii.gz", why) for name, why in sorted(lost.items())]
+
+
+def _lone_id(source: Path, n_channels: int, digits: Digits) -> str:
+    """Return the id of a file alone: that which it has where its folder is given."""
+    found = numbered(stem_of(source))
+    if found is None or n_channels != 1:
+        return stem_of(source)
+    family = [p for p in source.parent.iterdir() if ending_of(p) and (n := numbered(stem_of(p))) and n[0] == found[0]]
+    cases, _ = cases_to_predict(family, n_channels, digits, channels_within)
+    return next(case for case, channels in cases.items() for files in channels.values() if source in files)
 
 
 def _lone_channel(source: Path, n_channels: int) -> str | None:
@@ -151,21 +163,26 @@ def _manifest_cases(path: Path, output: Path) -> list[InputCase]:
         raise DatasetError(
             f"{path}: no column of images; its columns are {', '.join(table.columns) or 'none'}; expected case, image[, image_2...]"
         )
-    cases: dict[str, InputCase] = {}
+    named: dict[str, list[Row]] = defaultdict(list)
     for row in table.rows:
-        case = _manifest_case(table, row, output)
-        if case.id in cases or "/" in case.id:
-            named = "" if row.cells.get("case") else " (the name of the image's file: no column 'case' names another)"
-            raise DatasetError(
-                f"{path}: row {row.number}: case {case.id!r}{named} stands twice or cannot be a file name; give each case its own id"
-            )
-        cases[case.id] = case
-    return list(cases.values())
+        named[_id_of(table, row)].append(row)
+    return [_manifest_case(table, case, rows, output) for case, rows in named.items()]
 
 
-def _manifest_case(table: CaseTable, row: Row, output: Path) -> InputCase:
-    images, problem = image_paths(table, row)
-    case = row.cells.get("case") or (stem_of(images[0]) if images else f"row {row.number}")
+def _id_of(table: CaseTable, row: Row) -> str:
+    images, _ = image_paths(table, row)
+    return row.cells.get("case") or (stem_of(images[0]) if images else f"row {row.number}")
+
+
+def _manifest_case(table: CaseTable, case: str, rows: list[Row], output: Path) -> InputCase:
+    """Return the case of one id. Several rows of it, or an id that is no file's name, are its problem and no other case's."""
+    unnamed = "" if rows[0].cells.get("case") else " (the name of the image's file: no column 'case' names another)"
+    if len(rows) > 1 or "/" in case:
+        numbers = ", ".join(str(row.number) for row in rows)
+        wrong = "stands twice" if len(rows) > 1 else "cannot be a file name"
+        refused = f"row {numbers} of {table.path.name}: case {case!r}{unnamed} {wrong}; give each case its own id"
+        return InputCase(case, (), output / f"{case.replace('/', '_')}.nii.gz", refused)
+    images, problem = image_paths(table, rows[0])
     absent = next((why for image in images if (why := absence_of(image))), None)
     ending = output_ending(images[0]) if images else ".nii.gz"
     return InputCase(case, tuple(images), output / f"{case}{ending}", problem[1] if problem else absent)

@@ -9,7 +9,7 @@ import numpy as np
 
 from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels, smallest_dtype
-from segpipe.dataset.entries import entries_of
+from segpipe.dataset.entries import absence_of, entries_of
 from segpipe.dataset.load import read_labels
 from segpipe.errors import CaseError, DatasetError, SegpipeError
 from segpipe.execution import processes
@@ -58,7 +58,7 @@ def apply_to_folder(
     SegpipeError
         If an output is there already, or a rule names a label that there is not.
     """
-    files = [f for f in entries_of(predictions).images if f.is_file()] if predictions.is_dir() else []
+    files = [f for f in entries_of(predictions).images if not f.is_dir()] if predictions.is_dir() else []
     stems = {stem_of(f) for f in files}
     # What `predict --save-uncertainty` wrote beside a segmentation is none.
     files = [f for f in files if stem_of(f).removesuffix("_uncertainty") not in stems - {stem_of(f)}]
@@ -71,8 +71,10 @@ def apply_to_folder(
     targets = [output / f"{stem_of(f)}{output_ending(f)}" for f in files]
     if there := next((t for t in targets if t.exists()), None):
         raise SegpipeError(f"{there}: is there already; choose a new folder")
+    failed = {f.name: why for f in files if (why := absence_of(f)) is not None}
+    files = [f for f in files if f.name not in failed]
     tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]
-    changed, failed = {}, {}
+    changed = {}
     n_values, alone = 0, []
     for outcome in processes.map_cases(
         _clean, tasks, workers=workers, bytes_each=BYTES_A_LABEL_VOXEL * most_voxels(files)

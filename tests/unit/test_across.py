@@ -118,3 +118,22 @@ def test_one_image_under_two_ids():
 
 def test_three_cases_are_too_few_to_tell_the_odd_one():
     assert warned([*usual(2), case("odd", spacing=(40, 40, 40))]) == set()
+
+
+def test_one_label_of_several_images():
+    cases = [case("a", label="one"), case("b", label="one"), case("c"), case("d", label="one", image="image a")]
+    assert warned(cases) & {("b", "equal labels"), ("c", "equal labels"), ("d", "equal labels")} == {
+        ("b", "equal labels")
+    }
+    message = next(f.message for f in compare_cases(cases, None, ["CT"], {}) if f.rule == "equal labels")
+    assert message.startswith("its label equals that of a")
+
+
+@pytest.mark.parametrize("labels", [{}, {1: 40 * 100 * 100}])
+def test_labels_that_are_empty_or_full_may_be_equal(labels):
+    assert warned([case("a", label="one", labels=labels), case("b", label="one", labels=labels)]) == set()
+
+
+def test_one_label_of_several_images_of_a_patient_is_a_note():
+    cases = [case("a", label="one"), case("b", label="one")]
+    assert warned(cases, groups={"a": "P", "b": "P"}) == set()

@@ -77,3 +77,31 @@ def test_a_folder_of_dicom_files_is_an_image(tmp_path):
     write_series(tmp_path / "ct")
     assert names(tmp_path) == ["ct"]
     assert not entries_of(tmp_path).given.passed_over
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.nii.gz.md5", "checksums.md5", "x.label", "b.sha256", "b.sha1", "b.asc", "b.lock", "b.tmp", "b.bak", "scene.mrml",
+     "w.itksnap", "b.annot.xml", "a.nii.gz.unknown", "a.nii.gz.annot.unknown"],
+)  # fmt: skip
+def test_what_accompanies_images_loses_no_case(tmp_path, name):
+    put(tmp_path / "a.nii.gz")
+    (tmp_path / name).write_bytes(b"x")
+    entries = entries_of(tmp_path)
+    assert not entries.lost
+    assert [p.what for p in entries.given.passed_over] == [name]
+
+
+@pytest.mark.parametrize("output", ["out", "results/out"])
+def test_the_folder_for_results_is_not_counted(tmp_path, output):
+    put(tmp_path / "a.nii.gz")
+    put(tmp_path / output / "a.nii.gz")
+    put(tmp_path / "p1" / "b.nii.gz")
+    entries = entries_of(tmp_path, output=tmp_path / output)
+    assert [p.what for p in entries.given.passed_over] == ["p1/ (1 image)"]
+
+
+def test_a_folder_with_results_and_images_is_counted(tmp_path):
+    put(tmp_path / "p1" / "out" / "b.nii.gz")
+    put(tmp_path / "p1" / "b.nii.gz")
+    assert entries_of(tmp_path, output=tmp_path / "p1" / "out").given.loses_a_case

@@ -6,7 +6,8 @@ import pytest
 import segpipe
 from segpipe.core.labels import Labels
 from segpipe.core.progress import Watch
-from segpipe.errors import DatasetError
+from segpipe.errors import DatasetError, UsageError
+from segpipe.evaluation.run import match_pairs
 from segpipe.evaluation.schema import Evaluation
 from segpipe.evaluation.score import SCORED_AS_OF, score_case, summarise_label
 from segpipe.io.formats import write_volume
@@ -190,3 +191,11 @@ def test_an_evaluation_says_by_which_rules_it_was_scored_and_older_ones_are_read
     read = Evaluation.from_json(json.dumps(old), advice="")
     assert (read.scored_as_of, read.nsd_unit, read.cases) == ("", "voxels", result.cases)
     assert json.loads(read.to_json()) == old
+
+
+@pytest.mark.parametrize("names", [("a.nii.gz", "folder"), ("folder", "a.nii.gz")])
+def test_a_file_and_a_folder_are_no_pair(tmp_path, names):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.nii.gz").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"is a file and .* is a folder; give two files, or two folders"):
+        match_pairs(*(tmp_path / name for name in names))

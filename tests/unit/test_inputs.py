@@ -70,8 +70,33 @@ def test_ids_from_file_names_that_collide_say_so(tmp_path):
     for patient in ("p1", "p2"):
         put(tmp_path / patient / "ct.nii.gz")
     (tmp_path / "new.csv").write_text("image\np1/ct.nii.gz\np2/ct.nii.gz\n")
-    with pytest.raises(DatasetError, match="no column 'case' names another"):
-        found(tmp_path, 1, "new.csv")
+    assert "no column 'case' names another" in found(tmp_path, 1, "new.csv")["ct"]
+
+
+def test_an_id_that_stands_twice_costs_its_rows_alone(tmp_path):
+    put(tmp_path / "ct.nii.gz")
+    (tmp_path / "new.csv").write_text("case,image\na,ct.nii.gz\nb,ct.nii.gz\na,ct.nii.gz\nc/d,ct.nii.gz\n")
+    problems = found(tmp_path, 1, "new.csv")
+    assert "row 1, 3 of new.csv: case 'a' stands twice" in problems["a"]
+    assert problems["b"] is None
+    assert "cannot be a file name" in problems["c/d"]
+
+
+def test_a_file_alone_is_named_as_its_folder_names_it(tmp_path):
+    put(tmp_path / "in" / "b_0000.nii.gz")
+    for digits in ("channel", "case"):
+        assert found(tmp_path, 1, "in/b_0000.nii.gz", digits=digits) == found(tmp_path, 1, digits=digits)
+    (case,) = find_inputs(tmp_path / "in" / "b_0000.nii.gz", tmp_path / "out", 1)
+    assert (case.id, case.output.name) == ("b", "b.nii.gz")
+
+
+def test_the_output_folder_in_the_input_folder_is_no_input(tmp_path):
+    put(tmp_path / "in" / "a.nii.gz")
+    put(tmp_path / "in" / "out" / "a.nii.gz")
+    put(tmp_path / "in" / "out" / "z.nii.gz")
+    notes = []
+    cases = find_inputs(tmp_path / "in", tmp_path / "in" / "out", 1, note=notes.append)
+    assert ([case.id for case in cases], notes) == (["a"], [])
 
 
 def test_one_channel_of_several_beside_its_sister_asks_for_the_folder(tmp_path):

@@ -410,3 +410,83 @@ def test_a_table_of_another_name_is_named(pairs):
     (pairs / "participants.tsv").rename(pairs / "cases.tsv")
     (pairs / "cases.tsv").write_text("case\tpatient\na\tp\nb\tp\n")
     assert match_dataset(pairs).patients_from == "cases.tsv"
+
+
+def small_pairs(folder, cases=("a", "b")):
+    for case in cases:
+        put(folder / "images" / f"{case}.nii.gz")
+        put(folder / "labels" / f"{case}.nii.gz")
+
+
+def test_a_table_that_is_a_link_to_nothing_is_named(tmp_path):
+    small_pairs(tmp_path)
+    (tmp_path / "cases.csv").symlink_to(tmp_path / "gone" / "cases.csv")
+    with pytest.raises(DatasetError, match=r"cases\.csv: link to .*which is not there"):
+        match_dataset(tmp_path)
+
+
+def test_a_table_beside_a_manifest_is_named_as_not_used(tmp_path):
+    small_pairs(tmp_path)
+    (tmp_path / "my.csv").write_text("case,image,label\na,images/a.nii.gz,labels/a.nii.gz\n")
+    (tmp_path / "cases.csv").write_text("case,patient\na,P\nb,P\n")
+    assert any("cases.csv: not used, since my.csv is" in note for note in match_dataset(tmp_path / "my.csv").notes)
+
+
+def test_spellings_of_a_patient_are_one_patient(tmp_path):
+    small_pairs(tmp_path)
+    (tmp_path / "cases.csv").write_text("case,patient\na,P1\nb,p1\n")
+    found = match_dataset(tmp_path)
+    assert [case.group for case in found.cases] == ["P1", "P1"]
+    assert any("'P1', 'p1' are one patient" in note for note in found.notes)
+
+
+def test_a_manifest_without_labels_names_its_columns(tmp_path):
+    small_pairs(tmp_path)
+    (tmp_path / "my.csv").write_text("case,image,mask\na,images/a.nii.gz,labels/a.nii.gz\n")
+    with pytest.raises(DatasetError, match="no column 'label'; its columns are case, image_1, mask"):
+        match_dataset(tmp_path / "my.csv")
+
+
+def test_a_folder_of_labels_that_is_a_link_to_nothing_is_named(tmp_path):
+    put(tmp_path / "imagesTr" / "a_0000.nii.gz")
+    (tmp_path / "labelsTr").symlink_to(tmp_path / "gone")
+    with pytest.raises(DatasetError, match=r"labelsTr: link to .*which is not there"):
+        match_dataset(tmp_path)
+
+
+def test_two_values_of_one_name_are_refused(pairs):
+    (pairs / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "A", "2": "A"}}))
+    with pytest.raises(DatasetError, match="the values 1, 2 have one name, 'A'"):
+        match_dataset(pairs)
+
+
+LISTS = {
+    "decathlon": json.dumps({"training": [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}]}),
+    "nnunet": json.dumps({"dataset": {"a": {"images": ["images/a.nii.gz"], "label": "labels/a.nii.gz"}}}),
+    "manifest": "case,image,label\na,images/a.nii.gz,labels/a.nii.gz\n",
+}
+
+
+@pytest.mark.parametrize("layout", LISTS)
+def test_what_a_list_leaves_out_is_counted_and_no_lost_case(tmp_path, layout):
+    small_pairs(tmp_path)
+    (tmp_path / "images" / "c.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (tmp_path / "images" / "d.unknown").write_bytes(b"x")
+    (tmp_path / "images" / "notes.txt").write_text("x")
+    (tmp_path / ("cases.csv" if layout == "manifest" else "dataset.json")).write_text(LISTS[layout])
+    found = match_dataset(tmp_path)
+    assert (found.layout, ids(found), found.findings) == (layout, ["a"], ())
+    left = {item.what for given in found.given if given.kind == "images of images/" for item in given.passed_over}
+    assert left == {"b.nii.gz", "c.nii.gz", "d.unknown"}
+    assert not any(given.loses_a_case for given in found.given)
+
+
+def test_folders_of_patients_are_one_count(tmp_path):
+    rows = ["case,image,label"]
+    for n in range(6):
+        for name in ("ct", "seg", "other"):
+            put(tmp_path / f"P{n}" / f"{name}.nii.gz")
+        rows.append(f"c{n},P{n}/ct.nii.gz,P{n}/seg.nii.gz")
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    (given,) = match_dataset(tmp_path).given
+    assert (given.kind, given.n_given, len(given.passed_over)) == ("images of 6 folders", 18, 6)

@@ -1,6 +1,6 @@
 import pytest
 
-from segpipe.dataset.patients import describe_grouping, join_table, joined_groups, shared_beginning
+from segpipe.dataset.patients import describe_grouping, join_table, joined_groups, shared_beginning, without_patients
 from segpipe.dataset.tables import read_table
 from segpipe.errors import DatasetError
 
@@ -57,7 +57,28 @@ def test_rows_of_other_cases_are_counted(tmp_path):
 
 def test_a_table_of_sites_may_lack_a_row_and_says_so(tmp_path):
     found = joined(tmp_path, table(CASES[:9], "case,site"))
-    assert found.notes == ("cases.csv: 1 of 10 cases have no row, such as '010'",)
+    assert found.notes[0] == "cases.csv: 1 of 10 cases have no row, such as '010'"
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (
+            table(CASES, "case,Klinikfall"),
+            "there is no column 'patient'; its columns are case, Klinikfall; cases are not kept",
+        ),
+        ("case;patient;site\n" + "\n".join(f"{c};;A" for c in CASES), "the column 'patient' is empty; its columns are"),
+    ],
+)
+def test_a_table_that_names_no_patient_says_so(tmp_path, text, note):
+    (line,) = joined(tmp_path, text).notes
+    assert note in line
+
+
+def test_a_manifest_need_not_name_patients_but_may_seem_to(tmp_path):
+    for header, said in (("case,image,site", 0), ("case,image,Klinikpatient", 1), ("case,image,patient", 0)):
+        (tmp_path / "cases.csv").write_text(f"{header}\na,a.nii.gz,7\n")
+        assert len(without_patients(read_table(tmp_path / "cases.csv"), holds_images=True)) == said
 
 
 def test_how_cases_are_grouped_is_one_line():
@@ -79,6 +100,17 @@ def test_how_cases_are_grouped_is_one_line():
         (["p1-a", "p1-b", "p2-a"], ("p1", 2)),
         (["liver_1", "liver_2", "liver_3"], None),
         (["a", "b", "c"], None),
+        (["sub-01_ses-1_T1w", "sub-01_ses-2_T1w", "sub-02_ses-1_T1w", "sub-02_ses-2_T1w"], ("sub-01", 2)),
+        (["x1_ses-1_a", "x1_ses-2_a", "x2_ses-1_a"], ("x1", 2)),
+        (["P01_2019_T1", "P01_2020_T1", "P02_2020_T1"], ("P01", 2)),
+        (["p1a", "p1b", "p2a", "p2b"], ("p1", 2)),
+        (["P01.1", "P01.2", "P02.1"], ("P01", 2)),
+        (["P01T1", "P01T2", "P02T1"], ("P01", 2)),
+        ([f"case_{n}" for n in range(12)], None),
+        ([f"hippocampus_{n:03d}" for n in range(12)], None),
+        ([f"BraTS20_Training_{n:03d}" for n in range(12)], None),
+        ([f"case{n}" for n in range(12)], None),
+        ([f"sub-{n:02d}_T1w" for n in range(12)], None),
     ],
 )
 def test_ids_that_look_like_several_scans(cases, found):

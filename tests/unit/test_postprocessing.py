@@ -8,6 +8,7 @@ from segpipe.errors import SegpipeError
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile
 from segpipe.postprocessing.apply import apply_rules
+from segpipe.postprocessing.run import apply_to_folder
 from segpipe.postprocessing.schema import EVERYTHING, PostprocessingRules, Rule
 from tests.helpers.inference import small_plan
 from tests.phantoms import axis_grid
@@ -244,3 +245,12 @@ class Listening(Watch):
 
     def note(self, text):
         self.notes.append(text)
+
+
+def test_a_link_to_nothing_is_a_failed_case(tmp_path):
+    source = tmp_path / "in"
+    write_volume(source / "a.nii.gz", scene(), axis_grid(SHAPE, SPACING))
+    (source / "b.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    cleaned = apply_to_folder(source, tmp_path / "out", (Rule(label=EVERYTHING, keep="largest"),), None, workers=1)
+    assert cleaned.changed.keys() == {"a.nii.gz"}
+    assert "which is not there" in cleaned.failed["b.nii.gz"]

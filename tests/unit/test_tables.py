@@ -42,7 +42,11 @@ def test_a_table_is_read_as_spreadsheets_save_it(tmp_path, content):
     assert cells(tmp_path / "cases.csv") == CELLS
 
 
-@pytest.mark.parametrize("header", ["PatientID", "patient_id", "Patient ID", "subject", "Subject_ID", "participant_id"])
+@pytest.mark.parametrize(
+    "header",
+    ["PatientID", "patient_id", "Patient ID", "subject", "Subject_ID", "participant_id", "Patientennummer", "Patienten-ID",
+     "Patient (ID)", "Patient #", "Patient No.", "patients", "MRN", "pid", "Paciente", "subject_key", "ID Patient", "Proband"],
+)  # fmt: skip
 def test_patients_by_another_word(tmp_path, header):
     (tmp_path / "cases.csv").write_text(f"case,{header}\n001,P1\n002,n/a\n")
     table = read_table(tmp_path / "cases.csv")
@@ -55,6 +59,29 @@ def test_patients_by_another_word(tmp_path, header):
 def test_patient_is_believed_before_another_word(tmp_path):
     (tmp_path / "cases.csv").write_text("case,subject,patient\n001,S1,P1\n")
     assert cells(tmp_path / "cases.csv") == [{"case": "001", "subject": "S1", "patient": "P1"}]
+
+
+@pytest.mark.parametrize("header", ["patient_age", "person_years", "patient_sex", "impatient", "subjective score"])
+def test_what_is_said_of_a_patient_names_none(tmp_path, header):
+    (tmp_path / "cases.csv").write_text(f"case;{header}\n001;P1\n")
+    assert "patient" not in read_table(tmp_path / "cases.csv").columns
+
+
+def test_the_fuller_of_two_columns_of_patients_is_used(tmp_path):
+    (tmp_path / "cases.csv").write_text("case,patient,mrn\n001,,17\n002,,17\n")
+    assert [row.cells["patient"] for row in read_table(tmp_path / "cases.csv").rows] == ["17", "17"]
+
+
+def test_an_index_without_a_name_is_left_out(tmp_path):
+    (tmp_path / "cases.csv").write_text(",case,patient\n0,001,P1\n")
+    assert cells(tmp_path / "cases.csv") == [{"case": "001", "patient": "P1"}]
+
+
+@pytest.mark.parametrize("empty", ["NA", "n/a", "None", "nan", "-", "#N/A", "#NV"])
+def test_words_for_nothing_are_empty_cells(tmp_path, empty):
+    (tmp_path / "cases.csv").write_text(f"case;image;image_2;patient;site\nx;a.nii.gz;{empty};{empty};{empty}\n")
+    expected = {"case": "x", "image_1": "a.nii.gz", "image_2": "", "patient": "", "site": ""}
+    assert cells(tmp_path / "cases.csv") == [expected]
 
 
 def test_decimal_commas_stay_in_their_cell(tmp_path):
@@ -71,6 +98,8 @@ def test_decimal_commas_stay_in_their_cell(tmp_path):
         ("case,patient,Patient\n001,a,b\n", "patient, Patient have one meaning"),
         ("case,image,image_1\n001,a,b\n", "image, image_1 have one meaning"),
         ("case,image_1,image_3\n001,a,b\n", "image_1, image_3; expected"),
+        ("case,age,patient,\n001,63,5,P1\n", "row 1 has 'P1' in column 4, which has no name"),
+        ("case,subject,patient\n001,S1,P1\n002,S1,P2\n", "subject and patient both name patients"),
         ("case,a,a\n001,1,2\n", "a, a have one meaning"),
     ],
 )
@@ -90,3 +119,11 @@ def test_json_of_any_encoding(tmp_path, encoding):
 def test_rows_keep_their_place_in_the_file(tmp_path):
     (tmp_path / "cases.csv").write_text("case,patient\n,\n001,a\n")
     assert [row.number for row in read_table(tmp_path / "cases.csv").rows] == [2]
+
+
+def test_json_in_which_a_name_has_two_values_is_refused(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "A": 1, "A": 2}}')
+    with pytest.raises(DatasetError, match="'A' stands twice in one object, with 1 and 2"):
+        read_json(tmp_path / "dataset.json")
+    (tmp_path / "dataset.json").write_text('{"A": 1, "A": 1}')
+    assert read_json(tmp_path / "dataset.json") == {"A": 1}

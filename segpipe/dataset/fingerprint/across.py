@@ -5,6 +5,7 @@ Each rule is wide, so that the variety of good data gives no warning: it takes t
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,8 @@ from segpipe.dataset.schema import Finding, Severity
 
 RULES = frozenset(
     (
-        "equal images", "label is an image", "unusual spacing", "unusual extent", "unusual intensities", "many label values",
-        "rare label value",
+        "equal images", "equal labels", "label is an image", "unusual spacing", "unusual extent", "unusual intensities",
+        "many label values", "rare label value",
     )
 )  # fmt: skip
 """Rules of the findings that this module makes."""
@@ -60,7 +61,7 @@ def compare_cases(
         Patient (or the case itself) of each case.
     """
     known = [case.fingerprint for case in cases]
-    findings = _equal_to_a_label(cases) + _under_two_ids(cases, groups)
+    findings = _equal_to_a_label(cases) + _under_two_ids(cases, groups) + _with_one_label(cases, groups)
     if len(known) >= FEWEST_CASES:
         findings += _sizes(known) + _intensities(known, channel_names) + _label_values(known, declared)
     return sorted(findings, key=lambda f: f.case)
@@ -88,6 +89,25 @@ def _under_two_ids(cases: Sequence[MeasuredCase], groups: Mapping[str, str]) -> 
                 f"its image equals that of {first}: one scan under two ids; they are kept on one side of every split"
             )
             found.append(_finding(other, "equal images", message, severity))
+    return found
+
+
+def _with_one_label(cases: Sequence[MeasuredCase], groups: Mapping[str, str]) -> list[Finding]:
+    """Cases of different images that have one label: a file was copied, or a path stands in two rows."""
+    firsts: dict[str, MeasuredCase] = {}
+    found = []
+    for case in cases:
+        n_labelled, n_voxels = sum(case.fingerprint.label_voxels.values()), prod(case.fingerprint.shape)
+        # That labels are empty, or fill their images, is no coincidence.
+        if not 0 < n_labelled < n_voxels:
+            continue
+        first = firsts.setdefault(case.label_digest, case)
+        if first.image_digest == case.image_digest:
+            continue
+        one, other = first.fingerprint.case, case.fingerprint.case
+        severity: Severity = "note" if groups.get(other) == groups.get(one) else "warning"
+        message = f"its label equals that of {one}, voxel by voxel, and the images differ; give each case its own label"
+        found.append(_finding(other, "equal labels", message, severity))
     return found
 
 
