@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 _START, _END, _SCAN = b"\xff\xd8", 0xD9, 0xDA
 _RESTARTS = range(0xD0, 0xD8)
 _FRAMES = (0xC0, 0xC1, 0xC2)
-"""Frame markers of lossy Huffman coding: baseline, extended, progressive."""
+"""Frames of Huffman coding with loss: baseline, extended, progressive."""
 _PROGRESSIVE = 0xC2
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")

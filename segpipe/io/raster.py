@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segpipe.core.geometry import Grid
 from segpipe.errors import UnreadableFileError
+from segpipe.io.bmp_data import indices_with_other_bits
 from segpipe.io.jpeg_end import is_cut_short
 from segpipe.io.notes import Note
 from segpipe.io.picture_values import (
@@ -82,7 +83,11 @@ def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[A
             if levels is None:
                 return indices[None, None], grid
             ordered = levels[0] == 0 and bool((np.diff(levels.astype(np.int64)) > 0).all())
-            return as_declared([levels[indices], *([indices] if ordered else [])], accepted)[None, None], grid
+            readings = [levels[indices], *([indices] if ordered else [])]
+            if levels.tolist() == [255, 0]:
+                # White is 1, as where the palette begins with black.
+                readings.insert(0 if picture.format == "BMP" else 1, levels[indices] // np.uint8(255))
+            return as_declared(readings, accepted)[None, None], grid
         samples = _samples(path, picture)[:, None]
         few = 1 if picture.mode == "1" else bits
         if few in (1, 2, 4):
@@ -197,8 +202,13 @@ def _require_whole_jpeg(path: Path) -> None:
 def _samples(path: Path, picture: Any) -> NDArray[Any]:
     """Samples of a picture without palette (C, Y, X), transparency taken away, grey of few bits spread over 8."""
     _require_opaque(path, picture)
-    pixels = np.array(picture)
-    if pixels.dtype == np.bool_:
+    found = indices_with_other_bits(path, picture)
+    pixels = np.array(picture) if found is None else found
+    if picture.mode == "1":
+        if pixels.size and pixels.max() > 1:
+            raise UnreadableFileError(
+                f"{path}: a pixel has colour {pixels.max()} of a palette of 2; save it again from its source"
+            )
         pixels = spread(pixels.astype(np.uint8), 1)
     samples = np.moveaxis(pixels.reshape((*pixels.shape[:2], -1)), -1, 0)
     return samples[: _CHANNELS[picture.mode]]

@@ -386,3 +386,54 @@ def test_interlaced_png_has_the_bytes_of_its_seven_passes(tmp_path, size):
     assert interlaced(n).array.shape == (1, 1, *size)
     with pytest.raises(UnreadableFileError, match="1 bytes less than its header states"):
         interlaced(n - 1)
+
+
+def bmp(path, indices, greys, bits):
+    """A BMP with a palette of greys; its rows are stored from the bottom."""
+    rows = [packed(row[None], bits) for row in indices[::-1]]
+    data = b"".join(row.ljust(-(-len(row) // 4) * 4, b"\0") for row in rows)
+    palette = b"".join(bytes((g, g, g, 0)) for g in greys)
+    start, (height, width) = 54 + len(palette), indices.shape
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, len(data), 0, 0, len(greys), 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + header + palette + data)
+    return path
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 9])
+@pytest.mark.parametrize(
+    ("bits", "greys"),
+    [
+        (4, range(16)),
+        (4, range(3)),
+        (4, (0, 255)),
+        (8, (0, 255)),
+        (8, range(256)),
+        (1, (0, 255)),
+        (4, range(0, 256, 17)),
+    ],
+)
+def test_a_bmp_with_a_palette_of_greys_has_its_own_number_of_bits(tmp_path, width, bits, greys):
+    indices = np.random.default_rng(0).integers(0, len(greys), (5, width)).astype(np.uint8)
+    path = bmp(tmp_path / "a.bmp", indices, greys, bits)
+    np.testing.assert_array_equal(read_volume(path).array[0, 0], np.array(greys, np.uint8)[indices])
+    white = max(greys) if len(greys) > 2 else 1
+    assert read_label_volume(path).array.max() <= white
+
+
+def test_an_index_of_a_bmp_outside_of_black_and_white_is_refused(tmp_path):
+    path = bmp(tmp_path / "a.bmp", np.array([[0, 1, 5, 0]]), (0, 255), 4)
+    with pytest.raises(UnreadableFileError, match="colour 5 of a palette of 2"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("greys", [(0, 255), (255, 0)])
+def test_white_of_a_mask_of_one_bit_is_1_whatever_the_order_of_its_palette(tmp_path, greys):
+    white = np.random.default_rng(0).integers(0, 2, (5, 9)).astype(np.uint8)
+    stored = white if greys[0] == 0 else 1 - white
+    path = bmp(tmp_path / "a.bmp", stored, greys, 1)
+    np.testing.assert_array_equal(read_volume(path).array[0, 0], white * 255)
+    for accepted, value in ((None, 1), ((0, 1), 1), ((0, 255), 255)):
+        np.testing.assert_array_equal(read_label_volume(path, accepted).array[0, 0], white * value)
+    path = png(tmp_path / "a.png", stored, 1, 3, (b"PLTE", bytes(g for g in greys for _ in range(3))))
+    for accepted, value in ((None, 255), ((0, 1), 1), ((0, 255), 255)):
+        np.testing.assert_array_equal(read_label_volume(path, accepted).array[0, 0], white * value)
