@@ -16,6 +16,7 @@ from segpipe.workflows.project import Project
 
 _MOST_LABELS = 40
 """Label values that are listed; of more, the rest is counted."""
+_WARNING = "warning: "
 _FILE = re.compile(r"^\S+\.\w+: ")
 
 
@@ -42,7 +43,7 @@ def page(result: CheckResult, _: CheckOptions) -> Page:
         [f"case {c.id}", f"{', '.join(i.path.name for i in c.images)} + {c.label.path.name if c.label else '-'}"]
         for c in found.cases[:3]
     ]
-    rows += [["note", note] for note in result.notes]
+    rows += [["warning" if note.startswith(_WARNING) else "note", note.removeprefix(_WARNING)] for note in result.notes]
     wrong: str | Table = f"nothing wrong with {len(found.cases)} case(s)"
     if findings:
         wrong = Table(f"{len(findings)} finding(s)", ["case", "", "rule", "what"], _together(findings))

@@ -5,8 +5,11 @@ import pytest
 
 from segpipe.core.labels import Labels
 from segpipe.dataset.match import match_dataset
+from segpipe.dataset.run import CheckResult
 from segpipe.errors import DatasetError
 from segpipe.io.formats import write_volume
+from segpipe.workflows.check import page
+from segpipe.workflows.options import CheckOptions
 from tests.phantoms import axis_grid
 
 GRID = axis_grid((3, 4, 5))
@@ -490,3 +493,9 @@ def test_folders_of_patients_are_one_count(tmp_path):
     (tmp_path / "cases.csv").write_text("\n".join(rows))
     (given,) = match_dataset(tmp_path).given
     assert (given.kind, given.n_given, len(given.passed_over)) == ("images of 6 folders", 18, 6)
+
+
+def test_a_warning_about_the_whole_dataset_is_shown_as_one(pairs):
+    shown = page(CheckResult(match_dataset(pairs), (), notes=("warning: first", "second")), CheckOptions(dataset=pairs))
+    table = shown.parts[0]
+    assert [list(row) for row in table.rows[-2:]] == [["warning", "first"], ["note", "second"]]
