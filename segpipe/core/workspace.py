@@ -195,9 +195,14 @@ class Workspace:
         """The report's page."""
         return self.root / "report" / "index.html"
 
+    @property
+    def case_folder(self) -> Path:
+        """Folder of the decoded cases: the workspace's own, or one that workspaces share."""
+        return self.decoded or self.root / "cases"
+
     def case(self, case: str) -> CaseFiles:
         """Files of one decoded case."""
-        return CaseFiles((self.decoded or self.root / "cases") / case)
+        return CaseFiles(self.case_folder / case)
 
     @property
     def arrays(self) -> Path:

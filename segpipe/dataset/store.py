@@ -6,12 +6,13 @@ The folder of a case may be deleted at any time; the files are then read again.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.artefact import Artefact, json_digest, write_atomically
 from segpipe.core.geometry import Grid, Shape, Spacing, bounding_box, triple
 from segpipe.core.labels import smallest_dtype
 from segpipe.core.volume import Volume
@@ -22,7 +23,10 @@ from segpipe.dataset.schema import Case, FileStamp, Finding
 from segpipe.errors import ArtefactError, CaseError
 from segpipe.io.arrays import read_array, write_array
 from segpipe.io.formats import content_of
-from segpipe.version import CASES_AS_OF
+from segpipe.version import CASES_AS_OF, READ_AS_OF
+
+_MARK = "read_as_of"
+"""File in the folder of the cases: by which version's rules all of them were read."""
 
 
 class StoredCase(Artefact):
@@ -43,6 +47,10 @@ class StoredCase(Artefact):
     origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """World position of the box's first voxel."""
     direction: tuple[tuple[float, float, float], ...] = ()
+    read_as_of: str = ""
+    """The version that last changed how files are read, when this case was; "" of 0.1.0.dev6 and older."""
+    changed_as_of: str = ""
+    """The same, where an earlier version had read other voxels from these files; else ""."""
 
     @property
     def usable(self) -> bool:
@@ -51,7 +59,7 @@ class StoredCase(Artefact):
 
     def content_digest(self) -> str:
         """Digest of what was read and how, without the files' times: what is made of the arrays stays valid while it holds."""
-        return json_digest([self.contents, self.reading])
+        return json_digest([self.contents, self.reading, *([self.changed_as_of] if self.changed_as_of else [])])
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,26 @@ class Reading:
         if self.decoded is not None:
             return self.decoded
         try:
-            labels, image = read_array(self.files.labels), read_array(self.files.image)
-            grid = Grid(triple(labels.shape), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
-            return CaseArrays(Volume(image, grid), labels)
+            return self.stored()
         except (ArtefactError, ValueError):
             self.files.record.unlink(missing_ok=True)
         again = read_case(self.case, self.expected, self.files)
         if again.decoded is None:
             raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in again.record.findings))
         return again.decoded
+
+
+    def stored(self) -> CaseArrays:
+        """Return the arrays of the store.
+
+        Raises
+        ------
+        ArtefactError, ValueError
+            If they are damaged.
+        """
+        labels, image = read_array(self.files.labels), read_array(self.files.image)
+        grid = Grid(triple(labels.shape), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
+        return CaseArrays(Volume(image, grid), labels)
 
 
 def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
@@ -103,7 +122,9 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
         [CASES_AS_OF, expected.model_dump(mode="json"), case.id, len(case.images), case.label is not None]
     )
     known = _known(files)
-    if known is not None and known.reading == reading and not _worth_another_try(known):
+    if known is not None and (known.reading != reading or _worth_another_try(known)):
+        known = None
+    if known is not None and known.read_as_of == READ_AS_OF:
         if known.stamps == stamps:
             return Reading(known, case, expected, files)
         if known.contents == _contents(stamps):
@@ -120,15 +141,48 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
         if lost:
             message = f"{lost} labelled voxel(s) lie where every channel is 0, outside the image; they are left out"
             findings = (*findings, Finding(case=case.id, severity="warning", rule="labels outside", message=message))
-        write_array(files.image, arrays.image.array)
-        write_array(files.labels, arrays.labels)
-    record = StoredCase(stamps=stamps, contents=_contents(stamps), reading=reading, findings=findings)
+    record = StoredCase(
+        stamps=stamps, contents=_contents(stamps), reading=reading, findings=findings, read_as_of=READ_AS_OF
+    )
     if arrays is not None and checked.image is not None:
         grid = arrays.image.grid
         place = {"spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "direction": grid.direction}
         record = record.model_copy(update={"shape": checked.image.grid.shape, "start": start, **place})
+    if known is not None and known.contents == record.contents:
+        same = _same_voxels(Reading(known, case, expected, files), record, arrays)
+        record = record.model_copy(update={"changed_as_of": known.changed_as_of if same else READ_AS_OF})
+    if arrays is not None:
+        write_array(files.image, arrays.image.array)
+        write_array(files.labels, arrays.labels)
     record.write(files.record)
     return Reading(record, case, expected, files, arrays)
+
+
+def _same_voxels(before: Reading, now: StoredCase, arrays: CaseArrays | None) -> bool:
+    """Tell whether a case that an earlier version read has the same voxels at the same place."""
+    places = [
+        (case.shape, case.start, case.spacing_mm, case.origin_mm, case.direction) for case in (before.record, now)
+    ]
+    if places[0] != places[1] or (arrays is None) != (not before.record.usable):
+        return False
+    if arrays is None:
+        return True
+    try:
+        stored = before.stored()
+    except (ArtefactError, ValueError):
+        return False
+    return np.array_equal(stored.image.array, arrays.image.array) and np.array_equal(stored.labels, arrays.labels)
+
+
+def all_read_now(cases: Path) -> bool:
+    """Tell whether every case of a store was read as this version reads."""
+    mark = cases / _MARK
+    return mark.is_file() and mark.read_text(encoding="utf-8") == READ_AS_OF
+
+
+def mark_all_read(cases: Path) -> None:
+    """Note that every case of a store was read as this version reads."""
+    write_atomically(cases / _MARK, READ_AS_OF.encode())
 
 
 def _known(files: CaseFiles) -> StoredCase | None:

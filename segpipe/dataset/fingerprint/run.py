@@ -17,6 +17,7 @@ from segpipe.dataset.patients import joined_groups
 from segpipe.dataset.schema import Case, Dataset, Finding
 from segpipe.errors import DatasetError
 from segpipe.execution import processes
+from segpipe.dataset.store import all_read_now, mark_all_read
 from segpipe.execution.processes import Workers
 from segpipe.io.formats import stem_of
 from segpipe.version import CASES_AS_OF
@@ -56,7 +57,11 @@ def measure(
     if workspace.fingerprint.is_file() and workspace.dataset.is_file():
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.
-        same = known.software == CASES_AS_OF and (before or Dataset.read(workspace.dataset)) == matched
+        same = (
+            known.software == CASES_AS_OF
+            and all_read_now(workspace.case_folder)
+            and (before or Dataset.read(workspace.dataset)) == matched
+        )
         if same and not {f.rule for f in known.findings} & {"failed", "unreadable"}:
             return known
     work = partial(measured_case, expected=Expectations.of(matched), workspace=workspace)
@@ -75,6 +80,7 @@ def measure(
             on_case(outcome.item.id)
     result = _summarise(matched, sorted(measured, key=lambda m: m.fingerprint.case), findings, contents)
     result.write(workspace.fingerprint)
+    mark_all_read(workspace.case_folder)
     # Last: where it is, the fingerprint is that of these files.
     matched.write(workspace.dataset)
     return result
