@@ -101,7 +101,6 @@ class Reading:
             raise CaseError("; ".join(f"{f.rule}: {f.message}" for f in again.record.findings))
         return again.decoded
 
-
     def stored(self) -> CaseArrays:
         """Return the arrays of the store.
 

@@ -122,6 +122,7 @@ def _cases_in(
 def _lone_id(source: Path, n_channels: int, digits: Digits) -> str:
     """Return the id of a file alone: that which it has where its folder is given."""
     found = numbered(stem_of(source))
+    # DICOM files without an ending are numbered, and no number is a channel.
     if found is None or n_channels != 1 or ending_of(source) is None:
         return stem_of(source)
     family = [p for p in source.parent.iterdir() if ending_of(p) and (n := numbered(stem_of(p))) and n[0] == found[0]]

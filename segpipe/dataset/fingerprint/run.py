@@ -15,9 +15,9 @@ from segpipe.dataset.match import reading_bytes
 from segpipe.dataset.names import digits_of
 from segpipe.dataset.patients import joined_groups
 from segpipe.dataset.schema import Case, Dataset, Finding
+from segpipe.dataset.store import all_read_now, mark_all_read
 from segpipe.errors import DatasetError
 from segpipe.execution import processes
-from segpipe.dataset.store import all_read_now, mark_all_read
 from segpipe.execution.processes import Workers
 from segpipe.io.formats import stem_of
 from segpipe.version import CASES_AS_OF
