@@ -130,3 +130,46 @@ def test_a_slice_that_was_put_back_with_its_old_time_is_noticed(tmp_path):
     path.write_bytes(content)
     os.utime(path, ns=times)
     assert FileStamp.of(folder) != before
+
+
+def read_by_an_earlier_version(work, case, image=None):
+    """Make a stored case one that an earlier version read, with other voxels where they are given."""
+    files = Workspace(work).case(case)
+    record = store.StoredCase.read(files.record)
+    record.model_copy(update={"read_as_of": ""}).write(files.record)
+    if image is not None:
+        store.write_array(files.image, image)
+    (Workspace(work).case_folder / "read_as_of").unlink(missing_ok=True)
+    return record.content_digest()
+
+
+def test_cases_that_an_earlier_version_read_are_read_again_and_stay_valid(watched):
+    folder, work, read = watched
+    everything(folder, work)
+    plan = Workspace(work).plan.read_bytes()
+    before = [read_by_an_earlier_version(work, f"case_{n}") for n in range(3)]
+    read.clear()
+    everything(folder, work)
+    assert sorted(read) == ["case_0", "case_1", "case_2"]
+    assert [
+        store.StoredCase.read(Workspace(work).case(f"case_{n}").record).content_digest() for n in range(3)
+    ] == before
+    assert Workspace(work).plan.read_bytes() == plan
+    read.clear()
+    everything(folder, work)
+    assert read == []
+
+
+def test_voxels_that_an_earlier_version_misread_make_stale_what_was_made_of_them(watched):
+    folder, work, _ = watched
+    everything(folder, work)
+    files = Workspace(work).case("case_1")
+    right = store.read_array(files.image)
+    before = read_by_an_earlier_version(work, "case_1", image=right + 1)
+    with pytest.raises(ArtefactError, match="made from another fingerprint"):
+        segpipe.preprocess(folder, work=work, jobs=1)
+    np.testing.assert_array_equal(store.read_array(files.image), right)
+    record = store.StoredCase.read(files.record)
+    assert record.content_digest() != before
+    everything(folder, work)
+    assert store.StoredCase.read(files.record).content_digest() == record.content_digest()
