@@ -69,7 +69,7 @@ def _loaded_and_predicted(
 
 def _killed(case: InputCase, predictor: Predictor, how: str) -> PredictionRow:
     reason = (
-        f"{KILLED}an earlier run was killed at this case or beside it, and {how} when it ran alone; use a machine with more memory, or "
-        "look at its files"
+        f"{KILLED}an earlier run was killed at this case or beside it; tried alone, {how}. Use a machine with more memory, or look at its "
+        "files"
     )
     return PredictionRow(case=case.id, status="failed", output=case.output, reason=reason, model=predictor.digest)
