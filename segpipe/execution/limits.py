@@ -4,6 +4,7 @@ import ctypes
 import faulthandler
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -56,8 +57,9 @@ def time_limit(seconds: float, error: Callable[[], Exception]) -> Iterator[None]
                 timer.cancel()
                 with lock:
                     is_open = False
-                # If the context ended at the same moment, nothing is raised later.
-                _raise_in(thread, None)
+                # What was raised at the same moment arrives here, at the return of a call, and not later. Taking it back instead
+                # (an exception of None) leaves a flag set in CPython 3.11, on which a traced thread turns round for ever.
+                time.sleep(0)
     except _TimeIsUp:
         raise error() from None
 
@@ -76,6 +78,5 @@ def _ended_after(seconds: float) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
-    raised = None if kind is None else ctypes.py_object(kind)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+def _raise_in(thread: int, kind: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))

@@ -101,3 +101,18 @@ segpipe.predict(Path({folder!r}), Path({out!r}), model=Path({model!r}), tta=Fals
     assert {row["status"] for row in rows.values()} == {"done"}
     assert len(rows) == 6
     assert not (out / ".segpipe").exists()
+
+
+def test_a_thread_that_is_traced_goes_on_after_the_limit():
+    """As under a debugger, or where coverage is measured."""
+    program = (
+        "import sys\n"
+        "from segpipe.execution.limits import time_limit\n"
+        "sys.settrace(lambda *_: None)\n"
+        "for _ in range(20):\n"
+        "    with time_limit(60, lambda: ValueError()):\n"
+        "        pass\n"
+        "print('done')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "done\n"
