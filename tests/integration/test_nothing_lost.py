@@ -126,7 +126,7 @@ def test_a_case_that_kills_again_has_a_row_and_the_others_are_done(six_scans, tm
     rows = segpipe.predict(six_scans, tmp_path / "out", **how)
     assert [row.status for row in rows] == ["done", "failed", "done", "done", "done", "done"]
     assert "SIGKILL" in rows[1].reason
-    assert "use a machine with more memory" in rows[1].reason
+    assert "Use a machine with more memory" in rows[1].reason
     # It is remembered by its row now: the next run does not die of it either.
     segpipe.predict(six_scans, tmp_path / "out", **how)
     assert tried == ["b", "b"]
