@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from segpipe.errors import ArtefactError
 from segpipe.version import __version__
@@ -23,13 +23,16 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-def without_defaults(record: BaseModel, written: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return what is written of a record, without some fields where they have their defaults.
+def added_later(default: Any, **limits: Any) -> Any:
+    """Field that is not written at its default: the digests of what was written before there was the field stay as they are.
 
-    A field that was added later is left out so: the digests of what was written before stay as they are.
+    Parameters
+    ----------
+    default : object
+    **limits
+        Further arguments of pydantic's ``Field``.
     """
-    defaults = {name: type(record).model_fields[name].default for name in names}
-    return {k: v for k, v in written.items() if k not in defaults or getattr(record, k) != defaults[k]}
+    return Field(default, exclude_if=lambda value: bool(value == default), **limits)
 
 
 class Artefact(Record):

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 
-from segpipe.core.artefact import Record, without_defaults
+from segpipe.core.artefact import Record, added_later
 from segpipe.core.painting import Target as Target
 from segpipe.core.painting import sets_not_given_back
 
@@ -32,13 +31,9 @@ class Labels(Record):
     """Stored value of voxels that nobody labelled: never in loss, sampling or metrics."""
     n_entries: int
     """Names declared, background and ignore included; nnU-Net's memory estimate counts them."""
-    by_set: bool = False
+    by_set: bool = added_later(False)
     """A voxel in a set of regions that a value stands for is written as that value, also where painting in order would lose the set.
     False of models of nnU-Net and of models made before there was this field: these paint in order alone."""
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, write(self), "by_set")
 
     @classmethod
     def plain(cls, values: dict[str, int], *, background: int = 0, ignore: int | None = None) -> "Labels":

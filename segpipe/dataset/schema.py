@@ -2,11 +2,9 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
-from segpipe.core.artefact import Artefact, Record, json_digest, without_defaults
+from segpipe.core.artefact import Artefact, Record, added_later, json_digest
 from segpipe.core.given import Given
 from segpipe.core.labels import Labels
 from segpipe.io.formats import files_behind
@@ -72,16 +70,12 @@ class Dataset(Artefact):
     cases: tuple[Case, ...]
     findings: tuple[Finding, ...] = ()
     """What was wrong already at matching: missing pairs, duplicate ids."""
-    patients_from: str = ""
+    patients_from: str = added_later("")
     """Name of the table that names patients; empty where none does."""
-    given: tuple[Given, ...] = ()
+    given: tuple[Given, ...] = added_later(())
     """What was given and how much of it is used: entries of folders, rows of tables."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = added_later(())
     """What is worth to know of the dataset as a whole."""
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, write(self), "patients_from", "given", "notes")
 
     @property
     def passed_over(self) -> list[str]:

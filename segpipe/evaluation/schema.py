@@ -1,10 +1,8 @@
 """The evaluation artefact: scores a case and a label, and summaries that drop nothing silently."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
-from segpipe.core.artefact import Artefact, Record, without_defaults
+from segpipe.core.artefact import Artefact, Record, added_later
 from segpipe.core.given import Given
 from segpipe.metrics.surface import SurfaceUnit
 
@@ -49,10 +47,10 @@ class LabelSummary(Record):
 class Evaluation(Artefact):
     """Scores of a set of predictions."""
 
-    scored_as_of: str = ""
+    scored_as_of: str = added_later("")
     """The version that last changed what a score is, of those that the scoring one knew; "" of 0.1.0.dev6 and older."""
     tolerance_mm: float
-    nsd_unit: SurfaceUnit = "voxels"
+    nsd_unit: SurfaceUnit = added_later("voxels")
     """What the normalised surface Dice counts: voxels of a surface, or its area."""
     labels: dict[str, tuple[int, ...]]
     """Names of labels or regions, and the stored values that each covers."""
@@ -68,9 +66,5 @@ class Evaluation(Artefact):
     without_cases: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     """Cases that could not be scored, with the reasons; a reference without a prediction is one."""
-    given: tuple[Given, ...] = ()
+    given: tuple[Given, ...] = added_later(())
     """What was given and is not used: files without a partner, values that no label has."""
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, write(self), "scored_as_of", "nsd_unit", "given")

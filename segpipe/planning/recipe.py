@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, NonNegativeFloat, ValidationError
 
 from segpipe.augment.spec import AugmentationSettings
-from segpipe.core.artefact import Record, first_problem
+from segpipe.core.artefact import Record, added_later, first_problem
 from segpipe.core.text import did_you_mean
 from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
@@ -46,7 +46,7 @@ class PlannerSettings(Record):
     """Budget of networks other than the planned U-Nets, whose memory is measured, parameters included; None for budget_gb."""
     patch_fits_reference_batch: bool = False
     """Shrink the patch until the reference batch fits (residual-encoder planners), not until a batch of 2 fits."""
-    least_view: float | None = Field(None, gt=0, le=1, exclude_if=lambda v: v is None)
+    least_view: float | None = added_later(None, gt=0, le=1)
     """Share of the median image that a patch must see at the least. Where it sees less at full resolution, 3d_lowres is planned with voxels
     up to 2 times as large, and is trained unless another configuration is asked for. None keeps nnU-Net's rule."""
 

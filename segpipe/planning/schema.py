@@ -1,10 +1,8 @@
 """The plan artefact: what was chosen, and why."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
-from segpipe.core.artefact import Artefact, Record, without_defaults
+from segpipe.core.artefact import Artefact, Record, added_later
 from segpipe.core.labels import Labels
 from segpipe.core.text import did_you_mean
 from segpipe.dataset.fingerprint.schema import IntensityStatistics
@@ -71,7 +69,7 @@ class Plan(Artefact):
     labels: Labels
     resample_channels: bool = False
     """Channels on other grids are brought onto the first one's, in prediction too."""
-    digits: Digits = "channel"
+    digits: Digits = added_later("channel")
     """What digits such as _0001 at the end of the training images' names were; they are the same in prediction."""
     original_median_spacing_mm: tuple[float, ...]
     original_median_shape: tuple[float, ...]
@@ -95,10 +93,6 @@ class Plan(Artefact):
     training: TrainingSettings
     inference: InferenceSettings = InferenceSettings()
     decisions: tuple[Decision, ...]
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, write(self), "digits")
 
     def configuration(self, name: str) -> Configuration:
         """Return a configuration.

@@ -1,10 +1,6 @@
 """The fingerprint artefact: what was measured on the cases, nothing chosen."""
 
-from typing import Any
-
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
-from segpipe.core.artefact import Artefact, Record, without_defaults
+from segpipe.core.artefact import Artefact, Record, added_later
 from segpipe.core.labels import Labels
 from segpipe.dataset.names import Digits
 from segpipe.dataset.schema import Finding
@@ -63,16 +59,12 @@ class Fingerprint(Artefact):
     median_relative_size_after_cropping: float
     groups: dict[str, str] = {}
     """Patient (or the case itself) of each case id; cases with equal images are of one."""
-    equal_images: tuple[tuple[str, ...], ...] = ()
+    equal_images: tuple[tuple[str, ...], ...] = added_later(())
     """Ids of cases whose images are equal, voxel by voxel."""
-    digits: Digits = "channel"
+    digits: Digits = added_later("channel")
     """What digits such as _0001 at the end of the images' names are."""
     findings: tuple[Finding, ...] = ()
     """What is wrong with cases; those with an error are not among ``cases``."""
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, write(self), "equal_images", "digits")
 
     @property
     def left_out(self) -> dict[str, str]:
