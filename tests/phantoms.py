@@ -55,6 +55,6 @@ def write_small_dataset(folder: Path, n_cases=6, values=(1, 2), shape=(16, 20, 2
         write_case(folder, f"case_{number}", image, labels, axis_grid(shape), ".nrrd" if number % 2 else ".nii.gz")
     declared = names or {"background": 0, **{f"cube_{v}": v for v in values}}
     (folder / "dataset.json").write_text(
-        json.dumps({"name": folder.name, "channel_names": {"0": "MR"}, "labels": declared})
+        json.dumps({"name": folder.name, "channel_names": {"0": "MR"}, "labels": declared}), encoding="utf-8"
     )
     return folder

@@ -67,7 +67,7 @@ class _Counter:
     def __init__(self, of: Reliability, case: str, reference: NDArray[Any], spacing_mm: list[float]) -> None:
         self.of, self.case, self.reference, self.spacing_mm = of, case, reference, spacing_mm
         self.boxes: list[Box] = []
-        """Of the reference's foreground, and of that of each predicted plane."""
+        """Boxes of the reference's foreground, and of the foreground of each predicted plane."""
         foreground = ~np.isin(reference, of.plan.labels.aside)
         if foreground.any():
             self.boxes.append(bounding_box(foreground))

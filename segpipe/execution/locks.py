@@ -51,7 +51,10 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
                 f"{folder}: still waiting for another segpipe ({_read(holder)}); where that one is gone, free its lock on the file server"
             )
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}")
+        holder.write_text(
+            f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}",
+            encoding="utf-8",
+        )
         yield
     finally:
         lock.release()

@@ -2,12 +2,14 @@
 
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from segpipe.dataset.load import LoadedImage
+from segpipe.inference.inputs import InputCase
 from segpipe.inference.stage import entropy_of
 from segpipe.io.formats import stem_of, write_map_like
 from segpipe.planning.schema import Plan
@@ -22,6 +24,19 @@ def probabilities_file(output: Path) -> Path:
 def uncertainty_file(output: Path) -> Path:
     """Where the uncertainty of a segmentation goes."""
     return output.with_name(f"{stem_of(output)}_uncertainty.nii.gz")
+
+
+@dataclass(frozen=True)
+class Save:
+    """What is written beside the segmentations."""
+
+    probabilities: bool = False
+    uncertainty: bool = False
+
+    def files(self, output: Path) -> tuple[Path, ...]:
+        """Files of one segmentation."""
+        wanted = ((self.probabilities, probabilities_file), (self.uncertainty, uncertainty_file))
+        return tuple(file(output) for asked, file in wanted if asked)
 
 
 class Extras:
@@ -78,3 +93,18 @@ class Extras:
         canonical = self.image.orientation.apply(stored)
         lead = stored.ndim - 3
         return canonical.transpose(*range(lead), *(lead + a for a in self.plan.transpose_forward))
+
+
+def left_by_killed(cases: list[InputCase]) -> dict[str, list[Path]]:
+    """What killed processes left in the folders of some outputs, by the name that it was to become."""
+    found: dict[str, list[Path]] = {}
+    for folder in {c.output.parent for c in cases}:
+        for file in folder.glob(".*.partial.*"):
+            found.setdefault(file.name.partition(".partial.")[2], []).append(file)
+    return found
+
+
+def beside(output: Path) -> tuple[str, ...]:
+    """Names of all files that may be written beside a segmentation, finished or not."""
+    extras = Save(probabilities=True, uncertainty=True).files(output)
+    return (*(file.name for file in extras), f"{stem_of(output)}.npy")

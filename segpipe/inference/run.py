@@ -25,11 +25,11 @@ from segpipe.execution.processes import reason_of
 from segpipe.inference.alone import killed_before, predict_alone
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.manifest import Manifest, still_holds
-from segpipe.inference.outputs import Extras, probabilities_file, uncertainty_file
+from segpipe.inference.outputs import Extras, Save, beside, left_by_killed
 from segpipe.inference.predictor import Prediction, Predictor, Sink
 from segpipe.inference.quality import quality_of, volumes_ml, voxels_of
 from segpipe.inference.schema import PredictionRow
-from segpipe.io.formats import content_of, header_warnings, stem_of, write_labels_like
+from segpipe.io.formats import content_of, header_warnings, write_labels_like
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.preprocessing.prepare import Placement, Prepared
@@ -38,19 +38,6 @@ from segpipe.version import __version__
 logger = logging.getLogger(__name__)
 
 Onlooker = Callable[[str, LoadedImage], Sink | None]
-
-
-@dataclass(frozen=True)
-class Save:
-    """What is written beside the segmentations."""
-
-    probabilities: bool = False
-    uncertainty: bool = False
-
-    def files(self, output: Path) -> tuple[Path, ...]:
-        """Files of one segmentation."""
-        wanted = ((self.probabilities, probabilities_file), (self.uncertainty, uncertainty_file))
-        return tuple(file(output) for asked, file in wanted if asked)
 
 
 @dataclass
@@ -188,7 +175,7 @@ class _Batch:
         """Predict cases, those that are predicted apart aside; returns the rows by the outputs' names."""
         self.before = self.manifest.rows()
         self._require_own_outputs(cases)
-        self.leftovers = _partial_files(cases)
+        self.leftovers = left_by_killed(cases)
         cases = [c for c in cases if c not in apart or self._is_known(c)]
         try:
             with (
@@ -278,7 +265,7 @@ class _Batch:
             self._release(claim)
             # As it is called and where it lies now.
             return known.model_copy(update={"case": case.id, "output": case.output})
-        for name in (case.output.name, *_extra_names(case.output)):
+        for name in (case.output.name, *beside(case.output)):
             # The case is ours alone: what a killed process left of it is nobody's.
             for partial in self.leftovers.get(name, []):
                 partial.unlink(missing_ok=True)
@@ -417,17 +404,3 @@ def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
     return {
         stage: round(first.get(stage, 0.0) + second.get(stage, 0.0), 3) for stage in dict.fromkeys((*first, *second))
     }
-
-
-def _partial_files(cases: list[InputCase]) -> dict[str, list[Path]]:
-    """What killed processes left in the folders of some outputs, by the name that it was to become."""
-    found: dict[str, list[Path]] = {}
-    for folder in {c.output.parent for c in cases}:
-        for file in folder.glob(".*.partial.*"):
-            found.setdefault(file.name.partition(".partial.")[2], []).append(file)
-    return found
-
-
-def _extra_names(output: Path) -> tuple[str, ...]:
-    extras = Save(probabilities=True, uncertainty=True).files(output)
-    return (*(file.name for file in extras), f"{stem_of(output)}.npy")

@@ -135,7 +135,8 @@ def draw_examples(workspace: Workspace, place: Path, dataset: Dataset) -> list[P
 
 
 def _problems(fingerprint: Fingerprint, evaluation: Evaluation) -> list[tuple[str, str]]:
-    found = [(f.case, f"{f.rule}: {f.message}") for f in fingerprint.findings]
+    # Notes say what was believed; a case is neither lost nor doubtful by them.
+    found = [(f.case, f"{f.rule}: {f.message}") for f in fingerprint.findings if f.severity != "note"]
     return [*found, *((case, f"not scored: {reason}") for case, reason in evaluation.failed.items())]
 
 

@@ -15,7 +15,7 @@ def require_followed(
     Parameters
     ----------
     record : TrainingRecord
-        Of the finished fold.
+        Record of the finished fold.
     epochs, minutes : number, optional
         End that is asked for; none means the fold's own.
     instead : str

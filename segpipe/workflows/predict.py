@@ -16,9 +16,10 @@ from segpipe.execution.torch_state import fastest_convolutions
 from segpipe.inference.engines.choose import network_cache
 from segpipe.inference.inputs import InputCase, find_inputs
 from segpipe.inference.manifest import Manifest
+from segpipe.inference.outputs import Save
 from segpipe.inference.predictor import Predictor, PredictorOptions
-from segpipe.inference.run import Save, shard_of
 from segpipe.inference.run import predict as stage
+from segpipe.inference.run import shard_of
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import ending_of
 from segpipe.models.read import read_any_model

@@ -56,7 +56,7 @@ def main() -> None:
 
 def run(command: list[str], threads: int) -> tuple[str, float]:
     """Output of a segpipe command, and the most memory that its process held, in GB."""
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         with _FORK:
             process = subprocess.Popen(
                 [sys.executable, "-c", "from segpipe.cli.app import main; main()", *command],
@@ -72,10 +72,10 @@ def run(command: list[str], threads: int) -> tuple[str, float]:
 
 def line_of(name: str, done: dict, peak_gb: float, work: Path, threads: int, options: argparse.Namespace) -> dict:
     record = done["training"]
-    plan = json.loads((work / "plans" / f"{record['variant']}.json").read_text())
+    plan = json.loads((work / "plans" / f"{record['variant']}.json").read_text(encoding="utf-8"))
     planned = plan["configurations"][record["configuration"]]
     labels = done["evaluation"]["by_label"]
-    channels = len(json.loads((work / "plan.json").read_text())["channel_names"])
+    channels = len(json.loads((work / "plan.json").read_text(encoding="utf-8"))["channel_names"])
     network = build_network(NetworkSpec.model_validate(planned["network"]), channels, len(labels) + 1)
     return {
         "benchmark": "networks",

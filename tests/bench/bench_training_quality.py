@@ -58,10 +58,10 @@ def same_as_nnunet(options):
     recipe = write_recipe(options.scratch / "narrow.toml", options.features, iterations)
     places = nnunet_places(source, options.scratch / "nnunet_narrow", options)
     plans = Path(places["nnUNet_preprocessed"]) / "Dataset001_bench" / "nnUNetPlans.json"
-    theirs = json.loads(plans.read_text())
+    theirs = json.loads(plans.read_text(encoding="utf-8"))
     widths = theirs["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     widths["features_per_stage"] = [options.features * 2**i for i in range(len(widths["features_per_stage"]))]
-    plans.write_text(json.dumps(theirs))
+    plans.write_text(json.dumps(theirs), encoding="utf-8")
     line = {
         "bench": f"hippocampus fold 0, {iterations} iterations, {options.features} features",
         "segpipe": [],
@@ -134,7 +134,8 @@ learning_rate = {LEARNING_RATE}
 momentum = {MOMENTUM}
 iterations_per_epoch = {iterations // EPOCHS}
 validation_batches = 2
-"""
+""",
+        encoding="utf-8",
     )
     return path
 
@@ -154,7 +155,8 @@ def write_sparse(source, folder):
         write_volume(folder / "labels" / f"{case.id}.nii.gz", known, labels.grid)
     declared = {t.name: t.paint for t in dataset.labels.targets}
     (folder / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, **declared, "ignore": IGNORED}})
+        json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, **declared, "ignore": IGNORED}}),
+        encoding="utf-8",
     )
 
 

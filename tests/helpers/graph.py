@@ -13,7 +13,7 @@ def write(folder: Path, name: str, inputs) -> str:
     """Leave a file, and a line for each time that it was done."""
     with (folder / "done.txt").open("a") as file:
         file.write(f"{name} {','.join(sorted(inputs.outputs))}\n")
-    (folder / name).write_text(inputs.digest)
+    (folder / name).write_text(inputs.digest, encoding="utf-8")
     return inputs.digest
 
 
@@ -22,7 +22,7 @@ def fail(folder: Path, inputs) -> str:
 
 
 def lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def run(jobs, folder, executor=None, **options):

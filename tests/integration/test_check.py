@@ -17,7 +17,7 @@ def test_copies_of_real_cases_that_were_broken(data, tmp_path):
         for name in names:
             shutil.copy(source / kind / f"{name}.nii.gz", target / ours)
     (target / "dataset.json").write_text(
-        '{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "Anterior": 1, "Posterior": 2}}'
+        '{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "Anterior": 1, "Posterior": 2}}', encoding="utf-8"
     )
     cut, flipped, nan, floats, seven, lost, _ = names
 
@@ -54,8 +54,8 @@ def test_odd_files_each_have_a_finding(data, tmp_path):
     rows.append(
         f"float_label,{odd / 'interpolated_float_label_image.nii.gz'},{odd / 'interpolated_float_label.nii.gz'}"
     )
-    (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n")
-    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "MR"}}')
+    (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "MR"}}', encoding="utf-8")
     found = segpipe.check(tmp_path / "cases.csv", work=tmp_path / "work", jobs=1)
     rules = {}
     for finding in found.findings:

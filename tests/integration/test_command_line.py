@@ -23,7 +23,8 @@ def tiny_recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text(
         "name = 'tiny'\ndescription = 'for tests'\n[planner]\nbase_features = 4\nmax_batch = 2\n[training]\noptimizer = 'adamw'\n"
-        "learning_rate = 0.01\niterations_per_epoch = 10\nvalidation_batches = 2\n"
+        "learning_rate = 0.01\niterations_per_epoch = 10\nvalidation_batches = 2\n",
+        encoding="utf-8",
     )
     return path
 
@@ -36,7 +37,10 @@ def finished(tmp_path_factory, tiny_recipe):
     (folder / "labels" / "case_6.nii.gz").unlink()
     work, recipe = folder.parent / "work", folder.parent / "tiny.toml"
     # Few long epochs: each ends with a figure.
-    recipe.write_text(tiny_recipe.read_text().replace("iterations_per_epoch = 10", "iterations_per_epoch = 100"))
+    recipe.write_text(
+        tiny_recipe.read_text(encoding="utf-8").replace("iterations_per_epoch = 10", "iterations_per_epoch = 100"),
+        encoding="utf-8",
+    )
     result = segpipe("run", *ONE, folder, "--recipe", recipe, "--epochs", 3, "--work", work, "--device", "cpu")
     return folder, work, result
 
@@ -62,7 +66,7 @@ def test_a_run_goes_to_the_end_and_names_what_was_lost(finished):
 
 def test_labels_130_and_300_come_out(finished):
     _, work, _ = finished
-    evaluation = json.loads((work / "evaluation/3d_fullres/tiny/fold_0.json").read_text())
+    evaluation = json.loads((work / "evaluation/3d_fullres/tiny/fold_0.json").read_text(encoding="utf-8"))
     assert evaluation["labels"] == {"cube_130": [130], "cube_300": [300]}
     assert evaluation["mean_dice"] > 0.5
     predictions = [
@@ -77,7 +81,7 @@ def test_labels_130_and_300_come_out(finished):
 
 
 def test_the_report_is_one_self_contained_page(finished):
-    page = (finished[1] / "report" / "index.html").read_text()
+    page = (finished[1] / "report" / "index.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
     assert "http://" not in page
     assert "https://" not in page
@@ -112,7 +116,7 @@ def test_predict_evaluate_report(finished, tmp_path):
     assert result.returncode == 3
     scores = json.loads(result.stdout)
     assert set(scores["failed"]) == {"case_5"}
-    assert json.loads((tmp_path / "scores.json").read_text()) == scores | {"made_by": __version__}
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8")) == scores | {"made_by": __version__}
 
     result = segpipe("report", work)
     assert (result.returncode, Path(result.stdout.strip())) == (0, work / "report" / "index.html")
@@ -200,7 +204,7 @@ def test_another_network_is_listed_trained_and_used(tmp_path, tiny_recipe):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["training"]["variant"] == "tiny+plain_unet_width=0.5"
-    assert "tiny+plain_unet_width=0.5" in (work / "report" / "index.html").read_text()
+    assert "tiny+plain_unet_width=0.5" in (work / "report" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ def test_the_demo_dataset_is_what_demo_writes(tmp_path):
 def test_data_readme_lists_every_file_with_its_sha256():
     from hashlib import sha256
 
-    text = (ROOT / "data" / "README.md").read_text()
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "data/phantoms").rglob("*"):
         if path.is_file():
             assert f"{sha256(path.read_bytes()).hexdigest()}  {path.relative_to(ROOT / 'data')}" in text

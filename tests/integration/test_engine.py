@@ -233,7 +233,7 @@ def test_the_log_holds_what_tensorboard_shows(workplace):
     fold = workspace.fold("3d_fullres", "tiny", 0)
     events = EventAccumulator(str(fold.root / "tensorboard"))
     events.Reload()
-    lines = [json.loads(line) for line in fold.log.read_text().splitlines()]
+    lines = [json.loads(line) for line in fold.log.read_text(encoding="utf-8").splitlines()]
     assert [e.value for e in events.Scalars("train_loss")] == pytest.approx([line["train_loss"] for line in lines])
     assert [e.step for e in events.Scalars("learning_rate")] == [1, 2]
 
@@ -255,13 +255,15 @@ def test_fine_tuning_takes_over_the_plan_or_what_fits(workplace, tmp_path):
     assert not any("encoder" in note for note in notes.notes)
     assert str(model) in done.record.begun_with
     # A plan that is there stays, and what fits is loaded.
-    (tmp_path / "wide.toml").write_text(RECIPE.replace("base_features = 4", "base_features = 4\nmax_features_3d = 6"))
+    (tmp_path / "wide.toml").write_text(
+        RECIPE.replace("base_features = 4", "base_features = 4\nmax_features_3d = 6"), encoding="utf-8"
+    )
     segpipe.plan(other, work=tmp_path / "wide", recipe=tmp_path / "wide.toml", jobs=1)
     notes = Notes()
     segpipe.train(other, work=tmp_path / "wide", init_from=model, epochs=1, jobs=1, device="cpu", watch=notes)
     assert any(note.strip().startswith("encoder.stages.1") and "in the planned network" in note for note in notes.notes)
     assert not any(note.strip().startswith("encoder.stages.0") for note in notes.notes)
-    (tmp_path / "other.toml").write_text(RECIPE.replace("base_features = 4", "base_features = 6"))
+    (tmp_path / "other.toml").write_text(RECIPE.replace("base_features = 4", "base_features = 6"), encoding="utf-8")
     segpipe.plan(other, work=tmp_path / "none", recipe=tmp_path / "other.toml", jobs=1)
     with pytest.raises(ModelError, match=r"none of its convolutions fits.*a new --work"):
         segpipe.train(other, work=tmp_path / "none", init_from=model, epochs=1, jobs=1, device="cpu")

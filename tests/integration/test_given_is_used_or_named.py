@@ -61,7 +61,9 @@ def test_a_sound_dataset_has_no_warning(project, ran, tmp_path):
 
 def test_check_lists_label_values_with_cases_and_voxels(project, tmp_path):
     folder, check = project
-    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2, "never": 3}}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "a": 1, "b": 2, "never": 3}}), encoding="utf-8"
+    )
     result = check()
     assert [(v.value, v.name, v.n_cases) for v in result.labels] == [(1, "a", 6), (2, "b", 6), (3, "never", 0)]
     assert result.labels[0].n_voxels > 0
@@ -124,7 +126,7 @@ def test_every_command_says_how_cases_are_grouped(tmp_path, ran):
         _, text = ran(command, folder, "--work", tmp_path / "w")
         assert "6 cases, each case by itself; 3 ids begin with sub-01" in text
     rows = "".join(f"sub-{s:02d}_ses-{t};{s}\r\n" for s in (1, 2) for t in (0, 1, 2))
-    (folder / "cases.csv").write_text("Case;PatientID\r\n" + rows)
+    (folder / "cases.csv").write_text("Case;PatientID\r\n" + rows, encoding="utf-8")
     for command in ("check", "plan"):
         code, text = ran(command, folder, "--work", tmp_path / "w")
         assert "6 cases of 2 patients by cases.csv" in text
@@ -144,7 +146,7 @@ def test_a_lost_case_gives_exit_1_in_check_and_3_in_plan(project, ran, tmp_path)
 
 def test_a_document_leaves_the_exit_code(project, ran, tmp_path):
     folder, _ = project
-    (folder / "images" / "README.txt").write_text("x")
+    (folder / "images" / "README.txt").write_text("x", encoding="utf-8")
     for command in ("check", "plan"):
         code, text = ran(command, folder, "--work", tmp_path / "w")
         assert code == 0
@@ -196,13 +198,13 @@ def scored(tmp_path, predicted, references):
             labels[0, 0, 0] = 7 if folder == "p" else 0
             labels[3, 4, 5] = 9 if folder == "r" else 0
             write_volume(tmp_path / folder / f"{name}.nii.gz", labels, axis_grid((4, 5, 6)))
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1}}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1}}), encoding="utf-8")
     return tmp_path / "p", tmp_path / "r"
 
 
 def test_predictions_without_a_reference_and_values_without_a_label_are_named(tmp_path, ran):
     p, r = scored(tmp_path, ["a", "b", "far"], ["a", "b"])
-    (p / "predictions.jsonl").write_text("")
+    (p / "predictions.jsonl").write_text("", encoding="utf-8")
     code, text = ran("evaluate", p, r, "--labels", tmp_path / "dataset.json")
     assert code == 3
     assert "3 given, 2 used, 1 passed over no reference of this name" in text

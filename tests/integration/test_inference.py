@@ -29,7 +29,9 @@ def test_bad_files_are_reported_and_the_rest_done(sound_and_broken, tmp_path, ra
         "predictions.csv",
         "predictions.jsonl",
     ]
-    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(lines) == 7
 
 

@@ -33,7 +33,7 @@ validation_batches = 2
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(TINY)
+    path.write_text(TINY, encoding="utf-8")
     return path
 
 
@@ -57,7 +57,7 @@ def nested(folder, n_cases=6, sparse=False):
 def test_regions_are_trained_with_sigmoids_painted_in_order_and_scored(tmp_path, recipe):
     nested(tmp_path / "d")
     declared = {"labels": {"background": 0, "whole": [2, 5], "core": 5}, "regions_class_order": [2, 5]}
-    (tmp_path / "d" / "dataset.json").write_text(json.dumps(declared))
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
     result = segpipe.run(tmp_path / "d", work=tmp_path / "w", recipe=recipe, jobs=1, tta=False, device="cpu")
     assert result.plan.labels.regions
     assert result.evaluation.labels == {"whole": (2, 5), "core": (5,)}
@@ -65,7 +65,9 @@ def test_regions_are_trained_with_sigmoids_painted_in_order_and_scored(tmp_path,
     assert result.evaluation.by_label["core"].mean_dice > 0.6
     written = {int(v) for p in result.predictions.glob("*.nii.gz") for v in np.unique(read_volume(p).array)}
     assert written == {0, 2, 5}
-    rows = [json.loads(line) for line in (result.predictions / "predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (result.predictions / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert all(row["volumes_ml"]["whole"] > row["volumes_ml"]["core"] > 0 for row in rows)
 
 
@@ -73,13 +75,13 @@ def test_regions_are_trained_with_sigmoids_painted_in_order_and_scored(tmp_path,
 def test_a_few_labelled_slices_teach_the_whole_volume(tmp_path, recipe):
     nested(tmp_path / "d", sparse=True)
     declared = {"labels": {"background": 0, "shell": 2, "core": 5, "ignore": 9}}
-    (tmp_path / "d" / "dataset.json").write_text(json.dumps(declared))
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
     result = segpipe.run(tmp_path / "d", work=tmp_path / "w", recipe=recipe, epochs=12, jobs=1, tta=False, device="cpu")
     assert result.evaluation.ignore == 9
     assert result.evaluation.mean_dice > 0.6
     # Against the whole truth, that training never saw: the slices between were learnt too.
     nested(tmp_path / "truth")
-    (tmp_path / "truth" / "labels.json").write_text(json.dumps(declared))
+    (tmp_path / "truth" / "labels.json").write_text(json.dumps(declared), encoding="utf-8")
     scores = segpipe.evaluate(
         result.predictions, tmp_path / "truth" / "labels", labels=tmp_path / "truth" / "labels.json", jobs=1
     )
@@ -163,7 +165,7 @@ def manifest(folder, rows):
     columns = ["case", "image", *(f"image_{i}" for i in range(2, 1 + max(len(r[1]) for r in rows))), "label"]
     lines = [",".join(columns)] + [",".join(map(str, [case, *images, label])) for case, images, label in rows]
     folder.mkdir()
-    (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+    (folder / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 

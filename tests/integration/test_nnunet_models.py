@@ -45,8 +45,8 @@ def test_a_model_that_went_to_nnunet_and_back_predicts_the_same(tmp_path, image,
 
 def test_a_model_of_nnunets_tiff_reader_predicts_stacks_with_the_json_beside_them(tmp_path, image):
     folder = exported(model_of(small_plan()), tmp_path)
-    plans = json.loads((folder / "plans.json").read_text())
-    (folder / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "Tiff3DIO"}))
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
+    (folder / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "Tiff3DIO"}), encoding="utf-8")
     grid = Grid.of_spacing(image.shape, (2.0, 1.5, 1.0))
     write_volume(tmp_path / "nifti/a_0000.nii.gz", image, grid)
     (tmp_path / "tiff").mkdir()
@@ -54,7 +54,7 @@ def test_a_model_of_nnunets_tiff_reader_predicts_stacks_with_the_json_beside_the
     tifffile.imwrite(
         tmp_path / "tiff/a_0000.tif", image, imagej=True, metadata={"axes": "ZYX", "unit": "um", "spacing": 9.0}
     )
-    (tmp_path / "tiff/a.json").write_text('{"spacing": [2.0, 1.5, 1.0]}')
+    (tmp_path / "tiff/a.json").write_text('{"spacing": [2.0, 1.5, 1.0]}', encoding="utf-8")
     for kind in ("nifti", "tiff"):
         (row,) = segpipe.predict(tmp_path / kind, tmp_path / f"out_{kind}", model=folder, tta=False, device="cpu")
         assert (row.status, row.reason, row.case) == ("done", None, "a")
@@ -62,13 +62,13 @@ def test_a_model_of_nnunets_tiff_reader_predicts_stacks_with_the_json_beside_the
     np.testing.assert_array_equal(found.array, expected.array)
     assert len(np.unique(found.array)) > 1
     assert found.grid.spacing_mm == (2.0, 1.5, 1.0)
-    assert json.loads((tmp_path / "out_tiff/a.json").read_text()) == {"spacing": [2.0, 1.5, 1.0]}
+    assert json.loads((tmp_path / "out_tiff/a.json").read_text(encoding="utf-8")) == {"spacing": [2.0, 1.5, 1.0]}
 
 
 def test_plans_of_before_2_3_1(tmp_path, image):
     folder = exported(model_of(small_plan()), tmp_path)
     now = labels_of(folder, image)
-    plans = json.loads((folder / "plans.json").read_text())
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     configuration = plans["configurations"]["3d_fullres"]
     given = configuration.pop("architecture")["arch_kwargs"]
     configuration |= {
@@ -78,7 +78,7 @@ def test_plans_of_before_2_3_1(tmp_path, image):
         "pool_op_kernel_sizes": given["strides"], "num_pool_per_axis": [2, 2, 2],
     }  # fmt: skip
     plans["foreground_intensity_properties_by_modality"] = plans.pop("foreground_intensity_properties_per_channel")
-    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
     np.testing.assert_array_equal(labels_of(folder, image), now)
 
 

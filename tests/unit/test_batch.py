@@ -16,9 +16,10 @@ from segpipe.execution.device import choose_runtime
 from segpipe.inference.inputs import find_inputs
 from segpipe.inference.manifest import Manifest
 from segpipe.inference.memory import choose_sums
+from segpipe.inference.outputs import Save
 from segpipe.inference.predictor import Predictor, PredictorOptions
-from segpipe.inference.run import Save, shard_of
 from segpipe.inference.run import predict as predict_stage
+from segpipe.inference.run import shard_of
 from segpipe.inference.sliding import windows_of
 from segpipe.io.formats import read_volume, write_volume
 from segpipe.models.file import ModelFile

@@ -119,7 +119,7 @@ def test_channels_on_different_grids(data, tmp_path):
     images = sorted((session / "rawdata").rglob("*.nii.gz"))
     (label,) = (session / "derivatives").rglob("*msk.nii.gz")
     header = ",".join(["case", "image", *(f"image_{i}" for i in range(2, len(images) + 1)), "label"])
-    (tmp_path / "cases.csv").write_text(f"{header}\nstroke,{','.join(map(str, images))},{label}\n")
+    (tmp_path / "cases.csv").write_text(f"{header}\nstroke,{','.join(map(str, images))},{label}\n", encoding="utf-8")
     (finding,) = segpipe.check(tmp_path / "cases.csv", jobs=1).findings
     assert finding.rule == "different grids"
     assert finding.message.count("shape") >= 2

@@ -246,13 +246,13 @@ def test_overlap_is_found_at_every_use():
 def test_nnunet_s_file_is_read_and_ours_is_written_like_it(tmp_path):
     splits = divided_evenly(request())
     write_for_nnunet(splits, tmp_path / "splits_final.json")
-    listed = json.loads((tmp_path / "splits_final.json").read_text())
+    listed = json.loads((tmp_path / "splits_final.json").read_text(encoding="utf-8"))
     assert [set(fold) for fold in listed] == [{"train", "val"}] * 5
     read = read_folds(tmp_path / "splits_final.json")
     assert [(f.train, f.validation) for f in read] == [(f.train, f.test) for f in splits.outer]
     again = as_listed(request(), read)
     assert [(f.train, f.test) for f in again.outer] == [(f.train, f.test) for f in splits.outer]
-    inner = json.loads((tmp_path / "splits_final.fold_1.json").read_text())
+    inner = json.loads((tmp_path / "splits_final.fold_1.json").read_text(encoding="utf-8"))
     assert [tuple(fold["val"]) for fold in inner] == [i.validation for i in splits.outer[1].inner]
     splits.write(tmp_path / "splits.json")
     assert read_folds(tmp_path / "splits.json") == read
@@ -268,7 +268,7 @@ def test_nnunet_s_file_is_read_and_ours_is_written_like_it(tmp_path):
     ],
 )
 def test_a_wrong_file_of_splits_is_refused(tmp_path, content, message):
-    (tmp_path / "splits.json").write_text(content)
+    (tmp_path / "splits.json").write_text(content, encoding="utf-8")
     with pytest.raises(CrossvalError, match=message):
         read_folds(tmp_path / "splits.json")
 
@@ -385,13 +385,16 @@ def test_wrong_settings_are_refused(settings_, message):
 def test_a_space_is_every_combination_or_a_search(tmp_path):
     path = tmp_path / "space.toml"
     path.write_text(
-        'configuration = ["2d", "3d_fullres"]\n[training]\nlearning_rate = [0.01, 0.1]\n"augmentation.enabled" = [true, false]\n'
+        'configuration = ["2d", "3d_fullres"]\n[training]\nlearning_rate = [0.01, 0.1]\n"augmentation.enabled" = [true, false]\n',
+        encoding="utf-8",
     )
     assert len(read_space(path).candidates()) == 8
-    path.write_text('configuration = ["2d"]\n[training]\nlearning_rate = {low = 0.001, high = 0.1, log = true}\n')
+    path.write_text(
+        'configuration = ["2d"]\n[training]\nlearning_rate = {low = 0.001, high = 0.1, log = true}\n', encoding="utf-8"
+    )
     with pytest.raises(CrossvalError, match="is a range; give --trials"):
         read_space(path).candidates()
-    path.write_text('configuration = ["2d"]\nnetworks = ["u2net"]\n')
+    path.write_text('configuration = ["2d"]\nnetworks = ["u2net"]\n', encoding="utf-8")
     with pytest.raises(CrossvalError, match="networks: Extra inputs"):
         read_space(path)
 
@@ -681,6 +684,6 @@ def test_a_label_that_its_study_did_not_know_has_a_row_without_calibration(tmp_p
         selections={"fold_0": selection},
     )
     write_table(tmp_path / "cases.csv", splits, pooled)
-    lines = (tmp_path / "cases.csv").read_text().splitlines()
+    lines = (tmp_path / "cases.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3
     assert [line.split(",")[11] for line in lines[1:]] == ["0", ""]

@@ -128,7 +128,7 @@ def test_a_stated_distance_that_the_positions_contradict_is_noted(tmp_path):
 def test_copies_of_a_slice_and_other_objects_are_passed_over(tmp_path):
     write_series(tmp_path / "ct")
     shutil.copy(tmp_path / "ct" / "0.dcm", tmp_path / "ct" / "0 copy.dcm")
-    (tmp_path / "ct" / "LICENSE").write_text("text")
+    (tmp_path / "ct" / "LICENSE").write_text("text", encoding="utf-8")
     write_series(tmp_path / "ct" / "seg", uid="1.2.3", Modality="SEG")
     np.testing.assert_array_equal(read_volume(tmp_path / "ct").array[0], voxels().astype(int) - 1024)
 
@@ -224,7 +224,7 @@ def test_convert_writes_what_is_regular_and_names_the_rest(tmp_path):
     assert len({s.sop_instance_uid for s in sidecar.slices}) == 6
     # What a second run meets is its own; a file of somebody else's is not overwritten.
     assert sum(c.reason is None for c in segpipe.convert(tmp_path / "in", tmp_path / "out")) == 2
-    (tmp_path / "out" / "p1_ct.json").write_text(json.dumps({"mine": 1}))
+    (tmp_path / "out" / "p1_ct.json").write_text(json.dumps({"mine": 1}), encoding="utf-8")
     again = {c.series: c for c in segpipe.convert(tmp_path / "in", tmp_path / "out")}
     assert "is there already and is not this series" in again["p1_ct"].reason
     with pytest.raises(DatasetError, match="no DICOM image"):

@@ -75,7 +75,7 @@ def test_folders(tmp_path):
     assert result.n_missed == 2
     assert "spacing" in result.failed["c"]
     assert "no prediction" in result.failed["d"]
-    assert json.loads((tmp_path / "scores.json").read_text())["mean_dice"] == pytest.approx(0.5)
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["mean_dice"] == pytest.approx(0.5)
 
 
 def test_one_name_with_two_endings_is_failed_not_chosen(tmp_path):
@@ -105,7 +105,7 @@ def test_a_label_in_no_case_is_named_not_averaged():
 
 
 def declaration(tmp_path, **labels):
-    (tmp_path / "labels.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+    (tmp_path / "labels.json").write_text(json.dumps({"labels": {"background": 0, **labels}}), encoding="utf-8")
     return tmp_path / "labels.json"
 
 
@@ -155,7 +155,7 @@ def test_a_prediction_without_a_reference_is_listed_and_what_lies_beside_one_is_
 def test_regions_that_would_be_painted_wrongly_are_scored_and_said(tmp_path):
     write_volume(tmp_path / "a.nii.gz", mask((1, BOX)), GRID)
     content = {"labels": {"background": 0, "core": 1, "whole": [1, 2]}, "regions_class_order": [1, 2]}
-    (tmp_path / "labels.json").write_text(json.dumps(content))
+    (tmp_path / "labels.json").write_text(json.dumps(content), encoding="utf-8")
     said = []
 
     class Listening(Watch):

@@ -153,9 +153,9 @@ def _truncated_gzip(path):
     [
         ("gone.nii.gz", lambda p: None, "no such file"),
         ("empty.nii.gz", lambda p: p.write_bytes(b""), "0 bytes"),
-        ("text.nii", lambda p: p.write_text("not an image" * 100), "not a readable NIfTI"),
+        ("text.nii", lambda p: p.write_text("not an image" * 100, encoding="utf-8"), "not a readable NIfTI"),
         ("cut.nii.gz", _truncated_gzip, "truncated"),
-        ("text.nrrd", lambda p: p.write_text("not an image"), "not a readable image"),
+        ("text.nrrd", lambda p: p.write_text("not an image", encoding="utf-8"), "not a readable image"),
         ("scan.gif", lambda p: p.write_bytes(b"x"), "ending is not one of"),
     ],
 )

@@ -112,7 +112,7 @@ def test_damage_is_refused(tmp_path):
         with pytest.raises(UnreadableFileError, match=rf"{name}: (the pixels cannot be read|ends before its last)"):
             read_volume(path)
     for name in ("e.png", "e.jpg", "e.tif"):
-        (tmp_path / name).write_text("no image")
+        (tmp_path / name).write_text("no image", encoding="utf-8")
         for read in (read_header, read_volume, read_label_volume):
             with pytest.raises(UnreadableFileError, match=rf"{name}: not a readable image"):
                 read(tmp_path / name)

@@ -37,7 +37,7 @@ def test_what_cannot_be_read_is_a_failed_case_and_counted(tmp_path):
     put(tmp_path / "in" / "a.nii.gz")
     put(tmp_path / "in" / "patient4" / "d.nii.gz")
     (tmp_path / "in" / "c.unknown").write_bytes(b"x")
-    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "notes.txt").write_text("x", encoding="utf-8")
     (tmp_path / "in" / "e.nii.gz").symlink_to(tmp_path / "store" / "e.nii.gz")
     notes = []
     problems = found(tmp_path, note=notes.append)
@@ -57,7 +57,7 @@ def test_a_gap_of_channels_in_a_folder(tmp_path):
 def test_a_gap_of_channels_in_a_manifest(tmp_path):
     put(tmp_path / "in" / "t2.nii.gz")
     (tmp_path / "new.csv").write_text(
-        "case;Image_1;image_2\nx;;in/t2.nii.gz\ny;in/t2.nii.gz;in/t2.nii.gz\nz;;\nw;in/gone.nii.gz;\n"
+        "case;Image_1;image_2\nx;;in/t2.nii.gz\ny;in/t2.nii.gz;in/t2.nii.gz\nz;;\nw;in/gone.nii.gz;\n", encoding="utf-8"
     )
     problems = found(tmp_path, 2, "new.csv")
     assert "image_1 is empty and image_2 is not" in problems["x"]
@@ -69,13 +69,15 @@ def test_a_gap_of_channels_in_a_manifest(tmp_path):
 def test_ids_from_file_names_that_collide_say_so(tmp_path):
     for patient in ("p1", "p2"):
         put(tmp_path / patient / "ct.nii.gz")
-    (tmp_path / "new.csv").write_text("image\np1/ct.nii.gz\np2/ct.nii.gz\n")
+    (tmp_path / "new.csv").write_text("image\np1/ct.nii.gz\np2/ct.nii.gz\n", encoding="utf-8")
     assert "no column 'case' names another" in found(tmp_path, 1, "new.csv")["ct"]
 
 
 def test_an_id_that_stands_twice_costs_its_rows_alone(tmp_path):
     put(tmp_path / "ct.nii.gz")
-    (tmp_path / "new.csv").write_text("case,image\na,ct.nii.gz\nb,ct.nii.gz\na,ct.nii.gz\nc/d,ct.nii.gz\n")
+    (tmp_path / "new.csv").write_text(
+        "case,image\na,ct.nii.gz\nb,ct.nii.gz\na,ct.nii.gz\nc/d,ct.nii.gz\n", encoding="utf-8"
+    )
     problems = found(tmp_path, 1, "new.csv")
     assert "row 1, 3 of new.csv: case 'a' stands twice" in problems["a"]
     assert problems["b"] is None

@@ -81,7 +81,7 @@ def test_several_raters_are_refused_with_advice(tmp_path):
         read_labels("c", one_hot(tmp_path / "b.nii.gz", [labels > 0, labels > 1]))
     write_small_dataset(tmp_path / "d", n_cases=1)
     row = "images/case_0.nii.gz,labels/case_0.nii.gz,labels/case_0.nii.gz"
-    (tmp_path / "d" / "list.csv").write_text(f"case,image,label,label_2\na,{row}\n")
+    (tmp_path / "d" / "list.csv").write_text(f"case,image,label,label_2\na,{row}\n", encoding="utf-8")
     (finding,) = segpipe.check(tmp_path / "d" / "list.csv", work=tmp_path / "w", jobs=1).findings
     assert (finding.rule, finding.case) == ("several raters", "a")
 
@@ -207,7 +207,7 @@ def test_evaluate_scores_what_a_dataset_declares(tmp_path):
     for name, array in (("reference", reference), ("prediction", prediction)):
         write_volume(tmp_path / name / "a.nii.gz", array, GRID)
     declared = {"labels": BRATS["labels"] | {"ignore": 9}, "regions_class_order": [2, 1, 4]}
-    (tmp_path / "dataset.json").write_text(json.dumps(declared))
+    (tmp_path / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
     result = segpipe.evaluate(tmp_path / "prediction", tmp_path / "reference", labels=tmp_path / "dataset.json", jobs=1)
     dice = {name: s.mean_dice for name, s in result.by_label.items()}
     assert dice == {"whole": 1.0, "core": 1.0, "enhancing": pytest.approx(2 * 3 / 7)}
@@ -219,7 +219,7 @@ def test_one_hot_references_are_scored_by_their_declared_values(tmp_path):
     (tmp_path / "pred").mkdir()
     one_hot(tmp_path / "ref" / "a.nii.gz", [labels == k for k in (1, 2)])
     nib.save(nib.Nifti1Image(np.array([0, 7, 9], dtype=np.uint8)[labels], np.eye(4)), tmp_path / "pred" / "a.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 7, "y": 9}}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 7, "y": 9}}), encoding="utf-8")
     result = segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", labels=tmp_path / "dataset.json", jobs=1)
     assert result.mean_dice == 1
     assert "declare the labels" in segpipe.evaluate(tmp_path / "pred", tmp_path / "ref", jobs=1).failed["a"]

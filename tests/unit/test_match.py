@@ -31,7 +31,8 @@ def test_nnunet_raw(tmp_path):
     (tmp_path / "dataset.json").write_text(
         json.dumps(
             {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"}
-        )
+        ),
+        encoding="utf-8",
     )
     found = match_dataset(tmp_path)
     assert found.layout == "nnunet"
@@ -48,7 +49,8 @@ def test_decathlon(tmp_path):
     (tmp_path / "dataset.json").write_text(
         json.dumps(
             {"name": "Organ", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "x"}, "training": training}
-        )
+        ),
+        encoding="utf-8",
     )
     found = match_dataset(tmp_path)
     assert (found.name, found.layout, ids(found), found.channel_names) == ("Organ", "decathlon", ["a"], ("MRI",))
@@ -60,7 +62,7 @@ def test_nnunet_version_1_lists_images_without_their_suffix(tmp_path):
     put(tmp_path / "labelsTr" / "a.nii.gz")
     training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "bg", "1": "x"}, "training": training})
+        json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "bg", "1": "x"}, "training": training}), encoding="utf-8"
     )
     assert match_dataset(tmp_path).layout == "nnunet"
     assert ids(match_dataset(tmp_path)) == ["a"]
@@ -71,7 +73,8 @@ def test_nnunet_with_listed_files(tmp_path):
     put(tmp_path / "elsewhere" / "two.nii.gz")
     listed = {"a": {"images": ["somewhere/one.nii.gz"], "label": "elsewhere/two.nii.gz"}}
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "x": 1}, "dataset": listed})
+        json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "x": 1}, "dataset": listed}),
+        encoding="utf-8",
     )
     assert ids(match_dataset(tmp_path)) == ["a"]
 
@@ -93,13 +96,14 @@ def test_manifest(tmp_path, kind):
         put(tmp_path / f"{name}.nii.gz")
     if kind == "csv":
         path = tmp_path / "cases.csv"
-        path.write_text("case,image,image_2,label,patient\na,x1.nii.gz,x2.nii.gz,y.nii.gz,p1\n")
+        path.write_text("case,image,image_2,label,patient\na,x1.nii.gz,x2.nii.gz,y.nii.gz,p1\n", encoding="utf-8")
     else:
         path = tmp_path / "cases.json"
         path.write_text(
             json.dumps(
                 [{"case": "a", "image": "x1.nii.gz", "image_2": "x2.nii.gz", "label": "y.nii.gz", "patient": "p1"}]
-            )
+            ),
+            encoding="utf-8",
         )
     for root in (tmp_path, path):
         found = match_dataset(root)
@@ -111,7 +115,7 @@ def test_manifest(tmp_path, kind):
 def test_patients_beside_another_layout(tmp_path):
     put(tmp_path / "images" / "a.nii.gz")
     put(tmp_path / "labels" / "a.nii.gz")
-    (tmp_path / "cases.csv").write_text("case,patient\na,p7\n")
+    (tmp_path / "cases.csv").write_text("case,patient\na,p7\n", encoding="utf-8")
     assert match_dataset(tmp_path).cases[0].group == "p7"
 
 
@@ -150,7 +154,7 @@ def test_manifest_faults(tmp_path):
         "c/d,x.nii.gz,x.nii.gz",
         "e,x.nii.gz,",
     ]
-    (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "cases.csv").write_text("case,image,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     found = match_dataset(tmp_path)
     assert not found.cases
     assert sorted((f.case, f.rule) for f in found.findings) == [
@@ -220,7 +224,7 @@ def test_hidden_files_are_passed_over(tmp_path):
 def test_a_wrong_declaration_says_what(tmp_path, declared, message):
     put(tmp_path / "images" / "a.nii.gz")
     put(tmp_path / "labels" / "a.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps(declared))
+    (tmp_path / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
     with pytest.raises(DatasetError, match=message):
         match_dataset(tmp_path)
 
@@ -268,7 +272,7 @@ def test_links_that_lead_nowhere_are_cases(pairs):
 
 def test_a_listed_link_that_leads_nowhere_says_where(pairs):
     (pairs / "c.nii.gz").symlink_to(pairs / "store" / "c.nii.gz")
-    (pairs / "cases.csv").write_text("case,image,label\nc,c.nii.gz,c.nii.gz\n")
+    (pairs / "cases.csv").write_text("case,image,label\nc,c.nii.gz,c.nii.gz\n", encoding="utf-8")
     assert "link to" in wrong(match_dataset(pairs / "cases.csv"))["c"][1]
 
 
@@ -291,8 +295,8 @@ def test_images_in_a_sub_folder_are_named(pairs):
 
 
 def test_documents_beside_images_are_no_cases(pairs):
-    (pairs / "images" / "README.md").write_text("x")
-    (pairs / "images" / "a.json").write_text("{}")
+    (pairs / "images" / "README.md").write_text("x", encoding="utf-8")
+    (pairs / "images" / "a.json").write_text("{}", encoding="utf-8")
     found = match_dataset(pairs)
     assert not found.findings
     assert not any(given.loses_a_case for given in found.given)
@@ -301,7 +305,7 @@ def test_documents_beside_images_are_no_cases(pairs):
 def test_what_was_given_is_no_part_of_the_stored_digest(pairs):
     before = match_dataset(pairs).model_dump()
     assert not {"given", "notes", "patients_from"} & set(before)
-    (pairs / "images" / "README.md").write_text("x")
+    (pairs / "images" / "README.md").write_text("x", encoding="utf-8")
     assert match_dataset(pairs).model_dump()["given"]
 
 
@@ -309,7 +313,7 @@ def test_an_empty_cell_before_a_filled_one_is_a_missing_channel(tmp_path):
     for name in ("t1", "t2", "y"):
         put(tmp_path / f"{name}.nii.gz")
     rows = ["a,t1.nii.gz,t2.nii.gz,y.nii.gz", "b,,t2.nii.gz,y.nii.gz", "c,t1.nii.gz,,y.nii.gz", "d,,,y.nii.gz", ",,,"]
-    (tmp_path / "cases.csv").write_text("case,image_1,image_2,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "cases.csv").write_text("case,image_1,image_2,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     found = match_dataset(tmp_path)
     # c has fewer channels, which is found when it is read.
     assert ids(found) == ["a", "c"]
@@ -321,7 +325,7 @@ def test_an_empty_cell_before_a_filled_one_is_a_missing_channel(tmp_path):
 def test_backslashes_are_read_where_they_lead_to_a_file(tmp_path):
     put(tmp_path / "scans" / "x.nii.gz")
     put(tmp_path / "scans" / "y.nii.gz")
-    (tmp_path / "cases.csv").write_text("case,image,label\na,scans\\x.nii.gz,scans\\y.nii.gz\n")
+    (tmp_path / "cases.csv").write_text("case,image,label\na,scans\\x.nii.gz,scans\\y.nii.gz\n", encoding="utf-8")
     assert ids(match_dataset(tmp_path)) == ["a"]
 
 
@@ -329,7 +333,7 @@ def test_ids_from_file_names_that_collide_say_so(tmp_path):
     for patient in ("p1", "p2"):
         put(tmp_path / patient / "ct.nii.gz")
     rows = [f"{p}/ct.nii.gz,{p}/ct.nii.gz" for p in ("p1", "p2")]
-    (tmp_path / "cases.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "cases.csv").write_text("image,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     rule, message = wrong(match_dataset(tmp_path))["ct"]
     assert rule == "duplicate id"
     assert "the name of their image's file" in message
@@ -348,19 +352,19 @@ def test_folders_of_one_patient_each_are_told_how_to_be_listed(tmp_path):
 def test_a_manifest_names_the_patients_of_all_cases_or_of_none(tmp_path):
     put(tmp_path / "x.nii.gz")
     text = "case,image,label,patient\na,x.nii.gz,x.nii.gz,p\nb,x.nii.gz,x.nii.gz,\n"
-    (tmp_path / "cases.csv").write_text(text)
+    (tmp_path / "cases.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DatasetError, match="1 of 2 cases have no patient, such as 'b'"):
         match_dataset(tmp_path)
-    (tmp_path / "cases.csv").write_text(text.replace(",p\n", ",\n"))
+    (tmp_path / "cases.csv").write_text(text.replace(",p\n", ",\n"), encoding="utf-8")
     assert match_dataset(tmp_path).patients_from == ""
 
 
 def test_a_patient_table_of_another_spelling_is_an_error(pairs):
-    (pairs / "cases.csv").write_text("case,patient\nA,p1\nB,p2\n")
+    (pairs / "cases.csv").write_text("case,patient\nA,p1\nB,p2\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="'A' looks like case 'a'"):
         match_dataset(pairs)
     (pairs / "cases.csv").unlink()
-    (pairs / "Cases.csv").write_text("Case;Patient\na;p1\nb;p1\n")
+    (pairs / "Cases.csv").write_text("Case;Patient\na;p1\nb;p1\n", encoding="utf-8")
     found = match_dataset(pairs)
     assert {c.group for c in found.cases} == {"p1"}
     assert found.patients_from == "Cases.csv"
@@ -376,16 +380,16 @@ def test_a_declaration_as_editors_and_languages_save_it(pairs, encoding, values)
 
 
 def test_another_number_of_training_cases_is_a_note(pairs):
-    (pairs / "dataset.json").write_text(json.dumps({"numTraining": 40}))
+    (pairs / "dataset.json").write_text(json.dumps({"numTraining": 40}), encoding="utf-8")
     assert match_dataset(pairs).notes == ("dataset.json states numTraining 40, and images of 2 case(s) are here",)
-    (pairs / "dataset.json").write_text(json.dumps({"numTraining": 2}))
+    (pairs / "dataset.json").write_text(json.dumps({"numTraining": 2}), encoding="utf-8")
     assert match_dataset(pairs).notes == ()
 
 
 def test_images_that_a_list_leaves_out_are_counted(pairs):
     (pairs / "images").rename(pairs / "imagesTr")
     training = [{"image": "./imagesTr/a.nii.gz", "label": "./labels/a.nii.gz"}]
-    (pairs / "dataset.json").write_text(json.dumps({"training": training}))
+    (pairs / "dataset.json").write_text(json.dumps({"training": training}), encoding="utf-8")
     assert match_dataset(pairs).passed_over == [
         "images of imagesTr/: 2 given, 1 used, 1 passed over",
         "  dataset.json does not list it under 'training': b.nii.gz",
@@ -396,22 +400,22 @@ def test_a_label_named_like_a_channel_is_named(tmp_path):
     for channel in (0, 1):
         put(tmp_path / "imagesTr" / f"a_{channel:04d}.nii.gz")
     put(tmp_path / "labelsTr" / "a_0000.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}), encoding="utf-8")
     assert "a_0000.nii.gz is named like a channel; rename it to a.nii.gz" in wrong(match_dataset(tmp_path))["a"][1]
 
 
 def test_another_ending_than_stated_is_a_note(pairs):
-    (pairs / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd"}))
+    (pairs / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd"}), encoding="utf-8")
     assert match_dataset(pairs).notes == ("dataset.json states file_ending '.nrrd', and the images end in .nii.gz",)
 
 
 def test_a_table_of_another_name_is_named(pairs):
-    (pairs / "participants.tsv").write_text("participant_id\na\n")
+    (pairs / "participants.tsv").write_text("participant_id\na\n", encoding="utf-8")
     assert match_dataset(pairs).notes == (
         "participants.tsv: not read; a table that names patients is called cases.csv",
     )
     (pairs / "participants.tsv").rename(pairs / "cases.tsv")
-    (pairs / "cases.tsv").write_text("case\tpatient\na\tp\nb\tp\n")
+    (pairs / "cases.tsv").write_text("case\tpatient\na\tp\nb\tp\n", encoding="utf-8")
     assert match_dataset(pairs).patients_from == "cases.tsv"
 
 
@@ -430,14 +434,14 @@ def test_a_table_that_is_a_link_to_nothing_is_named(tmp_path):
 
 def test_a_table_beside_a_manifest_is_named_as_not_used(tmp_path):
     small_pairs(tmp_path)
-    (tmp_path / "my.csv").write_text("case,image,label\na,images/a.nii.gz,labels/a.nii.gz\n")
-    (tmp_path / "cases.csv").write_text("case,patient\na,P\nb,P\n")
+    (tmp_path / "my.csv").write_text("case,image,label\na,images/a.nii.gz,labels/a.nii.gz\n", encoding="utf-8")
+    (tmp_path / "cases.csv").write_text("case,patient\na,P\nb,P\n", encoding="utf-8")
     assert any("cases.csv: not used, since my.csv is" in note for note in match_dataset(tmp_path / "my.csv").notes)
 
 
 def test_spellings_of_a_patient_are_one_patient(tmp_path):
     small_pairs(tmp_path)
-    (tmp_path / "cases.csv").write_text("case,patient\na,P1\nb,p1\n")
+    (tmp_path / "cases.csv").write_text("case,patient\na,P1\nb,p1\n", encoding="utf-8")
     found = match_dataset(tmp_path)
     assert [case.group for case in found.cases] == ["P1", "P1"]
     assert any("'P1', 'p1' are one patient" in note for note in found.notes)
@@ -445,7 +449,7 @@ def test_spellings_of_a_patient_are_one_patient(tmp_path):
 
 def test_a_manifest_without_labels_names_its_columns(tmp_path):
     small_pairs(tmp_path)
-    (tmp_path / "my.csv").write_text("case,image,mask\na,images/a.nii.gz,labels/a.nii.gz\n")
+    (tmp_path / "my.csv").write_text("case,image,mask\na,images/a.nii.gz,labels/a.nii.gz\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="no column 'label'; its columns are case, image_1, mask"):
         match_dataset(tmp_path / "my.csv")
 
@@ -458,7 +462,9 @@ def test_a_folder_of_labels_that_is_a_link_to_nothing_is_named(tmp_path):
 
 
 def test_two_values_of_one_name_are_refused(pairs):
-    (pairs / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "A", "2": "A"}}))
+    (pairs / "dataset.json").write_text(
+        json.dumps({"labels": {"0": "background", "1": "A", "2": "A"}}), encoding="utf-8"
+    )
     with pytest.raises(DatasetError, match="the values 1, 2 have one name, 'A'"):
         match_dataset(pairs)
 
@@ -475,8 +481,8 @@ def test_what_a_list_leaves_out_is_counted_and_no_lost_case(tmp_path, layout):
     small_pairs(tmp_path)
     (tmp_path / "images" / "c.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
     (tmp_path / "images" / "d.unknown").write_bytes(b"x")
-    (tmp_path / "images" / "notes.txt").write_text("x")
-    (tmp_path / ("cases.csv" if layout == "manifest" else "dataset.json")).write_text(LISTS[layout])
+    (tmp_path / "images" / "notes.txt").write_text("x", encoding="utf-8")
+    (tmp_path / ("cases.csv" if layout == "manifest" else "dataset.json")).write_text(LISTS[layout], encoding="utf-8")
     found = match_dataset(tmp_path)
     assert (found.layout, ids(found), found.findings) == (layout, ["a"], ())
     left = {item.what for given in found.given if given.kind == "images of images/" for item in given.passed_over}
@@ -490,7 +496,7 @@ def test_folders_of_patients_are_one_count(tmp_path):
         for name in ("ct", "seg", "other"):
             put(tmp_path / f"P{n}" / f"{name}.nii.gz")
         rows.append(f"c{n},P{n}/ct.nii.gz,P{n}/seg.nii.gz")
-    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    (tmp_path / "cases.csv").write_text("\n".join(rows), encoding="utf-8")
     (given,) = match_dataset(tmp_path).given
     assert (given.kind, given.n_given, len(given.passed_over)) == ("images of 6 folders", 18, 6)
 

@@ -367,7 +367,7 @@ def test_danets_third_stage_begins_with_dilation_1_and_that_of_older_plans_with_
 
 def test_a_file_that_holds_no_weights_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
-    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "text.pth").write_text("no weights", encoding="utf-8")
     for name, reason in (
         ("list.pth", "holds list"),
         ("text.pth", "no weights can be read"),

@@ -223,7 +223,7 @@ def test_what_check_finds_in_labels_is_listed(tmp_path):
         nifti(tmp_path / "images" / f"{case}.nii", voxels, affine, change=change)
         nifti(tmp_path / "labels" / f"{case}.nii", label.astype(np.float32), affine, change=change)
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "MR"}, "labels": {"background": 0, "x": 1}})
+        json.dumps({"channel_names": {"0": "MR"}, "labels": {"background": 0, "x": 1}}), encoding="utf-8"
     )
     found = segpipe.check(tmp_path, work=tmp_path.parent / f"{tmp_path.name}_work", jobs=1).findings
     by_case = {f.case: f for f in found}

@@ -8,7 +8,7 @@ CASES = [f"{n:03d}" for n in range(1, 11)]
 
 
 def joined(tmp_path, text, cases=CASES):
-    (tmp_path / "cases.csv").write_text(text)
+    (tmp_path / "cases.csv").write_text(text, encoding="utf-8")
     return join_table(read_table(tmp_path / "cases.csv"), cases, cases)
 
 
@@ -77,7 +77,7 @@ def test_a_table_that_names_no_patient_says_so(tmp_path, text, note):
 
 def test_a_manifest_need_not_name_patients_but_may_seem_to(tmp_path):
     for header, said in (("case,image,site", 0), ("case,image,Klinikpatient", 1), ("case,image,patient", 0)):
-        (tmp_path / "cases.csv").write_text(f"{header}\na,a.nii.gz,7\n")
+        (tmp_path / "cases.csv").write_text(f"{header}\na,a.nii.gz,7\n", encoding="utf-8")
         assert len(without_patients(read_table(tmp_path / "cases.csv"), holds_images=True)) == said
 
 

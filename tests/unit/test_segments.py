@@ -178,7 +178,7 @@ def test_a_label_of_slicer_belongs_to_the_image_of_its_name(tmp_path):
     write_volume(tmp_path / "images" / "CT.nrrd", np.arange(120, dtype=np.int16).reshape(GRID.shape), GRID)
     seg_nrrd(tmp_path / "labels" / "CT.seg.nrrd", layers_of([(LOW, 1)]), [("tumour", 0, 1)])
     declared = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 7}}
-    (tmp_path / "dataset.json").write_text(json.dumps(declared))
+    (tmp_path / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
     found = segpipe.check(tmp_path, work=tmp_path.parent / f"{tmp_path.name}_work", jobs=1)
     assert [c.id for c in found.dataset.cases] == ["CT"]
     assert [(f.severity, f.rule) for f in found.findings] == [("note", "label file")]

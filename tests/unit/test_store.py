@@ -69,7 +69,7 @@ def test_a_deleted_or_damaged_store_is_read_again(watched):
     everything(folder, work)
     read.clear()
     shutil.rmtree(Workspace(work).case("case_0").root)
-    Workspace(work).case("case_1").record.write_text("{")
+    Workspace(work).case("case_1").record.write_text("{", encoding="utf-8")
     Workspace(work).case("case_2").image.unlink()
     Workspace(work).fingerprint.unlink()
     everything(folder, work)
@@ -80,8 +80,8 @@ def test_another_declaration_reads_again(watched):
     folder, work, read = watched
     everything(folder, work)
     read.clear()
-    text = (folder / "dataset.json").read_text()
-    (folder / "dataset.json").write_text(text.replace('"cube_2": 2', '"ignore": 2'))
+    text = (folder / "dataset.json").read_text(encoding="utf-8")
+    (folder / "dataset.json").write_text(text.replace('"cube_2": 2', '"ignore": 2'), encoding="utf-8")
     segpipe.plan(folder, work=work, jobs=1)
     assert len(read) == 3
 

@@ -48,7 +48,7 @@ def test_a_table_is_read_as_spreadsheets_save_it(tmp_path, content):
      "Patient (ID)", "Patient #", "Patient No.", "patients", "MRN", "pid", "Paciente", "subject_key", "ID Patient", "Proband"],
 )  # fmt: skip
 def test_patients_by_another_word(tmp_path, header):
-    (tmp_path / "cases.csv").write_text(f"case,{header}\n001,P1\n002,n/a\n")
+    (tmp_path / "cases.csv").write_text(f"case,{header}\n001,P1\n002,n/a\n", encoding="utf-8")
     table = read_table(tmp_path / "cases.csv")
     assert [row.cells["patient"] for row in table.rows] == ["P1", ""]
     assert "patient" in table.columns
@@ -57,37 +57,39 @@ def test_patients_by_another_word(tmp_path, header):
 
 
 def test_patient_is_believed_before_another_word(tmp_path):
-    (tmp_path / "cases.csv").write_text("case,subject,patient\n001,S1,P1\n")
+    (tmp_path / "cases.csv").write_text("case,subject,patient\n001,S1,P1\n", encoding="utf-8")
     assert cells(tmp_path / "cases.csv") == [{"case": "001", "subject": "S1", "patient": "P1"}]
 
 
 @pytest.mark.parametrize("header", ["patient_age", "person_years", "patient_sex", "impatient", "subjective score"])
 def test_what_is_said_of_a_patient_names_none(tmp_path, header):
-    (tmp_path / "cases.csv").write_text(f"case;{header}\n001;P1\n")
+    (tmp_path / "cases.csv").write_text(f"case;{header}\n001;P1\n", encoding="utf-8")
     assert "patient" not in read_table(tmp_path / "cases.csv").columns
 
 
 def test_the_fuller_of_two_columns_of_patients_is_used(tmp_path):
-    (tmp_path / "cases.csv").write_text("case,patient,mrn\n001,,17\n002,,17\n")
+    (tmp_path / "cases.csv").write_text("case,patient,mrn\n001,,17\n002,,17\n", encoding="utf-8")
     assert [row.cells["patient"] for row in read_table(tmp_path / "cases.csv").rows] == ["17", "17"]
 
 
 def test_an_index_without_a_name_is_left_out(tmp_path):
-    (tmp_path / "cases.csv").write_text(",case,patient\n0,001,P1\n")
+    (tmp_path / "cases.csv").write_text(",case,patient\n0,001,P1\n", encoding="utf-8")
     assert cells(tmp_path / "cases.csv") == [{"case": "001", "patient": "P1"}]
 
 
 @pytest.mark.parametrize("empty", ["NA", "n/a", "None", "nan", "-", "#N/A", "#NV"])
 def test_words_for_nothing_are_empty_cells(tmp_path, empty):
-    (tmp_path / "cases.csv").write_text(f"case;image;image_2;patient;site\nx;a.nii.gz;{empty};{empty};{empty}\n")
+    (tmp_path / "cases.csv").write_text(
+        f"case;image;image_2;patient;site\nx;a.nii.gz;{empty};{empty};{empty}\n", encoding="utf-8"
+    )
     expected = {"case": "x", "image_1": "a.nii.gz", "image_2": "", "patient": "", "site": ""}
     assert cells(tmp_path / "cases.csv") == [expected]
 
 
 def test_decimal_commas_stay_in_their_cell(tmp_path):
-    (tmp_path / "cases.csv").write_text("case;age;dose\n001;63,5;1,25\n")
+    (tmp_path / "cases.csv").write_text("case;age;dose\n001;63,5;1,25\n", encoding="utf-8")
     assert cells(tmp_path / "cases.csv") == [{"case": "001", "age": "63,5", "dose": "1,25"}]
-    (tmp_path / "quoted.csv").write_text('case,age\n001,"63,5"\n')
+    (tmp_path / "quoted.csv").write_text('case,age\n001,"63,5"\n', encoding="utf-8")
     assert cells(tmp_path / "quoted.csv") == [{"case": "001", "age": "63,5"}]
 
 
@@ -104,7 +106,7 @@ def test_decimal_commas_stay_in_their_cell(tmp_path):
     ],
 )
 def test_a_table_that_means_two_things_is_refused(tmp_path, content, message):
-    (tmp_path / "cases.csv").write_text(content)
+    (tmp_path / "cases.csv").write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=message):
         read_table(tmp_path / "cases.csv")
 
@@ -117,13 +119,13 @@ def test_json_of_any_encoding(tmp_path, encoding):
 
 
 def test_rows_keep_their_place_in_the_file(tmp_path):
-    (tmp_path / "cases.csv").write_text("case,patient\n,\n001,a\n")
+    (tmp_path / "cases.csv").write_text("case,patient\n,\n001,a\n", encoding="utf-8")
     assert [row.number for row in read_table(tmp_path / "cases.csv").rows] == [2]
 
 
 def test_json_in_which_a_name_has_two_values_is_refused(tmp_path):
-    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "A": 1, "A": 2}}')
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "A": 1, "A": 2}}', encoding="utf-8")
     with pytest.raises(DatasetError, match="'A' stands twice in one object, with 1 and 2"):
         read_json(tmp_path / "dataset.json")
-    (tmp_path / "dataset.json").write_text('{"A": 1, "A": 1}')
+    (tmp_path / "dataset.json").write_text('{"A": 1, "A": 1}', encoding="utf-8")
     assert read_json(tmp_path / "dataset.json") == {"A": 1}

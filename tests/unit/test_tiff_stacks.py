@@ -43,7 +43,7 @@ def imagej(path, array=STACK, axes="ZYX", unit="um", **more):
 def plain(path, array=STACK, spacing=None, beside=None):
     tifffile.imwrite(path, array, photometric="minisblack", ome=False)
     if spacing is not None:
-        path.with_name(beside or f"{path.stem}.json").write_text(json.dumps({"spacing": spacing}))
+        path.with_name(beside or f"{path.stem}.json").write_text(json.dumps({"spacing": spacing}), encoding="utf-8")
     return path
 
 
@@ -78,16 +78,16 @@ def test_imagej_states_the_voxel_size(tmp_path, unit, mm):
 def test_the_json_of_nnunet_states_the_voxel_size(tmp_path, image, beside):
     require_stack(plain(tmp_path / image, spacing=[3, 0.5, 0.25], beside=beside), (3, 0.5, 0.25))
     before = FileStamp.of(tmp_path / image), content_of([tmp_path / image])
-    (tmp_path / beside).write_text(json.dumps({"spacing": [4, 0.5, 0.25], "more": 1}))
+    (tmp_path / beside).write_text(json.dumps({"spacing": [4, 0.5, 0.25], "more": 1}), encoding="utf-8")
     assert FileStamp.of(tmp_path / image) != before[0]
     assert content_of([tmp_path / image]) != before[1]
 
 
 def test_the_json_is_believed_and_a_contradiction_said(tmp_path):
     path = ome(tmp_path / "a.tif", **{f"PhysicalSize{a}Unit": "mm" for a in "XYZ"})
-    (tmp_path / "a.json").write_text('{"spacing": [2, 0.25, 0.5]}')
+    (tmp_path / "a.json").write_text('{"spacing": [2, 0.25, 0.5]}', encoding="utf-8")
     assert header_notes(path) == []
-    (tmp_path / "a.json").write_text('{"spacing": [2, 0.25, 0.6]}')
+    (tmp_path / "a.json").write_text('{"spacing": [2, 0.25, 0.6]}', encoding="utf-8")
     require_stack(path, (2, 0.25, 0.6))
     (note,) = header_notes(path)
     assert note.severity == "warning"
@@ -105,7 +105,7 @@ def test_where_no_size_is_stated_voxels_of_1_mm_are_assumed_with_a_warning(tmp_p
 
 def test_another_json_beside_it_is_none_of_its(tmp_path):
     plain(tmp_path / "a.tif")
-    (tmp_path / "a.json").write_text('{"shapes": []}')
+    (tmp_path / "a.json").write_text('{"shapes": []}', encoding="utf-8")
     require_stack(tmp_path / "a.tif", (1, 1, 1))
 
 
@@ -222,7 +222,7 @@ def test_masks_lie_on_the_grid_of_their_image(tmp_path, make, name):
         sitk.ReadImage(str(tmp_path / name)).GetSpacing()[:2]
     )
     if (tmp_path / "c.json").exists():
-        assert json.loads((tmp_path / "out/c.json").read_text()) == {"spacing": [3, 0.5, 0.25]}
+        assert json.loads((tmp_path / "out/c.json").read_text(encoding="utf-8")) == {"spacing": [3, 0.5, 0.25]}
         (tmp_path / "out/c.json").unlink()
         assert read_header(output).grid == image.stored_grid
     first = output.read_bytes()
@@ -251,10 +251,10 @@ def test_a_mask_without_voxel_size_has_that_of_its_image(tmp_path):
 def test_a_json_that_is_something_else_is_not_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     plain(tmp_path / "c.tif", spacing=[1, 1, 2])
-    (tmp_path / "out/c.json").write_text('{"reader": "A"}')
+    (tmp_path / "out/c.json").write_text('{"reader": "A"}', encoding="utf-8")
     with pytest.raises(UnreadableFileError, match=r"c\.json: is there already"):
         write_labels_like(tmp_path / "c.tif", tmp_path / "out/c.tif", STACK.astype(np.uint8))
-    assert json.loads((tmp_path / "out/c.json").read_text()) == {"reader": "A"}
+    assert json.loads((tmp_path / "out/c.json").read_text(encoding="utf-8")) == {"reader": "A"}
 
 
 def test_values_that_an_imagej_stack_cannot_hold_are_refused(tmp_path):
@@ -273,7 +273,7 @@ def test_models_of_nnunet_see_the_voxel_size_that_nnunet_sees(tmp_path):
     ome(tmp_path / "a_0000.tif")
     as_stored = load_image("a", [tmp_path / "a_0000.tif"], ("ct",), "as_stored")
     assert as_stored.stored_grid.spacing_mm == (1, 1, 1)
-    (tmp_path / "a.json").write_text('{"spacing": [3, 0.5, 0.25]}')
+    (tmp_path / "a.json").write_text('{"spacing": [3, 0.5, 0.25]}', encoding="utf-8")
     assert load_image("a", [tmp_path / "a_0000.tif"], ("ct",), "as_stored").stored_grid.spacing_mm == (3, 0.5, 0.25)
 
 
@@ -374,7 +374,7 @@ def test_a_json_that_names_no_spacing_is_not_the_stacks(tmp_path, text):
 @pytest.mark.parametrize("text", DAMAGED_JSON)
 def test_a_damaged_json_with_a_spacing_is_refused(tmp_path, text):
     plain(tmp_path / "a.tif")
-    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
     for read in (read_header, read_volume):
         with pytest.raises(UnreadableFileError, match=r"a\.json: is not JSON"):
             read(tmp_path / "a.tif")
