@@ -13,26 +13,26 @@ HALF_A_DAY = 120000
 """Twelve hours, as HHMMSS."""
 
 
-def acquired(told: Callable[[str], Any]) -> dict[str, float]:
+def acquired(value_of: Callable[[str], Any]) -> dict[str, float]:
     """Return ``AcquisitionDate`` as YYYYMMDD and ``AcquisitionTime`` as HHMMSS.F; without what is not known.
 
     Parameters
     ----------
-    told : callable
+    value_of : callable
         Returns the value of an attribute, or None.
     """
     # A date and time of the image, then of the frame.
     for name in ("AcquisitionDateTime", None, "FrameAcquisitionDateTime"):
-        day, time = _split(told(name)) if name else (_date_of(told), _time(told("AcquisitionTime")))
+        day, time = _split(value_of(name)) if name else (_date_of(value_of), _time(value_of("AcquisitionTime")))
         if time is not None:
             return {"AcquisitionTime": time} | ({"AcquisitionDate": _number(day)} if day else {})
     return {}
 
 
-def _date_of(told: Callable[[str], Any]) -> date | None:
+def _date_of(value_of: Callable[[str], Any]) -> date | None:
     """Date of AcquisitionTime: as stated, or the one by which it lies next to the time when the content was made."""
-    stated, time = _date(told("AcquisitionDate")), _time(told("AcquisitionTime"))
-    made_on, made_at = _date(told("ContentDate")), _time(told("ContentTime"))
+    stated, time = _date(value_of("AcquisitionDate")), _time(value_of("AcquisitionTime"))
+    made_on, made_at = _date(value_of("ContentDate")), _time(value_of("ContentTime"))
     if stated or time is None or made_on is None or made_at is None:
         return stated
     days = (time - made_at < -HALF_A_DAY) - (time - made_at > HALF_A_DAY)
