@@ -111,6 +111,32 @@ class Artefact(Record):
             raise ArtefactError(f"{path}: {error}") from error
 
 
+class ArraysRecord(Artefact):
+    """Record of the arrays in its folder. Written last: where it is, the arrays are whole."""
+
+    arrays: dict[str, str] = added_later({})
+    """sha256 of each array, by the name of its file; empty where 0.1.0.dev7 or an older version wrote them."""
+
+    def sha256_of(self, file: Path) -> str | None:
+        """Return the digest that an array of the folder must have; None where none is kept."""
+        return self.arrays.get(file.name)
+
+
+def sha256_on_record(record: Path) -> dict[str, str]:
+    """Return the sha256 of the arrays beside a record of any kind, by the names of their files; empty where none is kept.
+
+    Raises
+    ------
+    ArtefactError
+        If the record is missing or damaged.
+    """
+    try:
+        kept: dict[str, str] = json.loads(record.read_bytes()).get("arrays", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{record}: cannot be read ({error}); run its stage again") from error
+    return kept
+
+
 def migrated(
     content: dict[str, Any], kind: str, newest: int, migrations: Mapping[int, Migration], made_by: str | None
 ) -> dict[str, Any]:

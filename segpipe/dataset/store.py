@@ -5,6 +5,7 @@ has other times and the same content). What is kept is the box around the non-ze
 The folder of a case may be deleted at any time; the files are then read again.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.artefact import Artefact, json_digest, write_atomically
+from segpipe.core.artefact import ArraysRecord, json_digest, write_atomically
 from segpipe.core.geometry import Grid, Shape, Spacing, bounding_box, triple
 from segpipe.core.labels import smallest_dtype
 from segpipe.core.volume import Volume
@@ -25,12 +26,14 @@ from segpipe.io.arrays import read_array, write_array
 from segpipe.io.formats import content_of
 from segpipe.version import CASES_AS_OF, READ_AS_OF
 
+logger = logging.getLogger(__name__)
+
 _MARK = "read_as_of"
 """File in the folder of the cases: by which version's rules all of them were read."""
 
 
-class StoredCase(Artefact):
-    """What reading a case gave. Written last: where it is, the arrays are whole."""
+class StoredCase(ArraysRecord):
+    """What reading a case gave."""
 
     stamps: tuple[FileStamp, ...]
     """Stamps of image and label files, in the order of the case."""
@@ -94,7 +97,8 @@ class Reading:
             return self.decoded
         try:
             return self.stored()
-        except (ArtefactError, ValueError):
+        except (ArtefactError, ValueError) as error:
+            logger.warning("case %s is read again from its own files: %s", self.case.id, error)
             self.files.record.unlink(missing_ok=True)
         again = read_case(self.case, self.expected, self.files)
         if again.decoded is None:
@@ -109,7 +113,9 @@ class Reading:
         ArtefactError, ValueError
             If they are damaged.
         """
-        labels, image = read_array(self.files.labels), read_array(self.files.image)
+        labels, image = (
+            read_array(file, self.record.sha256_of(file)) for file in (self.files.labels, self.files.image)
+        )
         grid = Grid(triple(labels.shape), self.record.spacing_mm, self.record.origin_mm, self.record.direction)
         return CaseArrays(Volume(image, grid), labels)
 
@@ -151,8 +157,8 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
         same = _same_voxels(Reading(known, case, expected, files), record, arrays)
         record = record.model_copy(update={"changed_as_of": known.changed_as_of if same else READ_AS_OF})
     if arrays is not None:
-        write_array(files.image, arrays.image.array)
-        write_array(files.labels, arrays.labels)
+        written = ((files.image, arrays.image.array), (files.labels, arrays.labels))
+        record = record.model_copy(update={"arrays": {file.name: write_array(file, a) for file, a in written}})
     record.write(files.record)
     return Reading(record, case, expected, files, arrays)
 

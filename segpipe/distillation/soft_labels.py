@@ -5,6 +5,7 @@ interpolated linearly over the same box of the image. Of each voxel the largest 
 nothing.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.artefact import ArraysRecord, json_digest
 from segpipe.core.geometry import Grid, Orientation, Shape, canonical_orientation
 from segpipe.core.labels import Labels
 from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
@@ -28,9 +29,11 @@ from segpipe.inference.engines.choose import network_cache
 from segpipe.inference.predictor import PredictorOptions, make_stage
 from segpipe.inference.restore import interpolated_planes
 from segpipe.inference.stage import CaseTrace, LoadedModel
-from segpipe.io.arrays import write_array
+from segpipe.io.arrays import require_sha256, write_array
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.schema import PreparedRecord
+
+logger = logging.getLogger(__name__)
 
 MOST_KEPT = 4
 """Labels of each voxel whose probabilities are kept; what the others share goes to these in proportion. Of regions, which may all be
@@ -38,8 +41,8 @@ likely, every one is kept."""
 _LARGEST_BYTE = 256
 
 
-class SoftLabelRecord(Artefact):
-    """Soft labels of a case. Written last: where it is, the arrays are whole."""
+class SoftLabelRecord(ArraysRecord):
+    """Soft labels of a case."""
 
     case: str
     source_digest: str
@@ -135,9 +138,14 @@ def _is_done(source: Source, folder: Path) -> bool:
         return False
     try:
         known = SoftLabelRecord.read(files.record)
-    except ArtefactError:
+        if known.source_digest != PreparedRecord.read(source.prepared.record).source_digest:
+            return False
+        for file in (files.outputs, files.shares):
+            require_sha256(file, known.sha256_of(file))
+    except ArtefactError as error:
+        logger.warning("the soft labels of case %s are made again: %s", source.id, error)
         return False
-    return known.source_digest == PreparedRecord.read(source.prepared.record).source_digest
+    return True
 
 
 @torch.inference_mode()
@@ -163,9 +171,11 @@ def _write(
         outputs.append(largest.indices.numpy().astype(small))
         shares.append(largest.values.numpy().astype(np.float16))
     patch = (1,) * (3 - configuration.dims) + configuration.patch_size
-    for file, arrays in ((files.outputs, outputs), (files.shares, shares)):
-        write_array(file, turn.apply(np.stack(arrays, axis=1)), patch)
-    SoftLabelRecord(case=source.id, source_digest=record.source_digest).write(files.record)
+    written = {
+        file.name: write_array(file, turn.apply(np.stack(arrays, axis=1)), patch)
+        for file, arrays in ((files.outputs, outputs), (files.shares, shares))
+    }
+    SoftLabelRecord(case=source.id, source_digest=record.source_digest, arrays=written).write(files.record)
 
 
 def _planes_of(source: Source, member: Member, plan: Plan, shape: Shape) -> tuple[Orientation, Iterator[Tensor]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from segpipe.core import seeds
-from segpipe.core.artefact import json_digest
+from segpipe.core.artefact import json_digest, sha256_on_record
 from segpipe.core.geometry import bounding_box
 from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
 from segpipe.dataset.check import image_problems
@@ -17,10 +17,9 @@ from segpipe.distillation.soft_labels import Source, called_labels
 from segpipe.errors import CaseError
 from segpipe.execution import processes
 from segpipe.execution.processes import Workers
-from segpipe.io.arrays import read_array, write_array
+from segpipe.io.arrays import read_array
 from segpipe.planning.schema import Configuration, Plan
-from segpipe.preprocessing.foreground import foreground_index
-from segpipe.preprocessing.kept import is_prepared, write_prepared
+from segpipe.preprocessing.kept import is_prepared, replace_segmentation, write_prepared
 from segpipe.preprocessing.room import prepare_where_it_fits
 from segpipe.version import CASES_AS_OF
 
@@ -66,13 +65,12 @@ def prepare_unlabelled(
 
 def take_over_calls(source: Source, soft: SoftLabelFiles, plan: Plan, configuration: Configuration) -> None:
     """Let the sampler know where the teachers see structures, so that patches are centred on them as on labelled ones."""
-    segmentation = read_array(source.prepared.segmentation)
-    called = called_labels(read_array(soft.outputs), read_array(soft.shares), plan.labels)
+    prepared, kept = (sha256_on_record(files.record) for files in (source.prepared, soft))
+    segmentation = read_array(source.prepared.segmentation, prepared.get(source.prepared.segmentation.name))
+    outputs, shares = (read_array(file, kept.get(file.name)) for file in (soft.outputs, soft.shares))
+    called = called_labels(outputs, shares, plan.labels)
     segmentation = np.where(segmentation < 0, segmentation, called).astype(np.int16)
-    patch = (1,) * (3 - configuration.dims) + configuration.patch_size
-    write_array(source.prepared.segmentation, segmentation, patch)
-    rng = seeds.stream(0, "foreground", source.id)
-    write_array(source.prepared.foreground, foreground_index(segmentation, plan.labels, rng))
+    replace_segmentation(source.prepared, segmentation, plan, configuration, seeds.stream(0, "foreground", source.id))
 
 
 def _prepare(item: tuple[str, tuple[Path, ...]], plan: Plan, configuration: Configuration, folder: Path) -> None:

@@ -1,6 +1,10 @@
-"""Preprocessed arrays as blosc2: compressed, and chunked so that a patch is read without the rest."""
+"""Preprocessed arrays as blosc2: compressed, and chunked so that a patch is read without the rest.
+
+blosc2 compares no checksums: the sha256 of a file is kept in the record beside it, and compared when the file is opened.
+"""
 
 import os
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,11 @@ _BLOCK_BYTES = 256 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
-def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None = None) -> None:
-    """Write an array atomically; chunks take the proportions of ``patch`` (trailing axes) where it is given."""
+def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None = None) -> str:
+    """Write an array atomically and return the sha256 of the file.
+
+    Chunks take the proportions of ``patch`` (trailing axes) where it is given.
+    """
     # Two processes may prepare one case; each writes its own, the later one stays.
     partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     partial.unlink(missing_ok=True)
@@ -34,37 +41,70 @@ def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None =
         cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
         **shape,
     )
+    sha256 = _sha256(partial)
     partial.replace(path)
+    return sha256
 
 
-def open_array(path: Path) -> Any:
+def open_array(path: Path, sha256: str | None = None) -> Any:
     """Open an array for reading parts of it by slicing.
+
+    Parameters
+    ----------
+    path : Path
+    sha256 : str, optional
+        What the file must have; None where an older version wrote it and kept no digest.
 
     Raises
     ------
     ArtefactError
-        If the file is missing or damaged.
+        If the file is missing, damaged, or another one.
     """
+    require_sha256(path, sha256)
     try:
         return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
     except (OSError, RuntimeError, ValueError) as error:
         raise ArtefactError(f"{path}: cannot be opened ({error}); delete it and run preprocessing again") from error
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """Read a whole array into memory.
+def read_array(path: Path, sha256: str | None = None) -> NDArray[Any]:
+    """Read a whole array into memory; the parameters are those of :func:`open_array`.
 
     Raises
     ------
     ArtefactError
-        If the file is missing or damaged.
+        If the file is missing, damaged, or another one.
     """
-    opened = open_array(path)
+    opened = open_array(path, sha256)
     try:
         values: NDArray[Any] = opened[...]
     except (OSError, RuntimeError, ValueError) as error:
         raise ArtefactError(f"{path}: cannot be read ({error}); delete it and run preprocessing again") from error
     return values
+
+
+def require_sha256(path: Path, sha256: str | None) -> None:
+    """Raise if a file does not have the digest that its record keeps; None is no digest.
+
+    Raises
+    ------
+    ArtefactError
+    """
+    if sha256 is None:
+        return
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror})") from error
+    if found != sha256:
+        raise ArtefactError(
+            f"{path}: the file is damaged, or another one: its sha256 is {found[:12]}..., its record says {sha256[:12]}..."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _fit(patch: tuple[int, ...], shape: tuple[int, ...], n_elements: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segpipe.core.artefact import require_not_newer, write_atomically
 from segpipe.errors import ArtefactError, ModelError
+from segpipe.models.torch_file import load_tested
 from segpipe.planning.schema import Plan
 from segpipe.postprocessing.schema import PostprocessingRules, Rule
 from segpipe.version import __version__
@@ -218,7 +219,7 @@ def read_weights(path: Path) -> Weights:
         if path.suffix.lower() == ".safetensors":
             found: Weights = load(path.read_bytes())
             return found
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        held = load_tested(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file") from error
     except Exception as error:  # torch raises many kinds here; each means the same to the user

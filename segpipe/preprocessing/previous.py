@@ -1,5 +1,6 @@
 """What a cascade's first stage found in each case, on the grid of its second stage, exactly as prediction brings it there."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -7,20 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe.core.artefact import Artefact, json_digest
+from segpipe.core.artefact import ArraysRecord, json_digest
 from segpipe.core.workspace import PreparedFiles
 from segpipe.dataset.load import labels_on, load_image, read_label_file
 from segpipe.dataset.schema import Case, FileStamp
 from segpipe.errors import ArtefactError, CaseError
 from segpipe.execution import processes
 from segpipe.execution.processes import Workers
-from segpipe.io.arrays import write_array
+from segpipe.io.arrays import require_sha256, write_array
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.preprocessing.room import prepare_where_it_fits
 
+logger = logging.getLogger(__name__)
 
-class PreviousRecord(Artefact):
-    """Written last: where it is, the array beside it is whole."""
+
+class PreviousRecord(ArraysRecord):
+    """What a first stage found in a case."""
 
     source_digest: str
 
@@ -76,14 +79,19 @@ def _prepare_one(found: FoundBefore, plan: Plan, configuration: Configuration, f
     if prepared is None:
         raise CaseError(f"case {found.id}: nothing was prepared of {found.segmentation}")
     files.root.mkdir(parents=True, exist_ok=True)
-    write_array(files.previous, np.maximum(prepared, 0), configuration.patch_size)
-    PreviousRecord(source_digest=source).write(files.record)
+    sha256 = write_array(files.previous, np.maximum(prepared, 0), configuration.patch_size)
+    PreviousRecord(source_digest=source, arrays={files.previous.name: sha256}).write(files.record)
 
 
 def _is_prepared(files: PreparedFiles, source: str) -> bool:
     if not (files.record.is_file() and files.previous.is_file()):
         return False
     try:
-        return PreviousRecord.read(files.record).source_digest == source
-    except ArtefactError:
+        record = PreviousRecord.read(files.record)
+        if record.source_digest != source:
+            return False
+        require_sha256(files.previous, record.sha256_of(files.previous))
+    except ArtefactError as error:
+        logger.warning("case %s is prepared again: %s", files.root.name, error)
         return False
+    return True

@@ -1,10 +1,10 @@
 """What preprocessing leaves beside a case's arrays."""
 
-from segpipe.core.artefact import Artefact
+from segpipe.core.artefact import ArraysRecord, Artefact
 
 
-class PreparedRecord(Artefact):
-    """A preprocessed case. Written last: where it is, the arrays are whole."""
+class PreparedRecord(ArraysRecord):
+    """A preprocessed case."""
 
     case: str
     source_digest: str

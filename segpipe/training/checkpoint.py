@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from segpipe.core.artefact import Migration, migrated, write_atomically
 from segpipe.errors import ArtefactError, TrainingError
+from segpipe.models.torch_file import load_tested
 from segpipe.training.guide import Guide
 from segpipe.training.optimise import WeightAverage
 from segpipe.training.progress import Progress
@@ -113,7 +114,7 @@ def load_checkpoint(path: Path, state: State, identity: dict[str, str]) -> None:
         If the file is damaged, from a newer version of segpipe, or belongs to another plan, split or seed.
     """
     try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = load_tested(path)
         # Up to 0.1.0.dev5 it held no version.
         saved = migrated(
             {"schema_version": 1, **saved}, "checkpoint", _SCHEMA_VERSION, _MIGRATIONS, saved.get("made_by")

@@ -1,15 +1,16 @@
 """The stage: prepared arrays in, weights and their record out."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.errors import TrainingError
 from segpipe.execution.device import Runtime
 from segpipe.execution.locks import locked
-from segpipe.models.file import ModelFile
+from segpipe.models.file import ModelFile, Weights
 from segpipe.planning.schema import Configuration, Plan
 from segpipe.training.fold import train_here
 from segpipe.training.job import FoldJob, Listener
@@ -86,12 +87,35 @@ def pack_model(
             configuration=configuration,
             variant=plan.recipe,
             mirror_axes=current[0][1].mirror_axes,
-            folds={str(r.fold): load_file(f.weights) for f, r in current},
+            folds={str(r.fold): _weights(f, r) for f, r in current},
             previous=None if before is None else ModelFile.read(workspace.model(before, plan.recipe)),
         )
         path = workspace.model(configuration, plan.recipe)
         model.write(path)
     return path
+
+
+def _weights(folder: FoldFolder, record: TrainingRecord) -> Weights:
+    """Read a finished fold's weights, as its training wrote them.
+
+    Raises
+    ------
+    TrainingError
+        If the file is gone, damaged, or another fold's.
+    """
+    again = f"copy it back, or delete it and {folder.record.name} beside it, then `segpipe train --fold {record.fold} --resume`"
+    try:
+        content = folder.weights.read_bytes()
+    except FileNotFoundError as error:
+        raise TrainingError(f"{folder.weights}: is gone; {again}") from error
+    found = sha256(content).hexdigest()
+    if found != record.weights_sha256:
+        raise TrainingError(
+            f"{folder.weights}: the file is damaged, or another one: its sha256 is {found[:12]}..., its record says "
+            f"{record.weights_sha256[:12]}...; {again}"
+        )
+    weights: Weights = load(content)
+    return weights
 
 
 def require_trainable(job: FoldJob) -> None:

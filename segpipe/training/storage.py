@@ -108,22 +108,29 @@ def open_cases(
         If a case's arrays are gone or damaged.
     """
     # Imported here so that training on arrays needs no file-format library.
+    from segpipe.core.artefact import sha256_on_record
     from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
-    from segpipe.io.arrays import open_array, read_array
+    from segpipe.io.arrays import open_array
+
+    def opened_whole(record: Path, *files: Path) -> list[Any]:
+        sha256 = sha256_on_record(record)
+        return [open_array(file, sha256.get(file.name)) for file in files]
 
     opened = []
     for case in case_ids:
         files = PreparedFiles(folder / case)
         try:
-            found = None if previous is None else open_array(PreparedFiles(previous / case).previous)
-            image, segmentation = open_array(files.image), open_array(files.segmentation)
+            found = None
+            if previous is not None:
+                before = PreparedFiles(previous / case)
+                [found] = opened_whole(before.record, before.previous)
+            image, segmentation, index = opened_whole(files.record, files.image, files.segmentation, files.foreground)
             probabilities = None
             if soft is not None and labels is not None:
                 kept = SoftLabelFiles(soft / case)
-                probabilities = SoftArrays(
-                    open_array(kept.outputs), open_array(kept.shares), labels.n_outputs, labels.regions
-                )
-            foreground = read_array(files.foreground)
+                outputs, shares = opened_whole(kept.record, kept.outputs, kept.shares)
+                probabilities = SoftArrays(outputs, shares, labels.n_outputs, labels.regions)
+            foreground = index[...]
             opened.append(TrainingCase(case, image, segmentation, foreground, found, probabilities, labelled))
         except (ArtefactError, OSError, RuntimeError, ValueError) as error:
             raise TrainingError(unreadable(case, folder, error)) from error

@@ -1,11 +1,12 @@
 """Read, check and measure one case; what was measured is kept beside its arrays."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.artefact import Artefact
+from segpipe.core.artefact import ArraysRecord
 from segpipe.core.geometry import Shape
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.check import Expectations
@@ -16,6 +17,8 @@ from segpipe.dataset.schema import Case
 from segpipe.dataset.store import CaseArrays, StoredCase, read_case
 from segpipe.errors import ArtefactError
 from segpipe.io.arrays import read_array, write_array
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class MeasuredCase:
         return self.measurements.fingerprint
 
 
-class _Measured(Artefact):
+class _Measured(ArraysRecord):
     """Measurements of one case as a file. Another version's are made again."""
 
     schema_version: int = 2
@@ -56,18 +59,23 @@ def measured_case(case: Case, expected: Expectations, workspace: Workspace) -> t
     if files.measurements.is_file() and files.quantiles.is_file():
         try:
             known = _Measured.read(files.measurements)
-        except ArtefactError:
-            known = None
-        if known is not None and known.content == content:
-            found = CaseMeasurements(known.fingerprint, read_array(files.quantiles))
-            return record, [MeasuredCase(found, known.image_digest, known.label_digest)]
+            if known.content == content:
+                quantiles = read_array(files.quantiles, known.sha256_of(files.quantiles))
+                found = CaseMeasurements(known.fingerprint, quantiles)
+                return record, [MeasuredCase(found, known.image_digest, known.label_digest)]
+        except ArtefactError as error:
+            logger.warning("case %s is measured again: %s", case.id, error)
     arrays = reading.arrays()
     measurements = measure_case(case.id, arrays.image, arrays.labels, record.shape, expected.aside)
     image, labels = _digests(arrays, record.shape, record.start)
     files.measurements.unlink(missing_ok=True)
-    write_array(files.quantiles, measurements.quantiles)
-    kept = _Measured(content=content, fingerprint=measurements.fingerprint, image_digest=image, label_digest=labels)
-    kept.write(files.measurements)
+    _Measured(
+        content=content,
+        fingerprint=measurements.fingerprint,
+        image_digest=image,
+        label_digest=labels,
+        arrays={files.quantiles.name: write_array(files.quantiles, measurements.quantiles)},
+    ).write(files.measurements)
     return record, [MeasuredCase(measurements, image, labels)]
 
 

@@ -30,6 +30,7 @@ from segpipe.version import __version__
 _HINTS = {None: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _MOST_KEPT = 20
 """Compiled networks in the cache; the ones used longest ago go."""
+_DIGEST_BYTES = sha256().digest_size
 _ONE_AT_A_TIME = Lock()
 """Held by a thread that loads a model: torch's tracer keeps the names of what it traces in one place for all of them."""
 
@@ -170,9 +171,9 @@ def _from_cache(core: ov.Core, kept: Path | None, options: dict[str, object]) ->
         return None
     try:
         # Without its options an imported network computes in the processor's fastest precision, whatever it was compiled for.
-        compiled = core.import_model(kept.read_bytes(), "CPU", options)
+        compiled = core.import_model(_unsealed(kept.read_bytes(), kept.stem), "CPU", options)
         os.utime(kept)
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, ValueError):
         # Damaged, or of another build: compiled anew.
         return None
     return compiled
@@ -182,10 +183,29 @@ def _keep(compiled: ov.CompiledModel, kept: Path | None) -> None:
     if kept is None:
         return
     try:
-        write_atomically(kept, compiled.export_model().getbuffer())
+        write_atomically(kept, _sealed(compiled.export_model().getbuffer(), kept.stem))
         oldest_first = sorted(kept.parent.glob("*.blob"), key=lambda p: p.stat().st_mtime)
         for blob in oldest_first[:-_MOST_KEPT]:
             blob.unlink(missing_ok=True)
     except (OSError, RuntimeError):
         # A read-only home, a full disk: the cache only saves seconds.
         return
+
+
+def _sealed(content: bytes | memoryview, key: str) -> bytes:
+    """Content with the sha256 of its key and itself in front: OpenVINO compares no checksum, and computes with damaged weights."""
+    return _digest(content, key) + bytes(content)
+
+
+def _unsealed(sealed: bytes, key: str) -> bytes:
+    """Content without the digest in front; raises ValueError where that does not fit."""
+    digest, content = sealed[:_DIGEST_BYTES], sealed[_DIGEST_BYTES:]
+    if _digest(content, key) != digest:
+        raise ValueError("damaged, or another network")
+    return content
+
+
+def _digest(content: bytes | memoryview, key: str) -> bytes:
+    hashed = sha256(key.encode())
+    hashed.update(content)
+    return hashed.digest()

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from segpipe.errors import ModelError
 from segpipe.models.file import Weights
+from segpipe.models.torch_file import load_tested
 from segpipe.networks.segmenter import Segmenter
 
 _CONV_NORM = ("conv.", "norm.")
@@ -45,7 +47,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     ]
     try:
         with torch.serialization.safe_globals(allowed):
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            held = load_tested(path)
         weights = {_plain(name): value for name, value in held["network_weights"].items() if not _is_alias(name)}
         return Checkpoint(
             weights,
@@ -55,6 +57,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such checkpoint") from error
+    except zipfile.BadZipFile as error:
+        raise ModelError(f"{path}: {error}; copy it again from its source") from error
     except KeyError as error:
         raise ModelError(f"{path}: lacks {error}, which nnU-Net's checkpoints have") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, ValueError) as error:
