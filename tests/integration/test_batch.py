@@ -106,7 +106,16 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, tw
     np.testing.assert_array_equal(
         Predictor.load(two_fold_model, choose_runtime("cpu"), options).segment(image).labels, first
     )
-    assert len(blobs[0].read_bytes()) > 1000
+    sound = [blob.read_bytes() for blob in blobs]
+    assert len(sound[0]) > 1000
+    size = len(sound[0])
+    damage = {at: sound[0][:at] + bytes([sound[0][at] ^ 64]) + sound[0][at + 1 :] for at in (3, size // 3, size - 1)}
+    # A network of another fold under this name is as wrong as a flipped bit.
+    for content in (*damage.values(), sound[0][:-100], sound[1]):
+        blobs[0].write_bytes(content)
+        found = Predictor.load(two_fold_model, choose_runtime("cpu"), options).segment(image).labels
+        np.testing.assert_array_equal(found, first)
+        assert blobs[0].read_bytes() != content
     plain = Predictor.load(
         two_fold_model, choose_runtime("cpu"), PredictorOptions(engine="torch", precision="float32", tta=False)
     )

@@ -121,6 +121,47 @@ def test_a_model_that_was_not_packed_is_packed_on_resume(trained):
     assert model.is_file()
 
 
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 64
+    path.write_bytes(content)
+
+
+def test_damaged_weights_are_refused_and_made_again_from_the_checkpoint(trained):
+    folder, work = trained
+    fold = Workspace(work).fold("3d_fullres", "tiny", 0)
+    sound, packed = fold.weights.read_bytes(), Workspace(work).model("3d_fullres", "tiny").read_bytes()
+    flip(fold.weights, len(sound) // 2)
+    with pytest.raises(TrainingError, match=r"weights\.safetensors: the file is damaged, or another one.*delete it"):
+        segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu", resume=True)
+    assert Workspace(work).model("3d_fullres", "tiny").read_bytes() == packed
+    # As the message says.
+    fold.weights.unlink()
+    fold.record.unlink()
+    segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu", resume=True)
+    assert (fold.weights.read_bytes(), Workspace(work).model("3d_fullres", "tiny").read_bytes()) == (sound, packed)
+
+
+def test_weights_that_are_gone_are_named(trained):
+    folder, work = trained
+    Workspace(work).fold("3d_fullres", "tiny", 0).weights.unlink()
+    with pytest.raises(TrainingError, match=r"weights\.safetensors: is gone"):
+        segpipe.train(folder, work=work, epochs=1, jobs=1, device="cpu", resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(planned):
+    folder, work = planned
+    with pytest.raises(TrainingInterrupted):
+        segpipe.train(folder, work=work, epochs=3, jobs=1, device="cpu", watch=StopAt(signal.SIGTERM, 8))
+    checkpoint = Workspace(work).fold("3d_fullres", "tiny", 0).checkpoint
+    for at in (2000, checkpoint.stat().st_size // 2, checkpoint.stat().st_size - 3000):
+        flip(checkpoint, at)
+        with pytest.raises(TrainingError, match=r"checkpoint\.pt: cannot be read"):
+            segpipe.train(folder, work=work, epochs=3, jobs=1, device="cpu", resume=True)
+        flip(checkpoint, at)
+    assert segpipe.train(folder, work=work, epochs=3, jobs=1, device="cpu", resume=True).record.epochs == 3
+
+
 def test_minutes_end_training(planned):
     folder, work = planned
     record = segpipe.train(folder, work=work, minutes=0.03, jobs=1, device="cpu").record
