@@ -30,6 +30,7 @@ from segpipe.losses.spec import LossTerm
 from segpipe.models.file import ModelFile
 from segpipe.networks.build import build_network
 from segpipe.planning.schema import Plan
+from segpipe.preprocessing.previous import PreviousRecord
 from segpipe.training import fold
 from segpipe.training.data import read_ahead
 from segpipe.training.fold import make_trainer
@@ -183,9 +184,10 @@ def with_cascade(place, folder):
     """The same place with a cascade, whose first stage found the reference."""
     workspace = Workspace(shutil.copytree(place.workspace.root, folder / "work"))
     for case, segmentation in zip(place.index.cases, place.segmentations, strict=True):
-        found = PreparedFiles(workspace.first_stage("3d_cascade_fullres", place.plan.recipe) / case).previous
-        found.parent.mkdir(parents=True)
-        write_array(found, np.maximum(segmentation, 0).astype(np.uint8))
+        files = PreparedFiles(workspace.first_stage("3d_cascade_fullres", place.plan.recipe) / case)
+        files.root.mkdir(parents=True)
+        sha256 = write_array(files.previous, np.maximum(segmentation, 0).astype(np.uint8))
+        PreviousRecord(source_digest="", arrays={files.previous.name: sha256}).write(files.record)
     return replace(place, workspace=workspace, plan=cascade_plan(place.plan))
 
 
