@@ -232,6 +232,7 @@ def predict(
     postprocess: bool = ...,
     save_probabilities: bool = ...,
     save_uncertainty: bool = ...,
+    overwrite: bool = ...,
     shard: tuple[int, int] = ...,
     jobs: int | None = ...,
     watch: Watch = ...,

@@ -12,6 +12,7 @@ import typer
 
 from segpipe.cli.grouped import GroupedCommand, WholeSummaries
 from segpipe.cli.translate import command_of
+from segpipe.core.whole import is_full, said_by_system
 from segpipe.errors import SegpipeError
 from segpipe.version import __version__
 from segpipe.workflows import options as records
@@ -37,11 +38,11 @@ COMMANDS = {
     "doctor": records.DoctorOptions,
 }
 
-_ROOM, _PLACE = "make room", "give a place that can be written"
-_PLACES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM) | dict.fromkeys(
+_ROOM, _PLACE, _LOOK = "make room", "give a place that can be written", "look at the file and its disk"
+_PLACES = dict.fromkeys(
     (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), _PLACE
 )
-"""What a user can do where the system refuses a place, by its error number. Other errors are bugs and keep their traceback."""
+"""What a user can do where the system refuses a place, by its error number."""
 
 app = typer.Typer(
     name="segpipe",
@@ -80,11 +81,10 @@ def main() -> None:
         typer.echo(f"segpipe: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in _PLACES:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
+        logging.getLogger(__name__).debug("the system refused", exc_info=True)
+        advice = _ROOM if is_full(error) else _PLACES.get(error.errno or 0, _LOOK)
         typer.echo(
-            f"segpipe: {where}{error.strerror}; {_PLACES[error.errno]}, then give the same command again, with --resume where it has that",
+            f"segpipe: {said_by_system(error)}; {advice}, then give the same command again, with --resume where it has that",
             err=True,
         )
         sys.exit(1)

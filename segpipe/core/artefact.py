@@ -1,8 +1,6 @@
 """What a stage leaves behind: frozen records, written whole or not at all."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError
 from segpipe.version import __version__
 
@@ -201,28 +200,6 @@ def _maker(made_by: str | None) -> str:
     return f"segpipe {made_by}" if made_by else "an unnamed version of segpipe"
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def json_digest(value: object) -> str:
     """Return the sha256 of a plain value's canonical JSON."""
     return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

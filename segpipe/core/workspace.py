@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from segpipe.core.system_names import real_path
+
 PathLike = Path | str
 
 
@@ -149,7 +151,7 @@ class Workspace:
 
     def resolved(self) -> "Workspace":
         """Return the same with absolute paths."""
-        return Workspace(self.root.resolve(), self.decoded and self.decoded.resolve())
+        return Workspace(real_path(self.root), self.decoded and real_path(self.decoded))
 
     @property
     def dataset(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from segpipe.core.artefact import write_atomically
+from segpipe.core.whole import write_atomically
 from segpipe.crossvalidation.schema import CrossvalSplits, OuterFold
 from segpipe.dataset.splits import Fold
 from segpipe.errors import CrossvalError

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segpipe.core.artefact import write_atomically
+from segpipe.core.whole import write_atomically
 from segpipe.crossvalidation.design import n_candidates
 from segpipe.crossvalidation.folder import WINNER, CrossvalFolder
 from segpipe.crossvalidation.schema import (

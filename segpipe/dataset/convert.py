@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.core.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record, added_later
 from segpipe.core.given import Given
+from segpipe.core.system_names import real_path
+from segpipe.core.whole import is_full, sweep
 from segpipe.errors import ArtefactError, CaseError, DatasetError
 from segpipe.execution.processes import reason_of
 from segpipe.io.dicom import (
@@ -20,7 +22,7 @@ from segpipe.io.dicom import (
     require_volume_file,
     series_volumes,
 )
-from segpipe.io.formats import archive_of, reading, stem_of, write_volume
+from segpipe.io.formats import archive_of, content_of, reading, stem_of, volume_written
 from segpipe.io.notes import shear_notes
 from segpipe.io.series import Stack
 
@@ -50,6 +52,8 @@ class Sidecar(Artefact):
     slices: tuple[SourceSlice, ...]
     """In the order of the volume's z."""
     notes: tuple[str, ...] = ()
+    sha256: str = added_later("")
+    """Digest of the volume's file."""
 
 
 class Converted(Record):
@@ -107,6 +111,7 @@ def convert(
     found = _found(source)
     if on_given:
         on_given(found.given)
+    sweep(output)
     planned = [volume for series in found.series for volume in _planned(series)]
     done = []
     for name, volume in zip(_names(source, found.series, planned), planned, strict=True):
@@ -155,10 +160,12 @@ def _convert(source: Path, name: str, volume: _Planned, output: Path) -> Convert
             voxels = read_voxels(volume.stack)
         record = _sidecar(source, volume.series, volume.stack)
         try:
-            # First: a volume without it would be taken for somebody else's.
-            record.write(sidecar)
-            write_volume(target, voxels, grid)
+            with volume_written(target, voxels, grid) as whole_volume:
+                # Before the volume takes its place: one without a sidecar would be taken for somebody else's.
+                record.model_copy(update={"sha256": content_of((whole_volume,))}).write(sidecar)
         except OSError as error:
+            if is_full(error):
+                raise
             raise CaseError(f"{target}: cannot be written ({error}); choose another output folder") from error
     except Exception as error:  # noqa: BLE001 - one series never costs the others
         return Converted(series=name, reason=reason_of(error, name))
@@ -168,7 +175,7 @@ def _convert(source: Path, name: str, volume: _Planned, output: Path) -> Convert
 
 
 def _require_own(target: Path, sidecar: Path, series: Series, stack: Stack) -> None:
-    """Refuse to overwrite a file that does not come from this series, or of which that is not known."""
+    """Refuse to overwrite a file that does not come from this series, of which that is not known, or that somebody changed."""
     if not target.exists():
         return
     own = {level: series.identity[level] for level in ("patient", "study", "series")}
@@ -179,6 +186,10 @@ def _require_own(target: Path, sidecar: Path, series: Series, stack: Stack) -> N
         found = {}
     if found != own:
         raise CaseError(f"{target}: is there already and is not this series; choose another output folder")
+    if known.sha256 and content_of((target,)) != known.sha256:
+        raise CaseError(
+            f"{target}: was changed after segpipe convert wrote it, and is kept; move it away, or choose another output folder"
+        )
     if own["series"].get("SeriesInstanceUID"):
         return
     # Without the series' own: the images tell.
@@ -243,7 +254,7 @@ def _base_name(source: Path, series: Series) -> str:
     if source.is_file():
         return _as_file_name(stem_of(source))
     place = series.folder.relative_to(source)
-    return _as_file_name("_".join(place.parts) if place.parts else source.resolve().name)
+    return _as_file_name("_".join(place.parts) if place.parts else real_path(source).name)
 
 
 def _as_file_name(text: str) -> str:

@@ -1,9 +1,12 @@
 """What lies in a folder of images: each entry is an image, is passed over with the reason, or is no image at all."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from segpipe.core.given import Given, PassedOver
+from segpipe.core.system_names import real_path
+from segpipe.core.whole import said_by_system
 from segpipe.io.formats import ending_of, files_behind, is_image, is_segmentation, stem_of
 
 # Files that accompany images and are none. A file of any other ending may be a case, and is named as one.
@@ -87,9 +90,11 @@ def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entr
 
 def _is_output(path: Path, output: Path | None) -> bool:
     """Tell whether an entry is the folder for results, or holds no images but those in it."""
-    if output is None or not path.is_dir() or not output.resolve().is_relative_to(path.resolve()):
+    if output is None or not path.is_dir() or not real_path(output).is_relative_to(real_path(path)):
         return False
-    return output.resolve() == path.resolve() or (output.is_dir() and 0 < _images_below(path) == _images_below(output))
+    return real_path(output) == real_path(path) or (
+        output.is_dir() and (0, []) != _images_below(path) == _images_below(output)
+    )
 
 
 def _beside(path: Path, images: set[str]) -> PassedOver | None:
@@ -133,7 +138,10 @@ def _passed_over(path: Path, read: set[str]) -> PassedOver:
         lost = path.suffix.lower() not in _NO_IMAGE
         return PassedOver(what=f"{path.name} (to {path.readlink()})", why="link to what is not there", a_case=lost)
     if path.is_dir():
-        n = _images_below(path)
+        n, closed = _images_below(path)
+        if closed:
+            why = f"{said_by_system(closed[0])}; ask for the right to read it, or take it away"
+            return PassedOver(what=f"{path.name}/", why=why, a_case=True)
         if n and path.name in read:
             return PassedOver(what=f"{path.name}/", why="an image of this name is read")
         if n:
@@ -148,11 +156,16 @@ def _passed_over(path: Path, read: set[str]) -> PassedOver:
     return PassedOver(what=path.name, why=f"the format {ending} is not read; convert to .nii.gz", a_case=True)
 
 
-def _images_below(folder: Path) -> int:
-    """Count the images in and below a folder; a large tree is not walked to its end."""
-    n = 0
-    for looked_at, path in enumerate(folder.rglob("*")):
+def _images_below(folder: Path) -> tuple[int, list[OSError]]:
+    """Count the images in and below a folder, and return why folders there cannot be opened; a large tree is not walked to its end."""
+    n = looked_at = 0
+    closed: list[OSError] = []
+    for place, _, names in os.walk(folder, onerror=closed.append):
+        n += sum(
+            not name.startswith(".") and ending_of(Path(name)) is not None and Path(place, name).is_file()
+            for name in names
+        )
+        looked_at += len(names) + 1
         if looked_at >= _MOST_LOOKED_AT:
             break
-        n += not path.name.startswith(".") and ending_of(path) is not None and path.is_file()
-    return n
+    return n, closed

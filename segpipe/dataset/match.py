@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.labels import Labels
+from segpipe.core.system_names import real_path
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.entries import absence_of
@@ -38,7 +39,7 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
     DatasetError
         If no layout is recognised, no case is found, dataset.json is wrong, or a table of patients does not fit the cases.
     """
-    root = root.resolve()
+    root = real_path(root)
     if not root.exists():
         raise DatasetError(f"{root}: no such folder or file; {LAYOUTS_HELP}")
     folder = root if root.is_dir() else root.parent

@@ -7,6 +7,7 @@ from typing import Literal
 from segpipe.core.artefact import Artefact, Record, added_later, json_digest
 from segpipe.core.given import Given
 from segpipe.core.labels import Labels
+from segpipe.core.system_names import SystemPath
 from segpipe.io.formats import files_behind
 
 Layout = Literal["nnunet", "decathlon", "pairs", "manifest"]
@@ -16,7 +17,7 @@ Severity = Literal["error", "warning", "note"]
 class FileStamp(Record):
     """An image's file, or its folder of DICOM files, with what changes when its content does."""
 
-    path: Path
+    path: SystemPath
     size_bytes: int
     modified_ns: int
     listing: str = ""

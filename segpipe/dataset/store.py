@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.artefact import ArraysRecord, json_digest, write_atomically
+from segpipe.core.artefact import ArraysRecord, json_digest
 from segpipe.core.geometry import Grid, Shape, Spacing, bounding_box, triple
 from segpipe.core.labels import smallest_dtype
 from segpipe.core.volume import Volume
+from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import CaseFiles
 from segpipe.dataset.check import Expectations, check_case, structure_mask
 from segpipe.dataset.room import require_room_to_read

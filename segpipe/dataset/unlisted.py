@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from segpipe.core.given import Given, PassedOver
+from segpipe.core.system_names import real_path
 from segpipe.dataset.entries import dangles, entries_of
 
 _MOST_FOLDERS = 4
@@ -24,9 +25,9 @@ def unlisted(folder: Path, images: Collection[Path], labels: Collection[Path], w
     why : str
         The reason for an image that is not listed.
     """
-    known = {path.resolve() for path in (*images, *labels)}
-    inside = {parent.resolve() for parent in {path.parent for path in images} if parent.is_dir()}
-    folders = sorted(place for place in inside if place.is_relative_to(folder.resolve()))
+    known = {real_path(path) for path in (*images, *labels)}
+    inside = {real_path(parent) for parent in {path.parent for path in images} if parent.is_dir()}
+    folders = sorted(place for place in inside if place.is_relative_to(real_path(folder)))
     counts = [(f"{place.name}/", *_count(place, known, why)) for place in folders]
     if len(counts) > _MOST_FOLDERS:
         left = tuple(item for _, _, passed_over in counts for item in passed_over)
@@ -39,7 +40,7 @@ def _count(folder: Path, known: Collection[Path], why: str) -> tuple[int, tuple[
     left = [
         PassedOver(what=p.name, why="link to what is not there" if dangles(p) else why)
         for p in entries.images
-        if p.resolve() not in known
+        if real_path(p) not in known
     ]
     # What may be a case elsewhere is no case here: the list says what the cases are.
     unread = [

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 
+from segpipe.core.whole import is_full, said_by_system
 from segpipe.errors import ClusterError, SegpipeError, WorkerKilledError
 from segpipe.execution.capacity import shared_processors, worker_count
 from segpipe.execution.limits import allow_ending_this_process
@@ -253,7 +254,9 @@ def _map_elsewhere(
                 yield future.result()
             except ClusterError:
                 raise
-            except Exception as error:  # noqa: BLE001 - a case that was lost is a result; the others go on
+            except Exception as error:
+                if is_full(error):
+                    raise
                 yield Outcome(futures[future], failure=f"its worker was lost ({type(error).__name__}: {error})")
     finally:
         for future in futures:
@@ -282,9 +285,18 @@ def reason_of(error: Exception, subject: str) -> str:
         Error that is being handled.
     subject : str
         What failed, for the log.
+
+    Raises
+    ------
+    OSError
+        The same error, where a disk is full: that is no fault of this part, and the others cannot be written either.
     """
+    if is_full(error):
+        raise error
     if isinstance(error, SegpipeError):
         return str(error)
+    if isinstance(error, OSError):
+        return said_by_system(error)
     # That of a GPU is torch's own, and torch is not needed here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({error}); free some, use fewer worker processes, or a machine with more"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.given import Given
+from segpipe.core.system_names import as_utf8, is_utf8, real_path
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.layouts import channels_within, image_paths
 from segpipe.dataset.names import Channels, Digits, cases_to_predict, numbered
@@ -81,15 +82,24 @@ def find_inputs(
         name = _lone_id(source, n_channels, digits)
         place = output if ending_of(output) else output / f"{name}{output_ending(source)}"
         cases = [InputCase(name, (source,), place, _lone_channel(source, n_channels))]
+    cases = [_with_name_of_text(case) for case in cases]
     if not cases:
         raise DatasetError(f"{source}: no image file and no DICOM found; endings read: {', '.join(IMAGE_ENDINGS)}")
-    images = {image.resolve() for case in cases for image in case.images}
+    images = {real_path(image) for case in cases for image in case.images}
     for case in cases:
-        if case.output.resolve() in images:
+        if real_path(case.output) in images:
             raise SegpipeError(
                 f"{case.output}: the segmentation would overwrite an image; choose another output folder"
             )
     return cases
+
+
+def _with_name_of_text(case: InputCase) -> InputCase:
+    """Return a case whose name other programs and systems can hold; where it has none, that is its problem."""
+    if is_utf8(case.id) and is_utf8(case.output.name):
+        return case
+    name, output = as_utf8(case.id), case.output.with_name(as_utf8(case.output.name))
+    return InputCase(name, (), output, f"{name}: the name of its file is not UTF-8; rename the file")
 
 
 def _cases_in(

@@ -10,12 +10,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segpipe.core.artefact import write_atomically
+from segpipe.core.system_names import as_utf8
+from segpipe.core.whole import write_atomically
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import LockedError
 from segpipe.inference.inputs import InputCase
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import content_of
+
+_ANY_CONTENT = "any"
+"""Instead of the digest of a file that 0.1.0.dev7 or an older version wrote beside a mask: it kept none."""
 
 
 class Manifest:
@@ -26,6 +30,7 @@ class Manifest:
         self.table = path.with_suffix(".csv")
         self._locks = path.parent / ".segpipe"
         self._rows: dict[str, PredictionRow] = {}
+        self._written: dict[str, set[str]] = {}
         self._read_up_to = 0
 
     def rows(self) -> dict[str, PredictionRow]:
@@ -40,7 +45,25 @@ class Manifest:
                 with suppress(ValueError):
                     row = PredictionRow.model_validate_json(line)
                     self._rows[row.output.name] = row
+                    self._note_written(row)
         return dict(self._rows)
+
+    def is_own(self, file: Path) -> bool:
+        """Whether a file that is there has the name of one that prediction wrote here."""
+        return file.name in self._written
+
+    def is_unchanged(self, file: Path) -> bool:
+        """Whether what lies at a place is nothing, or what prediction once wrote there; a link or a folder is somebody's."""
+        known = self._written.get(file.name, set())
+        if not os.path.lexists(file) or (_ANY_CONTENT in known and file.is_file()):
+            return True
+        return file.is_file() and content_of((file,)) in known
+
+    def _note_written(self, row: PredictionRow) -> None:
+        """Remember what was written, whichever row is the latest: a row goes before its files, and a process may be killed between."""
+        further = {path.name: row.saved_sha256.get(path.name, _ANY_CONTENT) for path in row.saved}
+        for name, digest in {row.output.name: row.output_sha256, **further}.items():
+            self._written.setdefault(name, set()).update({digest} - {""})
 
     def append(self, row: PredictionRow) -> None:
         """Add a row; one process at a time, each line whole."""
@@ -83,7 +106,7 @@ class Manifest:
             writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            write_atomically(self.table, text.getvalue().encode())
+            write_atomically(self.table, as_utf8(text.getvalue()).encode())
         names = []
         with suppress(FileNotFoundError):
             names = [p.name for p in self._locks.iterdir()]

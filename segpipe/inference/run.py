@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from segpipe.inference.outputs import Extras, Save, beside, left_by_killed
 from segpipe.inference.predictor import Prediction, Predictor, Sink
 from segpipe.inference.quality import quality_of, volumes_ml, voxels_of
 from segpipe.inference.schema import PredictionRow
-from segpipe.io.formats import content_of, header_warnings, write_labels_like
+from segpipe.io.formats import content_of, header_warnings, labels_written_like
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
 from segpipe.preprocessing.prepare import Placement, Prepared
@@ -74,6 +74,7 @@ class _Job:
             else:
                 self.failure = str(error)
         except Exception as error:  # noqa: BLE001 - the reason is the case's result
+            # A full disk is no case's fault, and is raised again.
             self.failure = reason_of(error, f"case {self.case.id}")
         return self
 
@@ -84,6 +85,7 @@ def predict(
     log: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     save: Save | None = None,
     on_case: Callable[[PredictionRow], None] = lambda _: None,
     onlooker: Onlooker | None = None,
@@ -100,6 +102,8 @@ def predict(
         JSON lines, appended to; other processes may work with the same one, and no case is computed twice.
     resume : bool
         Skip cases whose output is there and whole, made by the same model from the same content.
+    overwrite : bool
+        Replace also what was changed after prediction wrote it; otherwise such a file stays, and its case fails.
     save : Save, optional
         What else is written.
     on_case : callable
@@ -117,9 +121,11 @@ def predict(
     Raises
     ------
     SegpipeError
-        If an output is there that prediction did not write.
+        If an output is there that prediction never wrote.
+    OSError
+        If the disk is full.
     """
-    manifest, how = Manifest(log), _How(log, resume, save or Save(), onlooker)
+    manifest, how = Manifest(log), _How(log, resume, overwrite, save or Save(), onlooker)
     before = manifest.rows()
     apart = [c for c in cases if killed_before(manifest, before.get(c.output.name), c)]
     batch = _Batch(predictor, manifest, how, on_case, note)
@@ -146,6 +152,7 @@ class _How:
 
     log: Path
     resume: bool
+    overwrite: bool
     save: Save
     onlooker: Onlooker | None
 
@@ -165,11 +172,12 @@ class _Batch:
         note: Callable[[str], None],
     ) -> None:
         self.predictor, self.manifest, self.on_case, self.note = predictor, manifest, on_case, note
-        self.save, self.onlooker, self.resume = how.save, how.onlooker, how.resume
+        self.how, self.save, self.onlooker, self.resume = how, how.save, how.onlooker, how.resume
         self.rows: dict[str, PredictionRow] = {}
         self.before: dict[str, PredictionRow] = {}
         self.leftovers: dict[str, list[Path]] = {}
         self.held: dict[str, FileLock] = {}
+        self.inherited: set[Path] = set()
 
     def predict(self, cases: list[InputCase], apart: Collection[InputCase] = ()) -> dict[str, PredictionRow]:
         """Predict cases, those that are predicted apart aside; returns the rows by the outputs' names."""
@@ -206,9 +214,13 @@ class _Batch:
 
     def _require_own_outputs(self, cases: list[InputCase]) -> None:
         """Refuse to overwrite a file that prediction did not write, such as a reference, or one output by another."""
-        own = {path.name for row in self.before.values() for path in (row.output, *row.saved)}
         wanted = [(c, file) for c in cases for file in (c.output, *self.save.files(c.output))]
-        foreign = [f for c, f in wanted if f.exists() and f.name not in own and not self.manifest.is_claimed(c.output)]
+        unknown = {
+            f: self.manifest.is_claimed(c.output) for c, f in wanted if f.exists() and not self.manifest.is_own(f)
+        }
+        # An older version wrote a mask before its row: the claim that a killed process left says whose it is.
+        self.inherited = {f for f, claimed in unknown.items() if claimed}
+        foreign = [f for f, claimed in unknown.items() if not claimed]
         if foreign:
             raise SegpipeError(
                 f"{foreign[0]}: is there already and was not written by segpipe predict ({len(foreign)} such file(s)); "
@@ -272,7 +284,18 @@ class _Batch:
         job = _Job(case, claim)
         if case.problem:
             job.failure = case.problem
-        return job.attempt(self._load)
+        return job.attempt(self._require_unchanged).attempt(self._load)
+
+    def _require_unchanged(self, job: _Job) -> None:
+        """Refuse to replace what was changed after prediction wrote it, such as a mask that somebody corrected."""
+        output = job.case.output
+        for file in (output, *self.save.files(output)):
+            own = self.how.overwrite or file in self.inherited or self.manifest.is_unchanged(file)
+            if not own:
+                raise CaseError(
+                    f"{file}: was changed after segpipe predict wrote it, and is kept; to have it predicted again, move it away or give "
+                    "--overwrite"
+                )
 
     def _stands(self, known: PredictionRow, case: InputCase) -> bool:
         """Whether a row of the log says all there is to say of a case."""
@@ -329,7 +352,7 @@ class _Batch:
         job.prepared = ()
 
     def _finish(self, job: _Job) -> PredictionRow:
-        """Write what was made of a case, and its row; then the case is free again."""
+        """Write what was made of a case and its row, also where there is only a reason; then the case is free again."""
         row: PredictionRow | None = None
 
         def write(job: _Job) -> None:
@@ -339,11 +362,11 @@ class _Batch:
         try:
             job.attempt(write)
             if row is None:
-                if job.extras is not None:
-                    job.extras.discard()
                 row = self._row(job, status="failed")
-            self.manifest.append(row)
+                self.manifest.append(row)
         finally:
+            if job.extras is not None:
+                job.extras.discard()
             self._release(job.claim)
         return row
 
@@ -360,20 +383,28 @@ class _Batch:
         found += tuple(unusual_volumes(voxels, grid.shape, grid.spacing_mm, plan.usual).values())
         measured["quality"] = measured.get("quality", 0.0) + time.perf_counter() - start
         start = time.perf_counter()
-        saved = () if job.extras is None else job.extras.write(case.images[0])
-        write_labels_like(case.images[0], case.output, job.image.to_stored(prediction.labels))
-        job.seconds["write"] = time.perf_counter() - start
-        return self._row(job, status="done").model_copy(
-            update={
-                "output_sha256": content_of((case.output,)),
-                "saved": saved,
-                "seconds": _summed(job.seconds, measured),
-                "n_windows": prediction.measured.n_windows,
-                "volumes_ml": volumes_ml(voxels, grid.voxel_volume_mm3),
-                "quality": quality,
-                "doubts": found,
-            }
-        )
+        source, labels = case.images[0], job.image.to_stored(prediction.labels)
+        with ExitStack() as places:
+            further = {} if job.extras is None else places.enter_context(job.extras.written(source))
+            mask = places.enter_context(labels_written_like(source, case.output, labels))
+            digests = {place.name: content_of((file,)) for place, file in further.items()}
+            job.seconds["write"] = time.perf_counter() - start
+            self._require_unchanged(job)
+            row = self._row(job, status="done").model_copy(
+                update={
+                    "output_sha256": content_of((mask,)),
+                    "saved": tuple(further),
+                    "saved_sha256": digests,
+                    "seconds": _summed(job.seconds, measured),
+                    "n_windows": prediction.measured.n_windows,
+                    "volumes_ml": volumes_ml(voxels, grid.voxel_volume_mm3),
+                    "quality": quality,
+                    "doubts": found,
+                }
+            )
+            # Before the files take their places: whoever is killed between leaves nothing that looks like somebody else's.
+            self.manifest.append(row)
+        return row
 
     def _row(self, job: _Job, *, status: str) -> PredictionRow:
         return PredictionRow(

@@ -1,9 +1,9 @@
 """What prediction leaves behind: one line a case in predictions.jsonl, and the same as a table."""
 
-from pathlib import Path
 from typing import Literal
 
-from segpipe.core.artefact import Record
+from segpipe.core.artefact import Record, added_later
+from segpipe.core.system_names import SystemName, SystemPath
 from segpipe.dataset.schema import FileStamp
 
 
@@ -31,16 +31,18 @@ class Quality(Record):
 class PredictionRow(Record):
     """What became of one case."""
 
-    case: str
+    case: SystemName
     status: Literal["done", "failed"]
-    output: Path
+    output: SystemPath
     reason: str | None = None
     images: tuple[FileStamp, ...] = ()
     content: str = ""
     """sha256 of the images' files."""
     output_sha256: str = ""
-    saved: tuple[Path, ...] = ()
+    saved: tuple[SystemPath, ...] = ()
     """Further files: probabilities, uncertainty."""
+    saved_sha256: dict[SystemName, str] = added_later({})
+    """sha256 of the further files, by their names."""
     model: str
     """Digest of the model and of how it was applied."""
     software: str = ""

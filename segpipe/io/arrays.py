@@ -3,7 +3,6 @@
 blosc2 compares no checksums: the sha256 of a file is kept in the record beside it, and compared when the file is opened.
 """
 
-import os
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.whole import sweep, whole
 from segpipe.errors import ArtefactError
 
 # One block is what is decompressed at the least: near a core's second-level cache.
@@ -23,10 +23,12 @@ def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None =
     """Write an array atomically and return the sha256 of the file.
 
     Chunks take the proportions of ``patch`` (trailing axes) where it is given.
+
+    Raises
+    ------
+    OSError
+        With the name of the file.
     """
-    # Two processes may prepare one case; each writes its own, the later one stays.
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    partial.unlink(missing_ok=True)
     shape: dict[str, Any] = {}
     if patch is not None and array.size:
         lead = array.ndim - len(patch)
@@ -34,16 +36,17 @@ def write_array(path: Path, array: NDArray[Any], patch: tuple[int, ...] | None =
             "chunks": (1,) * lead + _fit(patch, array.shape[lead:], _CHUNK_BYTES // array.itemsize),
             "blocks": (1,) * lead + _fit(patch, array.shape[lead:], _BLOCK_BYTES // array.itemsize),
         }
-    blosc2.asarray(
-        np.ascontiguousarray(array),
-        urlpath=str(partial),
-        mode="w",
-        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
-        **shape,
-    )
-    sha256 = _sha256(partial)
-    partial.replace(path)
-    return sha256
+    sweep(path.parent, path.name)
+    # Two processes may prepare one case; each writes its own, the later one stays.
+    with whole(path) as partial:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(partial),
+            mode="w",
+            cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
+            **shape,
+        )
+        return _sha256(partial)
 
 
 def open_array(path: Path, sha256: str | None = None) -> Any:

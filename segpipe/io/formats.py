@@ -1,7 +1,6 @@
 """One door to image files: which reader takes which ending, and what they all return."""
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
 from segpipe.core.volume import Volume
+from segpipe.core.whole import whole
 from segpipe.errors import SegpipeError, UnreadableFileError
 from segpipe.execution.limits import time_limit
 from segpipe.io.notes import Note
@@ -232,39 +232,72 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
     The number type is that of ``labels``; both files must have the same kind of ending. Labels of a DICOM folder or of a FreeSurfer
     file are written as NIfTI on the image's grid.
     """
+    with labels_written_like(source, output, labels):
+        pass
+
+
+@contextmanager
+def labels_written_like(source: Path, output: Path, labels: NDArray[Any]) -> Iterator[Path]:
+    """Write as :func:`write_labels_like` does, but to a hidden file, which is given and takes its place when the block ends.
+
+    Where the block raises, what lies at the place stays.
+    """
     kind = _reader_name(source)
     if source.is_dir() or kind == "dicom" or (kind is None and _module("dicom").looks_like_dicom(source)):
-        write_volume(output, labels, read_header(source).grid)
+        with volume_written(output, labels, read_header(source).grid) as partial:
+            yield partial
         return
     if kind == "freesurfer" and _reader_name(output) == "nifti":
-        write_volume(output, labels, read_header(source).grid)
+        with volume_written(output, labels, read_header(source).grid) as partial:
+            yield partial
         return
     if kind is None or kind != _reader_name(output) or not _is_written(output):
         raise UnreadableFileError(
             f"{output}: cannot carry the header of {source.name}; use the ending {output_ending(source)}"
         )
-    _replace_when_whole(output, lambda partial: _module(kind).write_labels_like(source, partial, labels))
+    with whole(output) as partial:
+        _module(kind).write_labels_like(source, partial, labels)
+        yield partial
     if kind == "image2d":
         _module(kind).write_beside(source, output)
 
 
 def write_map_like(source: Path, output: Path, array: NDArray[Any]) -> None:
     """Write an array (Z, Y, X) on the grid of ``source``: with its header where both are of one kind of format, else as a new file."""
-    if not source.is_dir() and _reader_name(source) == _reader_name(output):
-        write_labels_like(source, output, array)
-    else:
-        write_volume(output, array, read_header(source).grid)
+    with map_written_like(source, output, array):
+        pass
+
+
+@contextmanager
+def map_written_like(source: Path, output: Path, array: NDArray[Any]) -> Iterator[Path]:
+    """Write as :func:`write_map_like` does, but to a hidden file, which is given and takes its place when the block ends."""
+    alike = not source.is_dir() and _reader_name(source) == _reader_name(output)
+    with (
+        labels_written_like(source, output, array)
+        if alike
+        else volume_written(output, array, read_header(source).grid) as partial
+    ):
+        yield partial
 
 
 def write_volume(path: Path, array: NDArray[Any], grid: Grid) -> None:
     """Write an array (Z, Y, X) on a grid as a new file; the file appears whole or not at all."""
+    with volume_written(path, array, grid):
+        pass
+
+
+@contextmanager
+def volume_written(path: Path, array: NDArray[Any], grid: Grid) -> Iterator[Path]:
+    """Write as :func:`write_volume` does, but to a hidden file, which is given and takes its place when the block ends."""
     kind = _reader_name(path)
     if kind == "dicom":
         raise UnreadableFileError(f"{path}: DICOM is not written; use the ending .nii.gz")
     if kind is None or not _is_written(path):
         written = ", ".join(ending for ending in IMAGE_ENDINGS if ending not in _NOT_WRITTEN)
         raise UnreadableFileError(f"{path}: cannot be written: its ending is not one of {written}")
-    _replace_when_whole(path, lambda partial: _module(kind).write(partial, array, grid))
+    with whole(path) as partial:
+        _module(kind).write(partial, array, grid)
+        yield partial
 
 
 def _reader_name(path: Path) -> str | None:
@@ -273,16 +306,6 @@ def _reader_name(path: Path) -> str | None:
 
 def _is_written(path: Path) -> bool:
     return ending_of(path) not in _NOT_WRITTEN
-
-
-def _replace_when_whole(output: Path, write: Any) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{os.getpid()}.partial.{output.name}")
-    try:
-        write(partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def reading_limit_s(files: Iterable[Path]) -> float:

@@ -11,6 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Spacing
+from segpipe.core.whole import write_atomically
 from segpipe.errors import UnreadableFileError
 from segpipe.io.tiff_pages import opened, tag_value
 from segpipe.io.tiff_spacing import case_of, content_of, spacing_file, spacing_of
@@ -79,9 +80,7 @@ def write_spacing_like(source: Path, output: Path) -> None:
             )
         if content_of(target) == content:
             return
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(target)
+    write_atomically(target, json.dumps(content).encode())
 
 
 def orientation_of(path: Path) -> int | None:

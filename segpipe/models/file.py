@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segpipe.core.artefact import require_not_newer, write_atomically
+from segpipe.core.artefact import require_not_newer
+from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError, ModelError
 from segpipe.models.torch_file import load_tested
 from segpipe.planning.schema import Plan

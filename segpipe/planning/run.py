@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segpipe.core.artefact import write_atomically
+from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import ArtefactError

@@ -9,6 +9,7 @@ import numpy as np
 
 from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels, smallest_dtype
+from segpipe.core.whole import sweep
 from segpipe.dataset.entries import absence_of, entries_of
 from segpipe.dataset.load import read_labels
 from segpipe.errors import CaseError, DatasetError, SegpipeError
@@ -71,6 +72,7 @@ def apply_to_folder(
     targets = [output / f"{stem_of(f)}{output_ending(f)}" for f in files]
     if there := next((t for t in targets if t.exists()), None):
         raise SegpipeError(f"{there}: is there already; choose a new folder")
+    sweep(output)
     failed = {f.name: why for f in files if (why := absence_of(f)) is not None}
     files = [f for f in files if f.name not in failed]
     tasks = [_Task(f, output / f"{stem_of(f)}{output_ending(f)}", rules, labels) for f in files]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from segpipe.core.artefact import write_atomically
+from segpipe.core.whole import write_atomically
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.pool import Pooled, pool, summarise, write_table
 from segpipe.crossvalidation.schema import FINAL, CrossvalDesign, CrossvalResult, CrossvalSplits

@@ -5,8 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from segpipe.core.artefact import write_atomically
 from segpipe.core.text import shown
+from segpipe.core.whole import write_atomically
 from segpipe.crossvalidation.pool import NAME_BETWEEN
 
 

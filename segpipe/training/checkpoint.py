@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from segpipe.core.artefact import Migration, migrated, write_atomically
+from segpipe.core.artefact import Migration, migrated
+from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError, TrainingError
 from segpipe.models.torch_file import load_tested
 from segpipe.training.guide import Guide

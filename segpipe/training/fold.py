@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from segpipe.augment.spec import AugmentationSpec, default_spec
 from segpipe.core import seeds
-from segpipe.core.artefact import write_atomically
+from segpipe.core.whole import write_atomically
 from segpipe.dataset.splits import Fold
 from segpipe.errors import TrainingError
 from segpipe.execution.device import Runtime

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from segpipe.core.system_names import real_path
 from segpipe.errors import ModelError
 from segpipe.models.file import ModelFile, Weights, file_sha256, is_weights_file, model_in, read_weights, weights_digest
 from segpipe.networks.catalogue import architecture_of
@@ -37,8 +38,8 @@ class InitialWeights:
         if is_weights_file(path):
             if not path.is_file():
                 raise ModelError(f"--init-from {path}: no such file")
-            return cls(path.resolve(), None)
-        file = model_in(path).resolve()
+            return cls(real_path(path), None)
+        file = real_path(model_in(path))
         model = ModelFile.read(file).single(file, "--init-from")
         fold = "all" if "all" in model.folds else min(model.folds)
         return cls(file, fold, channels=model.plan.channel_names)

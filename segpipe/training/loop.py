@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segpipe.core.artefact import write_atomically
 from segpipe.core.labels import Labels
+from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import FoldFolder
 from segpipe.errors import TrainingError, TrainingInterrupted
 from segpipe.execution.device import Runtime, arriving, sent

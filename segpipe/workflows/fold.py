@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segpipe.core.system_names import real_path
 from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.errors import TrainingError
 from segpipe.planning.schema import Plan
@@ -202,6 +203,6 @@ def doubt_of_folds(path: Path, folds: tuple[str, ...], fold: int | str, workspac
         return (
             f"fold(s) {', '.join(folds)}: may have seen the cases that fold {fold} holds out, and scores flatter then"
         )
-    if not path.resolve().is_relative_to(workspace.root.resolve()):
+    if not real_path(path).is_relative_to(real_path(workspace.root)):
         return f"its fold {fold} is taken for the one that held out the same cases, which the file cannot show"
     return None

@@ -7,6 +7,7 @@ from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segpipe.core.system_names import real_path
 from segpipe.core.workspace import Workspace
 from segpipe.errors import ArtefactError, SegpipeError
 
@@ -41,7 +42,7 @@ def require_same_dataset(source: Path, workspace: Workspace) -> str | None:
 
     if workspace.dataset.is_file():
         known = Dataset.read(workspace.dataset)
-        if known.root == source.resolve():
+        if known.root == real_path(source):
             return None
         now = match_dataset(source)
         why = _why_another(known, now, workspace)

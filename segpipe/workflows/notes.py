@@ -5,6 +5,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+from segpipe.core.system_names import real_path
 from segpipe.core.text import did_you_mean
 from segpipe.errors import UsageError
 
@@ -64,9 +65,9 @@ class Options:
         for one in fields(self):
             value, ending = getattr(self, one.name), note_of(one).file
             if isinstance(value, Path) or (ending and isinstance(value, str) and value.endswith(ending)):
-                changed[one.name] = type(value)(Path(value).resolve())
+                changed[one.name] = type(value)(real_path(Path(value)))
             elif isinstance(value, tuple) and any(isinstance(part, Path) for part in value):
-                changed[one.name] = tuple(part.resolve() for part in value)
+                changed[one.name] = tuple(real_path(part) for part in value)
         return replace(self, **changed)
 
     def plain(self) -> dict[str, Any]:

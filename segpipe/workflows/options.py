@@ -424,6 +424,11 @@ class PredictOptions(OnCluster, OnDevice, Resumable):
     postprocess: bool = option("Apply the rules that the model holds, if any.", True, group=SCORES)
     save_probabilities: bool = option("Also CASE.npz, float16 (label, z, y, x).", False, group=OUTPUT)
     save_uncertainty: bool = option("Also CASE_uncertainty.nii.gz, entropy from 0 to 1.", False, group=OUTPUT)
+    overwrite: bool = option(
+        "Replace also masks that somebody changed; otherwise they stay, and their cases are reported (exit 3).",
+        False,
+        group=OUTPUT,
+    )
     shard: tuple[int, int] = option(
         "Only the I-th of N parts of the cases, for N processes on one folder.", (1, 1), metavar="I/N", parse=shard
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.whole import is_full
 from segpipe.core.writable import require_writable
 from segpipe.errors import ClusterError, SegpipeError, UsageError, WorkerKilledError
 from segpipe.execution.device import choose_runtime
@@ -57,8 +58,9 @@ def predict(options: PredictOptions, watch: Watch = SILENT) -> list[PredictionRo
     save = Save(o.save_probabilities, o.save_uncertainty)
     with watch.counting("predicting", len(cases)) as done:
         return stage(
-            cases, predictor, log, resume=o.resume, save=save, on_case=lambda row: done(row.case), note=watch.note
-        )
+            cases, predictor, log, resume=o.resume, overwrite=o.overwrite, save=save,
+            on_case=lambda row: done(row.case), note=watch.note,
+        )  # fmt: skip
 
 
 def _predict_part(options: PredictOptions) -> list[PredictionRow]:
@@ -124,7 +126,7 @@ def _rows_of(part: Future[list[PredictionRow]], cases: list[InputCase], manifest
         manifest.write_table()
         raise ClusterError(f"{error}, with --resume") from error
     except Exception as error:
-        if isinstance(error, SegpipeError) and not isinstance(error, WorkerKilledError):
+        if is_full(error) or (isinstance(error, SegpipeError) and not isinstance(error, WorkerKilledError)):
             raise
         why = f"not predicted ({type(error).__name__}: {error}); run the same command with --resume"
     known = manifest.rows()

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segpipe.core.artefact import write_atomically
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.system_names import real_path
+from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import Workspace
 from segpipe.core.writable import require_writable
 from segpipe.errors import SegpipeError
@@ -134,16 +135,16 @@ def workspace_of(dataset: Path, work: Path | None) -> Workspace:
     SegpipeError
         If it would lie in the dataset's own folder, where nothing may be written.
     """
-    source = dataset.resolve()
+    source = real_path(dataset)
     folder = source if source.is_dir() else source.parent
     if work is None:
         from segpipe.dataset.match import match_dataset
 
         name = re.sub(r"[^\w.-]+", "_", match_dataset(source).name).strip(".") or folder.name
         work = Path("runs") / name
-    if source.is_dir() and work.resolve().is_relative_to(folder):
+    if source.is_dir() and real_path(work).is_relative_to(folder):
         raise SegpipeError(f"workspace {work}: lies in the dataset's own folder {folder}; give another with --work")
-    if work.resolve() == folder:
+    if real_path(work) == folder:
         raise SegpipeError(f"workspace {work}: is the folder of the manifest; give another with --work")
     return Workspace(work)
 

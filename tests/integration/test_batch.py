@@ -34,7 +34,7 @@ def test_resume_goes_by_content(six_scans, tmp_path, two_fold_model):
     stat = (six_scans / "a.nii.gz").stat()
     write_volume(six_scans / "a.nii.gz", drawn() * 3, axis_grid(SHAPE))
     os.utime(six_scans / "a.nii.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    (out / "b.nii.gz").write_bytes((out / "b.nii.gz").read_bytes()[:200])  # cut off by another program
+    (out / "b.nii.gz").unlink()
     segpipe.predict(six_scans, out, **how)
     assert sorted(r["case"] for r in rows_of(out)[6:]) == ["a", "b"]
     segpipe.predict(six_scans, out, **how | {"folds": ("0",)})

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from segpipe.core.artefact import Artefact, Record, first_problem, write_atomically
+from segpipe.core.artefact import Artefact, Record, first_problem
+from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError
 from segpipe.version import __version__
 

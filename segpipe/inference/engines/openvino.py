@@ -17,7 +17,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segpipe.core.artefact import write_atomically
+from segpipe.core.whole import write_atomically
 from segpipe.execution.device import Runtime, cpu_flags
 from segpipe.execution.quiet import ignored_warnings
 from segpipe.inference.engines.base import precision_name, prediction_network

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from segpipe.core.artefact import write_atomically
+from segpipe.core.whole import write_atomically
 from segpipe.errors import ModelError, SegpipeError
 from segpipe.models.file import ModelFile, Weights
 from segpipe.models.nnunet.checkpoint import Checkpoint, as_float, checkpoint_bytes, fitted, read_checkpoint

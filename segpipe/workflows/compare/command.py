@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 from segpipe.core.labels import Labels
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.system_names import real_path
 from segpipe.core.text import Table
 from segpipe.core.writable import require_writable
 from segpipe.dataset.schema import Case
@@ -63,7 +64,7 @@ def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
         watch.note(f"{name}: predicting {len(cases)} case(s) on {' and '.join(devices)}")
         meter = _Meter(name, Models((path,), used, options.tta), devices, threads)
         cost, predicted = meter.cost(cases, target / "predictions" / name)
-        _as_dataset(path, predicted.folder, measured.labels)
+        predicted = replace(predicted, folder=_as_dataset(path, predicted.folder, measured.labels))
         costs.append(cost)
         evaluations[name] = score_cases(
             project, predicted, measured.labels, tolerance_mm=options.tolerance_mm, title=f"scoring {name}"
@@ -111,8 +112,8 @@ def _folds(path: Path, fold: int | str) -> tuple[str, ...]:
     return (str(fold),) if str(fold) in model.folds else model.used(())
 
 
-def _as_dataset(path: Path, folder: Path, labels: Labels) -> None:
-    """Give predictions the dataset's label values, where the model has others: labels are the same by their names.
+def _as_dataset(path: Path, folder: Path, labels: Labels) -> Path:
+    """Return a folder of the predictions with the dataset's label values, where the model has others: labels are the same by their names.
 
     Raises
     ------
@@ -125,14 +126,16 @@ def _as_dataset(path: Path, folder: Path, labels: Labels) -> None:
     if missing:
         raise ModelError(f"{path}: does not know {', '.join(missing)}; it knows {', '.join(theirs)}")
     if {name: theirs[name] for name in ours} == ours:
-        return
+        return folder
+    renumbered = folder / "renumbered"
     for file in folder.iterdir():
         if file.name.endswith(IMAGE_ENDINGS):
             found = read_volume(file).array[0]
             renamed = np.zeros(found.shape, dtype=np.min_scalar_type(max(ours.values())))
             for name, value in ours.items():
                 renamed[found == theirs[name]] = value
-            write_labels_like(file, file, renamed)
+            write_labels_like(file, renumbered / file.name, renamed)
+    return renumbered
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def _statistics(
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """Short names that tell the models apart: those of their folders, as far up as is needed."""
-    parts = [[p for p in path.resolve().parts if p != "model.segpipe"] for path in paths]
+    parts = [[p for p in real_path(path).parts if p != "model.segpipe"] for path in paths]
     if len({tuple(p) for p in parts}) < len(parts):
         raise ModelError("a model is given twice; give each once")
     for n in range(1, max(map(len, parts)) + 1):

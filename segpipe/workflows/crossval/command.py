@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.system_names import real_path
 from segpipe.core.text import Table, shown
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
 from segpipe.execution.graph import STATES, State
@@ -189,7 +190,7 @@ class _Crossval:
         from segpipe.workflows.crossval.work import Task
 
         jobs: list[Job] = []
-        root, identity = self.folder.workspace.root.resolve(), self.design.digest() + self.splits.digest()
+        root, identity = real_path(self.folder.workspace.root), self.design.digest() + self.splits.digest()
         for study in self.splits.studies:
             blank = Task("", root, study.name, device=device, threads=threads)
             place = self.folder.study(study.name)

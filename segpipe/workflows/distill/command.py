@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.system_names import real_path
 from segpipe.distillation.recipe import load_distillation_recipe
 from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm, parse_term
 from segpipe.distillation.teacher import Teacher
@@ -126,7 +127,7 @@ def _compared(done: Distilled, work: FoldWork, options: DistillOptions, teachers
 def _distill_elsewhere(options: DistillOptions, watch: Watch) -> Distilled:
     """Have a worker of a cluster do it; where the worker is lost, another one goes on from its last checkpoint."""
     # The worker's current folder is another one.
-    root = workspace_of(options.dataset, options.work).root.resolve()
+    root = real_path(workspace_of(options.dataset, options.work).root)
     asked = replace(options.resolved(), work=root, cluster=None)
     begun = root / f".distilling-{uuid4().hex}"
     assert options.cluster is not None
@@ -166,7 +167,7 @@ def _require_teachers(terms: tuple[KdTerm, ...], teachers: tuple[Teacher, ...], 
         raise DistillationError(
             "--unlabelled: without a teacher nothing is known of these images; give --teacher and a term that needs it"
         )
-    if len({t.path.resolve() for t in teachers}) < len(teachers):
+    if len({real_path(t.path) for t in teachers}) < len(teachers):
         raise DistillationError("a --teacher is given twice; give each once")
 
 

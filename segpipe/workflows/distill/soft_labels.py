@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.artefact import json_digest
+from segpipe.core.system_names import real_path
 from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
 from segpipe.distillation.soft_labels import Source, soft_label_key, write_soft_labels
 from segpipe.distillation.teacher import Teacher, why_not_beside
@@ -107,7 +108,7 @@ def _unlabelled(work: FoldWork, images: Path) -> tuple[list[Source], dict[str, s
             failed[case.id] = case.problem or taken
         else:
             usable[case.id] = case.images
-    key = json_digest([str(images.resolve()), configuration.patch_size])[:16]
+    key = json_digest([str(real_path(images)), configuration.patch_size])[:16]
     with work.project.watch.counting("preparing images without labels", len(usable)) as done:
         sources, problems = prepare_unlabelled(
             usable,
