@@ -123,27 +123,35 @@ def test_what_is_corrected_while_its_case_is_computed_stays(six_scans, tmp_path,
     assert (out / "c.nii.gz").read_bytes() == content[0]
 
 
-def test_who_is_killed_between_the_row_and_the_mask_leaves_nothing_foreign(
-    six_scans, tmp_path, two_fold_model, monkeypatch
+@pytest.mark.parametrize("replaced", [False, True], ids=["before it", "after it"])
+def test_who_is_killed_when_a_mask_takes_its_place_leaves_nothing_foreign(
+    six_scans, tmp_path, two_fold_model, monkeypatch, replaced
 ):
-    """Otherwise the same command would find a mask that looks like somebody else's, or one that it cannot replace."""
+    """Otherwise the same command would find a mask that looks like somebody else's, and would not replace it."""
     out, how = tmp_path / "out", QUICK | {"model": two_fold_model}
-    segpipe.predict(six_scans, out, **how)
-
+    segpipe.predict(six_scans, out, **how, folds=("1",))
+    first = (out / "c.nii.gz").read_bytes()
     replace = Path.replace
 
     def killed(self, target):
+        if replaced or target.name != "c.nii.gz":
+            replace(self, target)
         if target.name == "c.nii.gz":
-            raise KeyboardInterrupt
-        return replace(self, target)
+            raise Killed
+        return target
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            segpipe.predict(six_scans, out, step=0.9, **how)
-    rows = segpipe.predict(six_scans, out, step=0.9, resume=True, **how)
+        with pytest.raises(Killed):
+            segpipe.predict(six_scans, out, **how)
+    assert ((out / "c.nii.gz").read_bytes() == first) != replaced
+    rows = segpipe.predict(six_scans, out, **how, folds=("1",))
     assert {row.status for row in rows} == {"done"}
     assert [f.name for f in out.iterdir() if f.name.startswith(".")] == []
+
+
+class Killed(BaseException):
+    """No ``except Exception`` sees it, as none sees SIGKILL."""
 
 
 def test_a_converted_volume_that_was_changed_stays(tmp_path):
