@@ -5,6 +5,10 @@ from pathlib import Path
 
 # The workers of pytest-xdist share the processors; the processes that they start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Python warns of text that is opened without an encoding, which is an error here (pyproject.toml). It is switched on as an interpreter
+# begins: for these workers, and for everything under nox. Commands that tests start are silent about their libraries.
+os.environ.setdefault("PYTHONWARNDEFAULTENCODING", "1")
+os.environ.setdefault("PYTHONWARNINGS", "ignore::EncodingWarning")
 
 import pytest
 import torch
