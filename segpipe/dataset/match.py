@@ -13,6 +13,7 @@ from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.entries import absence_of
 from segpipe.dataset.layouts import LAYOUTS_HELP, TABLES, CaseRow, Matched, channels_within, rows_of, table_in
 from segpipe.dataset.patients import Joined, join_table, require_all_patients, without_patients
+from segpipe.dataset.portable import without_refused
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding
 from segpipe.dataset.spelling import with_one_spelling
 from segpipe.dataset.tables import read_json, read_table
@@ -71,10 +72,13 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
 
 
 def match_again(root: Path, workspace: Workspace, resample_channels: bool | None) -> Dataset:
-    """Match a dataset for its workspace: how channels are read is as the last time where it is not given."""
+    """Match a dataset for its workspace: how channels are read is as the last time where it is not given.
+
+    A case whose id the workspace's system refuses is left out, with a finding.
+    """
     if resample_channels is None:
         resample_channels = workspace.dataset.is_file() and Dataset.read(workspace.dataset).resample_channels
-    return match_dataset(root, resample_channels=resample_channels)
+    return without_refused(match_dataset(root, resample_channels=resample_channels), workspace.root)
 
 
 def _joined(folder: Path, matched: Matched, cases: list[Case]) -> Joined:

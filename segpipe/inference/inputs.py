@@ -9,6 +9,7 @@ from segpipe.core.given import Given
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.layouts import channels_within, image_paths
 from segpipe.dataset.names import Channels, Digits, cases_to_predict, numbered
+from segpipe.dataset.portable import file_name_here
 from segpipe.dataset.tables import CaseTable, Row, read_table
 from segpipe.errors import DatasetError, SegpipeError
 from segpipe.io.formats import (
@@ -178,11 +179,12 @@ def _id_of(table: CaseTable, row: Row) -> str:
 def _manifest_case(table: CaseTable, case: str, rows: list[Row], output: Path) -> InputCase:
     """Return the case of one id. Several rows of it, or an id that is no file's name, are its problem and no other case's."""
     unnamed = "" if rows[0].cells.get("case") else " (the name of the image's file: no column 'case' names another)"
-    if len(rows) > 1 or "/" in case:
+    other = file_name_here(case)
+    if len(rows) > 1 or other is not None:
         numbers = ", ".join(str(row.number) for row in rows)
         wrong = "stands twice" if len(rows) > 1 else "cannot be a file name"
         refused = f"row {numbers} of {table.path.name}: case {case!r}{unnamed} {wrong}; give each case its own id"
-        return InputCase(case, (), output / f"{case.replace('/', '_')}.nii.gz", refused)
+        return InputCase(case, (), output / f"{other or case}.nii.gz", refused)
     images, problem = image_paths(table, rows[0])
     absent = next((why for image in images if (why := absence_of(image))), None)
     ending = output_ending(images[0]) if images else ".nii.gz"
