@@ -23,6 +23,7 @@ from tests.helpers.network_plans import planned_networks  # noqa: F401
 from tests.helpers.networks import plugin  # noqa: F401
 from tests.helpers.once import once, planned_once  # noqa: F401
 from tests.helpers.training import planned, trained  # noqa: F401
+from tests.helpers.windows import as_on_windows  # noqa: F401
 from tests.phantoms import write_small_dataset
 
 ROOT = Path(__file__).parents[1]

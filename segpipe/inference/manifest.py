@@ -17,6 +17,9 @@ from segpipe.inference.inputs import InputCase
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import content_of
 
+_OPEN_FILES_STAY = os.name == "nt"
+"""Whether the system is Windows, which refuses to remove a file that is open."""
+
 
 class Manifest:
     """predictions.jsonl in an output folder, shared by all processes that work there."""
@@ -66,12 +69,23 @@ class Manifest:
         if claim is not None:
             # The file stays: it is what is remembered.
             claim.release()
+            if _OPEN_FILES_STAY:
+                # There a lock that is released takes its file along.
+                with suppress(OSError):
+                    Path(claim.lock_file).touch()
         return claim is not None
 
     def release(self, lock: FileLock) -> None:
         """Give a case up. Its row is written by now: who finds the file gone, or had opened it before, looks there first."""
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        file = Path(lock.lock_file)
+        if _OPEN_FILES_STAY:
+            # Whoever takes the claim in between finds the row, and removes the file.
+            lock.release()
+            with suppress(OSError):
+                file.unlink()
+        else:
+            file.unlink(missing_ok=True)
+            lock.release()
         self._clear()
 
     def write_table(self) -> None:
@@ -87,9 +101,10 @@ class Manifest:
         names = []
         with suppress(FileNotFoundError):
             names = [p.name for p in self._locks.iterdir()]
-        if names == ["log.lock"]:
+        if set(names) <= {"log.lock"}:
             # Nobody else works here: nothing is left behind.
-            (self._locks / "log.lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self._locks / "log.lock").unlink()
             self._clear()
 
     def _clear(self) -> None:
