@@ -1,12 +1,15 @@
 """Commands as they are on Windows, imitated: no file is removed or replaced while it is open or mapped."""
 
 import mmap
+import os
+import sys
 
 import numpy as np
 import pytest
 
 import segpipe as package
 from segpipe.inference.manifest import Manifest
+from segpipe.networks.spec import NetworkChoice
 from tests.helpers.command_line import segpipe
 from tests.phantoms import write_small_dataset
 
@@ -48,6 +51,33 @@ def test_a_run_is_made_and_made_again(tmp_path):
     ):
         done = segpipe(*line)
         assert done.returncode == 0, (line, done.stderr)
+
+
+LONGEST_ROOT = 45
+r"""Characters of a workspace's own path: C:\\Users\\name\\project\\runs\\dataset has 34."""
+LONGEST_PATH = 259
+"""Characters of a path on Windows, unless the machine is set up for longer ones."""
+
+
+def test_paths_of_a_workspace_stay_short(tmp_path):
+    folder, case = write_small_dataset(tmp_path / "dataset", values=(1, 2)), "c" * 59
+    for file in [*(folder / "images").iterdir(), *(folder / "labels").iterdir()]:
+        file.rename(file.with_name(file.name.replace("case_", case)))
+    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    work, seen = tmp_path / "work", set()
+
+    def note(event, args):
+        if event in ("open", "os.mkdir", "os.rename"):
+            seen.update(os.fsdecode(path) for path in args[:2] if isinstance(path, str | os.PathLike))
+
+    sys.addaudithook(note)
+    words = ("--recipe", tmp_path / "tiny.toml", "--work", work, "--device", "cpu", "--jobs", 1, "--epochs", 1)
+    assert segpipe("run", folder, *words).returncode in (0, 3)
+    longest = max((os.path.relpath(path, work) for path in seen if path.startswith(str(work))), key=len)
+    assert "partial" in longest, "temporary files count"
+    network = NetworkChoice(name="monai:SwinUNETR", options={"depths": [2] * 40}).slug
+    more = ("crossval/0/", "residual_xl+", network, "_cascade", "_uncertainty")
+    assert len(longest) + sum(map(len, more)) + LONGEST_ROOT <= LONGEST_PATH, longest
 
 
 def test_predictions_with_all_that_is_saved_beside_them(six_scans, tmp_path, two_fold_model):
