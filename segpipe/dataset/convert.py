@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.core.artefact import Artefact, Record
+from segpipe.core.artefact import Artefact, Record, RecordedPath
 from segpipe.core.given import Given
 from segpipe.errors import ArtefactError, CaseError, DatasetError
 from segpipe.execution.processes import reason_of
@@ -56,8 +56,8 @@ class Converted(Record):
     """What became of one volume, or of a series that is none."""
 
     series: str
-    output: Path | None = None
-    sidecar: Path | None = None
+    output: RecordedPath | None = None
+    sidecar: RecordedPath | None = None
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     reason: str | None = None
@@ -204,7 +204,7 @@ def _sidecar(source: Path, series: Series, stack: Stack) -> Sidecar:
         rows_columns=first.shape,
         slices=tuple(
             SourceSlice(
-                file=str(s.file.relative_to(source if source.is_dir() else source.parent)),
+                file=s.file.relative_to(source if source.is_dir() else source.parent).as_posix(),
                 sop_class_uid=s.class_uid,
                 sop_instance_uid=s.instance_uid,
                 frame=s.frame,

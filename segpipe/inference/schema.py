@@ -1,9 +1,8 @@
 """What prediction leaves behind: one line a case in predictions.jsonl, and the same as a table."""
 
-from pathlib import Path
 from typing import Literal
 
-from segpipe.core.artefact import Record
+from segpipe.core.artefact import Record, RecordedPath
 from segpipe.dataset.schema import FileStamp
 
 
@@ -33,13 +32,13 @@ class PredictionRow(Record):
 
     case: str
     status: Literal["done", "failed"]
-    output: Path
+    output: RecordedPath
     reason: str | None = None
     images: tuple[FileStamp, ...] = ()
     content: str = ""
     """sha256 of the images' files."""
     output_sha256: str = ""
-    saved: tuple[Path, ...] = ()
+    saved: tuple[RecordedPath, ...] = ()
     """Further files: probabilities, uncertainty."""
     model: str
     """Digest of the model and of how it was applied."""

@@ -1,10 +1,13 @@
 """What Windows and macOS have not is not used, or only where it is there."""
 
 import ast
+import json
 from functools import cache
+from pathlib import PureWindowsPath
 
 import pytest
 
+from segpipe.inference.schema import PredictionRow
 from tests.posix import places, starts_by_fork, unguarded
 from tests.release import ROOT
 
@@ -72,3 +75,38 @@ def test_a_process_that_may_be_forked_is_found(code):
 
 def test_processes_are_started_anew_on_every_system():
     assert {name: found for name, tree in trees().items() if (found := list(starts_by_fork(tree)))} == {}
+
+
+def annotations_of_records(tree):
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    for one in classes:
+        if any("Record" in ast.unparse(base) or "Artefact" in ast.unparse(base) for base in one.bases):
+            yield from ((one.name, ast.unparse(s.annotation)) for s in one.body if isinstance(s, ast.AnnAssign))
+
+
+def test_paths_in_records_are_written_for_every_system():
+    plain = [
+        (file, name)
+        for file, tree in trees().items()
+        for name, annotation in annotations_of_records(tree)
+        if "Path" in annotation and "RecordedPath" not in annotation
+    ]
+    assert plain == []
+
+
+def test_a_path_of_windows_is_written_with_slashes():
+    output = PureWindowsPath("C:\\results\\a.nii.gz")
+    row = PredictionRow.model_construct(case="a", status="done", output=output, saved=(output,), model="")
+    written = json.loads(row.model_dump_json())
+    assert (written["output"], written["saved"]) == ("C:/results/a.nii.gz", ["C:/results/a.nii.gz"])
+    assert PredictionRow.model_validate(written).output.name == "a.nii.gz"
+
+
+def test_relative_paths_are_put_in_words_with_slashes():
+    found = [
+        (file, node.lineno)
+        for file, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "str" and "relative_to" in ast.unparse(node)
+    ]
+    assert found == []
