@@ -1,6 +1,8 @@
 """Whether results can be written at a place: tried before the work begins."""
 
 import os
+import re
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +12,7 @@ from segpipe.errors import SegpipeError
 
 Confused = Literal["case", "form"]
 """What a disk may ignore in names: capitals, and the form of letters (an accent within its letter or behind it)."""
+_NO_TEXT = re.compile("[\udc80-\udcff]")
 _BLOCK = b"\0" * 4096
 """A full quota still takes an empty file."""
 
@@ -29,6 +32,7 @@ def require_writable(folder: Path, what: str = "") -> None:
     SegpipeError
         With the place and the system's reason.
     """
+    require_name(folder)
     there = _nearest(folder)
     try:
         handle, name = tempfile.mkstemp(dir=there, prefix=".trial.")
@@ -41,6 +45,36 @@ def require_writable(folder: Path, what: str = "") -> None:
                 Path(name).unlink()
     except OSError as error:
         raise SegpipeError(unwritable(folder, error, what, there)) from error
+
+
+def name_problem(name: str) -> str | None:
+    """Return why the name of a file or folder cannot be kept in a record; None where it can.
+
+    Python shows the bytes of a name that are no text in the system's encoding as characters that nothing can write.
+    """
+    if _NO_TEXT.search(name) is None:
+        return None
+    encoding = sys.getfilesystemencoding()
+    other = "" if encoding == "utf-8" else ", or set PYTHONUTF8=1"
+    return f"its name is not {encoding.upper()}; rename it{other}"
+
+
+def shown_name(name: str) -> str:
+    """Return a name with each byte that is no text as ``%`` and two digits."""
+    return _NO_TEXT.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+
+
+def require_name(path: Path) -> None:
+    """Raise unless a path can be kept in a record.
+
+    Raises
+    ------
+    SegpipeError
+        With the path in a form that can be read.
+    """
+    problem = name_problem(str(path.absolute()))
+    if problem is not None:
+        raise SegpipeError(f"{shown_name(str(path.absolute()))}: {problem}")
 
 
 def require_writable_file(file: Path, what: str = "") -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segpipe.core.artefact import Artefact, Record, RecordedPath
 from segpipe.core.given import Given
+from segpipe.core.writable import shown_name
 from segpipe.errors import ArtefactError, CaseError, DatasetError
 from segpipe.execution.processes import reason_of
 from segpipe.io.dicom import (
@@ -204,7 +205,7 @@ def _sidecar(source: Path, series: Series, stack: Stack) -> Sidecar:
         rows_columns=first.shape,
         slices=tuple(
             SourceSlice(
-                file=s.file.relative_to(source if source.is_dir() else source.parent).as_posix(),
+                file=shown_name(s.file.relative_to(source if source.is_dir() else source.parent).as_posix()),
                 sop_class_uid=s.class_uid,
                 sop_instance_uid=s.instance_uid,
                 frame=s.frame,

@@ -9,6 +9,7 @@ from typing import Any
 
 from segpipe.core.labels import Labels
 from segpipe.core.workspace import Workspace
+from segpipe.core.writable import require_name
 from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.entries import absence_of
 from segpipe.dataset.layouts import LAYOUTS_HELP, TABLES, CaseRow, Matched, channels_within, rows_of, table_in
@@ -40,6 +41,7 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         If no layout is recognised, no case is found, dataset.json is wrong, or a table of patients does not fit the cases.
     """
     root = root.resolve()
+    require_name(root)
     if not root.exists():
         raise DatasetError(f"{root}: no such folder or file; {LAYOUTS_HELP}")
     folder = root if root.is_dir() else root.parent

@@ -127,6 +127,17 @@ def test_letters_of_a_declaration_are_read_and_printed_whatever_the_console_is(d
     assert kept["channel_names"] == ["\u00fcbersicht"]
 
 
+def test_a_file_whose_letters_the_locale_has_not_is_a_finding(dataset, tmp_path):
+    for file in [*(dataset / "images").glob("case_0*"), *(dataset / "labels").glob("case_0*")]:
+        file.rename(file.with_name(file.name.replace("case_0", "J\u00fcrgen")))
+    done = python("cli.py", "check", dataset, "--work", tmp_path / "work", "--jobs", 1, **C_LOCALE)
+    assert done.returncode == 1
+    assert "J%C3%BCrgen" in done.stdout
+    assert "PYTHONUTF8=1" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert python("cli.py", "check", dataset, "--work", tmp_path / "other", "--jobs", 1).returncode == 0
+
+
 @pytest.mark.slow
 def test_text_is_opened_with_an_encoding_in_whatever_a_run_starts(dataset, tmp_path):
     line = (
