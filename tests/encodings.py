@@ -1,6 +1,7 @@
 """Calls that open text in the system's own encoding, which is another one on Windows, found in a syntax tree."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 POSITIONS = {
@@ -32,6 +33,16 @@ def without_encoding(tree: ast.AST) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (_opens_text(node) or _talks_in_text(node)):
             yield node
+
+
+def with_lines_of_the_system(tree: ast.AST) -> Iterator[ast.Call]:
+    """Yield every call that writes text and leaves the ends of lines to the system, where Windows writes two characters."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and "encoding" in (given := _keywords(node)) and "newline" not in given:
+            modes = [*node.args, given.get("mode")]
+            writes = any(isinstance(m, ast.Constant) and re.fullmatch("[wax][t+]*", str(m.value)) for m in modes)
+            if _name(node) == "write_text" or (writes and _name(node) in POSITIONS):
+                yield node
 
 
 def _name(call: ast.Call) -> str:

@@ -34,7 +34,9 @@ def unguarded(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
     A condition that asks for the system or the attribute guards what stands in it, as does what catches that it is missing.
     """
-    yield from _within(tree, guarded=False)
+    # Most modules have no use at all, which is sooner found.
+    if any(_use(node) is not None for node in ast.walk(tree)):
+        yield from _within(tree, guarded=False)
 
 
 def places(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -80,7 +80,7 @@ def write_spacing_like(source: Path, output: Path) -> None:
         if content_of(target) == content:
             return
     partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.write_text(json.dumps(content), encoding="utf-8", newline="\n")
     partial.replace(target)
 
 

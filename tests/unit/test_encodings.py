@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.encodings import without_encoding
+from tests.encodings import with_lines_of_the_system, without_encoding
 from tests.release import ROOT
 
 FORGETS = (
@@ -38,6 +38,28 @@ def test_text_is_opened_with_an_encoding():
         f"{path.relative_to(ROOT)}:{call.lineno}"
         for path in files
         for call in without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'path.write_text(text, encoding="utf-8")',
+        'path.open("a", encoding="utf-8")',
+        'open(p, mode="w", encoding="utf-8")',
+    ],
+)
+def test_a_call_that_leaves_the_ends_of_lines_to_the_system_is_found(call):
+    assert len(list(with_lines_of_the_system(ast.parse(call)))) == 1
+    assert list(with_lines_of_the_system(ast.parse(call.replace('"utf-8"', '"utf-8", newline=""')))) == []
+
+
+def test_files_have_the_same_bytes_on_every_system():
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in (ROOT / "segpipe").rglob("*.py")
+        for call in with_lines_of_the_system(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert found == []
 
