@@ -4,18 +4,20 @@ import nox
 
 nox.options.sessions = ["check", "unit"]
 nox.options.default_venv_backend = "none"
+# Text that is opened without an encoding is an error of the tests.
+STRICT = {"PYTHONWARNDEFAULTENCODING": "1"}
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
     """Run the unit tests: the loop while you write code."""
-    session.run("pytest", "tests/unit", *session.posargs)
+    session.run("pytest", "tests/unit", *session.posargs, env=STRICT)
 
 
 @nox.session
 def test(session: nox.Session) -> None:
     """Run every test."""
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *session.posargs, env=STRICT)
 
 
 @nox.session

@@ -5,6 +5,10 @@ from pathlib import Path
 
 # The workers of pytest-xdist share the processors; the processes that they start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Python warns of text that is opened without an encoding, which is an error here (pyproject.toml). It is switched on as an interpreter
+# begins: for these workers, and for everything under nox. Commands that tests start are silent about their libraries.
+os.environ.setdefault("PYTHONWARNDEFAULTENCODING", "1")
+os.environ.setdefault("PYTHONWARNINGS", "ignore::EncodingWarning")
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from tests.helpers.network_plans import planned_networks  # noqa: F401
 from tests.helpers.networks import plugin  # noqa: F401
 from tests.helpers.once import once, planned_once  # noqa: F401
 from tests.helpers.training import planned, trained  # noqa: F401
+from tests.helpers.windows import as_on_windows  # noqa: F401
 from tests.phantoms import write_small_dataset
 
 ROOT = Path(__file__).parents[1]

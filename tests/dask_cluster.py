@@ -30,7 +30,7 @@ class Cluster:
             "127.0.0.1",
         ]
         options = options or ("--nthreads", "1", "--no-nanny")
-        log = (self.folder / f"worker_{len(self.workers)}.log").open("w")
+        log = (self.folder / f"worker_{len(self.workers)}.log").open("w", encoding="utf-8")
         with log:
             worker = subprocess.Popen(
                 [*command, *options], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, env=_environment()
@@ -65,7 +65,7 @@ def dask_cluster(folder: Path, n_workers: int):
         "0",
         "--no-dashboard",
     ]
-    log = (folder / "scheduler.log").open("w")
+    log = (folder / "scheduler.log").open("w", encoding="utf-8")
     with log:
         scheduler = subprocess.Popen(
             [*command, "--scheduler-file", str(file)],
@@ -77,12 +77,12 @@ def dask_cluster(folder: Path, n_workers: int):
     cluster = None
     try:
         deadline = time.monotonic() + 60
-        while not file.is_file() or not file.read_text().strip():
+        while not file.is_file() or not file.read_text(encoding="utf-8").strip():
             assert time.monotonic() < deadline, "the scheduler did not start"
             time.sleep(0.1)
         import json
 
-        cluster = Cluster(json.loads(file.read_text())["address"], folder, scheduler)
+        cluster = Cluster(json.loads(file.read_text(encoding="utf-8"))["address"], folder, scheduler)
         for _ in range(n_workers):
             cluster.add_worker()
         if n_workers:

@@ -62,7 +62,9 @@ def main(commit: str) -> int:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def version_of(text: str) -> str:
 def tag_of_commit(root: Path) -> str | None:
     """Tag of the current commit, if it has one."""
     command = ["git", "describe", "--tags", "--exact-match"]
-    described = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    described = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8")
     return described.stdout.strip() if described.returncode == 0 else None
 
 

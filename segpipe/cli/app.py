@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a stated error, 2 wrong usage, 3 done but some cases faile
 """
 
 import errno
+import io
 import logging
 import sys
 from typing import Annotated
@@ -72,8 +73,19 @@ def options(
     """Plan, train and run medical image segmentation from a folder of scans."""
 
 
+def print_anything() -> None:
+    r"""Let standard output and error take every text: what their encoding cannot print is shown as an escape, such as ``\xfc``.
+
+    Rich draws tables and bars in ASCII where the encoding is no Unicode one.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command line; a stated error becomes one line on stderr."""
+    print_anything()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()

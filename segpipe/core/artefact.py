@@ -3,10 +3,10 @@
 import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from pathlib import Path, PurePath
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo, model_validator
 
 from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError
@@ -14,6 +14,8 @@ from segpipe.version import __version__
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 _LONGEST_SHOWN = 80
+RecordedPath = Annotated[Path, PlainSerializer(PurePath.as_posix, return_type=str, when_used="json")]
+"""A path in a record: written with ``/``, which every system reads, also where it was made on Windows."""
 
 
 class Record(BaseModel):

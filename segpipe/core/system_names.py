@@ -1,29 +1,13 @@
-"""Names of files as JSON keeps them: UTF-8, whatever bytes the system's own names are made of."""
+"""Names of files as the system spells them: which can be kept in a record, and where their links lead."""
 
 import os
+import re
+import sys
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator, PlainSerializer
+from segpipe.errors import SegpipeError
 
-
-def as_utf8(name: str | Path) -> str:
-    """Return a name, or any text with names in it, as UTF-8 can hold it; a byte that is no UTF-8 is shown by its number."""
-    try:
-        kept = str(name).encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        # Half of a character of UTF-16, which Windows takes.
-        kept = str(name).encode("utf-8", "backslashreplace")
-    return kept.decode("utf-8", "backslashreplace")
-
-
-def is_utf8(name: str | Path) -> bool:
-    """Tell whether the bytes of a name are UTF-8, which JSON and other systems can hold."""
-    try:
-        str(name).encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeError:
-        return False
-    return True
+_NO_TEXT = re.compile("[\udc80-\udcff]")
 
 
 def real_path(path: Path) -> Path:
@@ -32,14 +16,31 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _as_here(name: object) -> object:
-    """Return a name that was kept, as this system spells it: under a C locale Python does not decode the bytes of names."""
-    if not isinstance(name, str) or os.name == "nt":
-        return name
-    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+def name_problem(name: str) -> str | None:
+    """Return why the name of a file or folder cannot be kept in a record; None where it can.
+
+    Python shows the bytes of a name that are no text in the system's encoding as characters that nothing can write.
+    """
+    if _NO_TEXT.search(name) is None:
+        return None
+    encoding = sys.getfilesystemencoding()
+    other = "" if encoding == "utf-8" else ", or set PYTHONUTF8=1"
+    return f"its name is not {encoding.upper()}; rename it{other}"
 
 
-SystemName = Annotated[str, BeforeValidator(_as_here), PlainSerializer(as_utf8, return_type=str, when_used="json")]
-"""Name of a file, or of a case whose files have its name."""
-SystemPath = Annotated[Path, BeforeValidator(_as_here), PlainSerializer(as_utf8, return_type=str, when_used="json")]
-"""Path of a file."""
+def shown_name(name: str) -> str:
+    """Return a name with each byte that is no text as ``%`` and two digits."""
+    return _NO_TEXT.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+
+
+def require_name(path: Path) -> None:
+    """Raise unless a path can be kept in a record.
+
+    Raises
+    ------
+    SegpipeError
+        With the path in a form that can be read.
+    """
+    problem = name_problem(str(path.absolute()))
+    if problem is not None:
+        raise SegpipeError(f"{shown_name(str(path.absolute()))}: {problem}")

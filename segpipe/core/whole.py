@@ -3,6 +3,7 @@
 import errno
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -62,7 +63,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 def partial_of(path: Path) -> Path:
     """Return where a file is written until it is whole: beside it, hidden, and nobody else's."""
-    return path.with_name(f".{os.getpid()}.{_here()}{next(_NUMBERS):x}{_MARK}{path.name}")
+    # Short, for Windows counts the characters of a path: three digits of the place, two of a number, and the process.
+    return path.with_name(f".{_here()}{next(_NUMBERS) % 256:02x}{os.getpid():x}{_MARK}{path.name}")
 
 
 def becomes(partial: Path) -> str:
@@ -134,12 +136,12 @@ def _refusal(path: Path, partial: Path, error: BaseException) -> OSError | None:
 
 def _is_left(partial: Path) -> bool:
     """Tell whether the process that wrote an unfinished file is gone. Another machine's, or another container's, is not judged."""
-    process, _, rest = partial.name[1:].partition(".")
-    if not process.isdigit() or not rest.startswith(_here()):
+    who = re.fullmatch(_here() + "[0-9a-f]{2}([0-9a-f]+)", partial.name[1:].partition(_MARK)[0])
+    if who is None:
         return False
     try:
         # A number is given again: a process that began after the last write is another one.
-        return bool(psutil.Process(int(process)).create_time() > partial.stat().st_mtime + 1)
+        return bool(psutil.Process(int(who[1], 16)).create_time() > partial.stat().st_mtime + 1)
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError):
@@ -152,4 +154,4 @@ def _here() -> str:
     namespace = ""
     with suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())
-    return f"{sha256(f'{platform.node()} {namespace}'.encode()).hexdigest()[:4]}."
+    return sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:3]

@@ -4,9 +4,13 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
+from segpipe.core.system_names import require_name
 from segpipe.errors import SegpipeError
 
+Confused = Literal["case", "form"]
+"""What a disk may ignore in names: capitals, and the form of letters (an accent within its letter or behind it)."""
 _BLOCK = b"\0" * 4096
 """A full quota still takes an empty file."""
 
@@ -26,9 +30,8 @@ def require_writable(folder: Path, what: str = "") -> None:
     SegpipeError
         With the place and the system's reason.
     """
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    require_name(folder)
+    there = _nearest(folder)
     try:
         handle, name = tempfile.mkstemp(dir=there, prefix=".trial.")
         try:
@@ -53,6 +56,40 @@ def require_writable_file(file: Path, what: str = "") -> None:
     if file.is_dir():
         raise SegpipeError(f"{' '.join(filter(None, (what, str(file))))}: is a folder; give a file")
     require_writable(file.parent, f"{' '.join(filter(None, (what, str(file))))}: its folder")
+
+
+def confused_names(folder: Path) -> set[Confused]:
+    """Return what the disk of a folder ignores in names, found by small files that are taken away again.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist; the nearest folder above it that is there is tried. It must be writable.
+    """
+    there = _nearest(folder)
+    pairs: dict[Confused, tuple[str, str]] = {"case": ("trial", "TRIAL"), "form": ("\u00fc", "u\u0308")}
+    return {kind for kind, (name, other) in pairs.items() if _same_file(there, name, other)}
+
+
+def _same_file(folder: Path, name: str, other: str) -> bool:
+    """Tell whether a new file of one name is found by the other one; false where the system's encoding has not its letters."""
+    try:
+        handle, made = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+    except UnicodeEncodeError:
+        return False
+    os.close(handle)
+    trial = Path(made)
+    try:
+        return (folder / trial.name.replace(name, other, 1)).exists()
+    finally:
+        trial.unlink()
+
+
+def _nearest(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def unwritable(place: Path, error: OSError, what: str = "", there: Path | None = None) -> str:

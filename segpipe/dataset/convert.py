@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.core.artefact import Artefact, Record, added_later
+from segpipe.core.artefact import Artefact, Record, RecordedPath, added_later
 from segpipe.core.given import Given
-from segpipe.core.system_names import real_path
+from segpipe.core.system_names import real_path, shown_name
 from segpipe.core.whole import is_full, sweep
 from segpipe.errors import ArtefactError, CaseError, DatasetError
 from segpipe.execution.processes import reason_of
@@ -60,8 +60,8 @@ class Converted(Record):
     """What became of one volume, or of a series that is none."""
 
     series: str
-    output: Path | None = None
-    sidecar: Path | None = None
+    output: RecordedPath | None = None
+    sidecar: RecordedPath | None = None
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     reason: str | None = None
@@ -215,7 +215,7 @@ def _sidecar(source: Path, series: Series, stack: Stack) -> Sidecar:
         rows_columns=first.shape,
         slices=tuple(
             SourceSlice(
-                file=str(s.file.relative_to(source if source.is_dir() else source.parent)),
+                file=shown_name(s.file.relative_to(source if source.is_dir() else source.parent).as_posix()),
                 sop_class_uid=s.class_uid,
                 sop_instance_uid=s.instance_uid,
                 frame=s.frame,

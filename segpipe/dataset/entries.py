@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segpipe.core.given import Given, PassedOver
-from segpipe.core.system_names import real_path
+from segpipe.core.system_names import name_problem, real_path, shown_name
 from segpipe.core.whole import said_by_system
 from segpipe.io.formats import ending_of, files_behind, is_image, is_segmentation, stem_of
 
@@ -35,6 +35,7 @@ class Entries(NamedTuple):
 
     def with_images(self, more: list[Path]) -> "Entries":
         """Return the entries with further images among them, such as DICOM files without an ending."""
+        more = [p for p in more if name_problem(p.name) is None]
         names = {p.name for p in more}
         passed_over = tuple(p for p in self.given.passed_over if p.what not in names)
         lost = tuple(item for item in self.lost if item[0] not in names)
@@ -68,6 +69,9 @@ def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entr
         for p in folder.iterdir()
         if not p.name.startswith(".") and p.name.lower() not in _LITTER and not _is_output(p, output)
     )
+    # What has no name that can be kept is not opened: ITK ends the whole process there.
+    unnamed = [p for p in entries if name_problem(p.name)]
+    entries = [p for p in entries if p not in unnamed]
     images = [p for p in entries if is_image(p) or (dangles(p) and ending_of(p) is not None)]
     taken = set(images)
     others = [p for p in entries if p not in taken]
@@ -76,9 +80,10 @@ def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entr
         behind = {part for image in images if image.is_file() for part in files_behind(image)}
         others = [p for p in others if p not in behind]
     read, names = {stem_of(image) for image in images}, {image.name for image in images}
-    passed_over = [_beside(p, names) or _passed_over(p, read) for p in others]
+    passed_over = [_beside(p, names) or _passed_over(p, read) for p in others] + [_unnamed(p) for p in unnamed]
+    others += unnamed
     lost = tuple(
-        (p.name if p.is_dir() else name_without_format(p), f"{item.what}: {item.why}")
+        (shown_name(p.name if p.is_dir() else name_without_format(p)), f"{item.what}: {item.why}")
         for p, item in zip(others, passed_over, strict=True)
         if item.a_case
     )
@@ -130,6 +135,14 @@ def name_without_format(path: Path) -> str:
     """Return the name of a file whose format is not read, without its ending."""
     ending = format_of(path)
     return path.name[: -len(ending)] if ending else path.name
+
+
+def _unnamed(path: Path) -> PassedOver:
+    """Return an entry whose name cannot be kept."""
+    problem = name_problem(path.name)
+    assert problem is not None
+    a_case = path.is_dir() or path.suffix.lower() not in _NO_IMAGE
+    return PassedOver(what=shown_name(path.name), why=problem, a_case=a_case)
 
 
 def _passed_over(path: Path, read: set[str]) -> PassedOver:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.labels import Labels
-from segpipe.core.system_names import real_path
+from segpipe.core.system_names import real_path, require_name
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.entries import absence_of
 from segpipe.dataset.layouts import LAYOUTS_HELP, TABLES, CaseRow, Matched, channels_within, rows_of, table_in
 from segpipe.dataset.patients import Joined, join_table, require_all_patients, without_patients
+from segpipe.dataset.portable import without_refused
 from segpipe.dataset.schema import Case, Dataset, FileStamp, Finding
 from segpipe.dataset.spelling import with_one_spelling
 from segpipe.dataset.tables import read_json, read_table
@@ -40,6 +41,7 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
         If no layout is recognised, no case is found, dataset.json is wrong, or a table of patients does not fit the cases.
     """
     root = real_path(root)
+    require_name(root)
     if not root.exists():
         raise DatasetError(f"{root}: no such folder or file; {LAYOUTS_HELP}")
     folder = root if root.is_dir() else root.parent
@@ -72,10 +74,13 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
 
 
 def match_again(root: Path, workspace: Workspace, resample_channels: bool | None) -> Dataset:
-    """Match a dataset for its workspace: how channels are read is as the last time where it is not given."""
+    """Match a dataset for its workspace: how channels are read is as the last time where it is not given.
+
+    A case whose id the workspace's system refuses is left out, with a finding.
+    """
     if resample_channels is None:
         resample_channels = workspace.dataset.is_file() and Dataset.read(workspace.dataset).resample_channels
-    return match_dataset(root, resample_channels=resample_channels)
+    return without_refused(match_dataset(root, resample_channels=resample_channels), workspace.root)
 
 
 def _joined(folder: Path, matched: Matched, cases: list[Case]) -> Joined:

@@ -47,7 +47,7 @@ def write_phantoms(folder: Path, n_cases: int = N_CASES, seed: int = 0) -> list[
             written.append(path)
     declaration = {"name": "phantoms", "channel_names": {"0": "MR"}, "labels": LABELS, "licence": "CC0-1.0"}
     path = folder / "dataset.json"
-    path.write_text(json.dumps(declaration, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(declaration, indent=1) + "\n", encoding="utf-8", newline="\n")
     return [*written, path]
 
 

@@ -12,6 +12,7 @@ from segpipe.dataset.fingerprint.across import compare_cases, equal_images
 from segpipe.dataset.fingerprint.case import MeasuredCase, measured_case
 from segpipe.dataset.match import match_again, reading_bytes
 from segpipe.dataset.patients import describe_grouping, joined_groups
+from segpipe.dataset.portable import name_findings
 from segpipe.dataset.schema import Dataset, Finding
 from segpipe.execution import processes
 from segpipe.execution.processes import Workers
@@ -69,7 +70,7 @@ def check(
         If the folder is not a dataset.
     """
     matched = match_again(Path(dataset), workspace, resample_channels)
-    findings = list(matched.findings)
+    findings = [*matched.findings, *name_findings(matched, workspace.root)]
     measured: list[MeasuredCase] = []
     work = partial(measured_case, expected=Expectations.of(matched), workspace=workspace)
     for outcome in processes.map_cases(work, matched.cases, workers=workers, bytes_each=reading_bytes(matched)):

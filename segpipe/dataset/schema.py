@@ -4,10 +4,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from segpipe.core.artefact import Artefact, Record, added_later, json_digest
+from segpipe.core.artefact import Artefact, Record, RecordedPath, added_later, json_digest
 from segpipe.core.given import Given
 from segpipe.core.labels import Labels
-from segpipe.core.system_names import SystemPath
 from segpipe.io.formats import files_behind
 
 Layout = Literal["nnunet", "decathlon", "pairs", "manifest"]
@@ -17,7 +16,7 @@ Severity = Literal["error", "warning", "note"]
 class FileStamp(Record):
     """An image's file, or its folder of DICOM files, with what changes when its content does."""
 
-    path: SystemPath
+    path: RecordedPath
     size_bytes: int
     modified_ns: int
     listing: str = ""
@@ -61,7 +60,7 @@ class Dataset(Artefact):
     """What was matched in a dataset folder; header-only, nothing decoded."""
 
     name: str
-    root: Path
+    root: RecordedPath
     layout: Layout
     channel_names: tuple[str, ...]
     labels: Labels | None

@@ -84,10 +84,12 @@ class Journal:
         line = json.dumps({"job": job, "state": state, "at": round(time.time(), 3), **details}) + "\n"
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
-            size = os.fstat(self._descriptor).st_size
-            if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-                line = "\n" + line
+            # Windows would write two characters for the end of a line.
+            binary = getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_RDWR | binary, 0o644)
+            if os.fstat(self._descriptor).st_size:
+                os.lseek(self._descriptor, -1, os.SEEK_END)
+                line = line if os.read(self._descriptor, 1) == b"\n" else "\n" + line
         os.write(self._descriptor, line.encode())
 
     def close(self) -> None:

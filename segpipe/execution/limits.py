@@ -69,7 +69,7 @@ def _ended_after(seconds: float) -> Iterator[None]:
     if not _in_worker:
         yield
         return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123 - it is no path
+    with open(os.devnull, "w", encoding="utf-8", newline="\n") as nowhere:  # noqa: PTH123 - it is no path
         # By a thread of C: a library that holds Python's lock does not delay it.
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:

@@ -54,6 +54,7 @@ def locked(folder: Path, *, wait: bool, note: Callable[[str], None] = lambda _: 
         holder.write_text(
             f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}",
             encoding="utf-8",
+            newline="\n",
         )
         yield
     finally:

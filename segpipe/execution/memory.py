@@ -76,7 +76,7 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         # Linux forgets the peak so far when it is told to.
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8", newline="\n")
         return self
 
     def __exit__(self, *_: object) -> None:

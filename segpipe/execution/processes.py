@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import psutil
 from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 
@@ -175,8 +176,11 @@ def _end_with(parent: int) -> None:
     """End at once when the process that gave the jobs is gone: whoever takes its place finds no lock held."""
 
     def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_S)
+        with suppress(psutil.Error):
+            # Windows leaves a process its parent's number when that is gone.
+            starter = psutil.Process(parent)
+            while os.getppid() == parent and starter.is_running():
+                time.sleep(_LOOK_S)
         os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()

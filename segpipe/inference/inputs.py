@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.given import Given
-from segpipe.core.system_names import as_utf8, is_utf8, real_path
+from segpipe.core.system_names import real_path, require_name
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.layouts import channels_within, image_paths
 from segpipe.dataset.names import Channels, Digits, cases_to_predict, numbered
+from segpipe.dataset.portable import file_name_here
 from segpipe.dataset.tables import CaseTable, Row, read_table
 from segpipe.errors import DatasetError, SegpipeError
 from segpipe.io.formats import (
@@ -70,6 +71,7 @@ def find_inputs(
     SegpipeError
         If an output would overwrite an input.
     """
+    require_name(real_path(source))
     if not source.exists():
         raise DatasetError(absence_of(source) if dangles(source) else f"{source}: no such file or folder")
     if is_dicom(output):
@@ -82,7 +84,6 @@ def find_inputs(
         name = _lone_id(source, n_channels, digits)
         place = output if ending_of(output) else output / f"{name}{output_ending(source)}"
         cases = [InputCase(name, (source,), place, _lone_channel(source, n_channels))]
-    cases = [_with_name_of_text(case) for case in cases]
     if not cases:
         raise DatasetError(f"{source}: no image file and no DICOM found; endings read: {', '.join(IMAGE_ENDINGS)}")
     images = {real_path(image) for case in cases for image in case.images}
@@ -92,14 +93,6 @@ def find_inputs(
                 f"{case.output}: the segmentation would overwrite an image; choose another output folder"
             )
     return cases
-
-
-def _with_name_of_text(case: InputCase) -> InputCase:
-    """Return a case whose name other programs and systems can hold; where it has none, that is its problem."""
-    if is_utf8(case.id) and is_utf8(case.output.name):
-        return case
-    name, output = as_utf8(case.id), case.output.with_name(as_utf8(case.output.name))
-    return InputCase(name, (), output, f"{name}: the name of its file is not UTF-8; rename the file")
 
 
 def _cases_in(
@@ -188,11 +181,12 @@ def _id_of(table: CaseTable, row: Row) -> str:
 def _manifest_case(table: CaseTable, case: str, rows: list[Row], output: Path) -> InputCase:
     """Return the case of one id. Several rows of it, or an id that is no file's name, are its problem and no other case's."""
     unnamed = "" if rows[0].cells.get("case") else " (the name of the image's file: no column 'case' names another)"
-    if len(rows) > 1 or "/" in case:
+    other = file_name_here(case)
+    if len(rows) > 1 or other is not None:
         numbers = ", ".join(str(row.number) for row in rows)
         wrong = "stands twice" if len(rows) > 1 else "cannot be a file name"
         refused = f"row {numbers} of {table.path.name}: case {case!r}{unnamed} {wrong}; give each case its own id"
-        return InputCase(case, (), output / f"{case.replace('/', '_')}.nii.gz", refused)
+        return InputCase(case, (), output / f"{other or case}.nii.gz", refused)
     images, problem = image_paths(table, rows[0])
     absent = next((why for image in images if (why := absence_of(image))), None)
     ending = output_ending(images[0]) if images else ".nii.gz"

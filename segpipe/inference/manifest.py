@@ -10,7 +10,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segpipe.core.system_names import as_utf8
 from segpipe.core.whole import write_atomically
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import LockedError
@@ -20,6 +19,8 @@ from segpipe.io.formats import content_of
 
 _ANY_CONTENT = "any"
 """Instead of the digest of a file that 0.1.0.dev7 or an older version wrote beside a mask: it kept none."""
+_OPEN_FILES_STAY = os.name == "nt"
+"""Whether the system is Windows, which refuses to remove a file that is open."""
 
 
 class Manifest:
@@ -89,12 +90,23 @@ class Manifest:
         if claim is not None:
             # The file stays: it is what is remembered.
             claim.release()
+            if _OPEN_FILES_STAY:
+                # There a lock that is released takes its file along.
+                with suppress(OSError):
+                    Path(claim.lock_file).touch()
         return claim is not None
 
     def release(self, lock: FileLock) -> None:
         """Give a case up. Its row is written by now: who finds the file gone, or had opened it before, looks there first."""
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        file = Path(lock.lock_file)
+        if _OPEN_FILES_STAY:
+            # Whoever takes the claim in between finds the row, and removes the file.
+            lock.release()
+            with suppress(OSError):
+                file.unlink()
+        else:
+            file.unlink(missing_ok=True)
+            lock.release()
         self._clear()
 
     def write_table(self) -> None:
@@ -106,13 +118,14 @@ class Manifest:
             writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            write_atomically(self.table, as_utf8(text.getvalue()).encode())
+            write_atomically(self.table, text.getvalue().encode())
         names = []
         with suppress(FileNotFoundError):
             names = [p.name for p in self._locks.iterdir()]
-        if names == ["log.lock"]:
+        if set(names) <= {"log.lock"}:
             # Nobody else works here: nothing is left behind.
-            (self._locks / "log.lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self._locks / "log.lock").unlink()
             self._clear()
 
     def _clear(self) -> None:

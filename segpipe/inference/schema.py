@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from segpipe.core.artefact import Record, added_later
-from segpipe.core.system_names import SystemName, SystemPath
+from segpipe.core.artefact import Record, RecordedPath, added_later
 from segpipe.dataset.schema import FileStamp
 
 
@@ -31,17 +30,17 @@ class Quality(Record):
 class PredictionRow(Record):
     """What became of one case."""
 
-    case: SystemName
+    case: str
     status: Literal["done", "failed"]
-    output: SystemPath
+    output: RecordedPath
     reason: str | None = None
     images: tuple[FileStamp, ...] = ()
     content: str = ""
     """sha256 of the images' files."""
     output_sha256: str = ""
-    saved: tuple[SystemPath, ...] = ()
+    saved: tuple[RecordedPath, ...] = ()
     """Further files: probabilities, uncertainty."""
-    saved_sha256: dict[SystemName, str] = added_later({})
+    saved_sha256: dict[str, str] = added_later({})
     """sha256 of the further files, by their names."""
     model: str
     """Digest of the model and of how it was applied."""

@@ -160,7 +160,7 @@ def _ordered(series: Series, order: Any) -> Any:
 
 
 def _name(source: Path, file: Path) -> str:
-    return str(file.relative_to(source)) if source.is_dir() else file.name
+    return file.relative_to(source).as_posix() if source.is_dir() else file.name
 
 
 def _uid_of(image: DicomFile) -> str:

@@ -10,8 +10,8 @@ from pydantic import JsonValue
 from segpipe.core.artefact import Record
 from segpipe.errors import NetworkError
 
-_LONGEST = 100
-"""Characters of a folder's name; file systems take 255 with all that is added."""
+_LONGEST = 40
+"""Characters of a network in a folder's name: on Windows a whole path has 259, and most of them are the user's."""
 
 Norm = Literal["instance", "batch", "group"]
 

@@ -238,6 +238,16 @@ class _Planner:
                 f"the patch sees {seen:.0%} of the median image, but half its voxels would be kept: too alike",
             )
             return None
+        if self.recipe.planner.least_view is not None and _view(sized.topology.patch_size, shape) <= _view(
+            full.patch_size, np.array(full.median_shape)
+        ):
+            # Where the patch was only larger than a rounded image.
+            self._decide(
+                "low-resolution stage",
+                "none",
+                f"the patch sees {seen:.0%} of the median image, and no more of it with larger voxels",
+            )
+            return None
         self._decide("low-resolution stage", in_mm(tuple(spacing)), self._view_because(seen, patch_voxels / voxels))
         return self._as_configuration("3d_lowres", spacing, shape, sized, batch_dice=False)
 
@@ -362,3 +372,8 @@ def medians(fingerprint: Fingerprint, order: tuple[int, int, int]) -> tuple[tupl
     shapes = np.array([c.shape_after_crop for c in fingerprint.cases])
     spacing, shape = (np.median(a, axis=0)[list(order)] for a in (observed, shapes))
     return tuple(float(v) for v in spacing), tuple(float(v) for v in shape)
+
+
+def _view(patch: tuple[int, ...], shape: NDArray[np.float64]) -> float:
+    """Return the part of an image that a patch shows; what of the patch lies beyond the image shows nothing."""
+    return float(np.prod(np.minimum(patch, shape) / shape))

@@ -409,7 +409,7 @@ class Trainer:
             write_atomically(self.folder.log, "".join(kept).encode())
 
     def _log(self, line: dict[str, Any]) -> None:
-        with self.folder.log.open("a", encoding="utf-8") as file:
+        with self.folder.log.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:

@@ -96,15 +96,13 @@ class Project:
         It is reported how cases are kept together, unless that is decided and reported later.
         """
         from segpipe.dataset.fingerprint.run import measure
-        from segpipe.dataset.match import match_dataset
+        from segpipe.dataset.match import match_again
 
         for name in ("matched", "measured", "splits"):
             self.__dict__.pop(name, None)
         with self.watch.counting("checking and measuring", None) as done:
             before = self.matched if self.workspace.dataset.is_file() else None
-            if resample_channels is None:
-                resample_channels = before is not None and before.resample_channels
-            found = match_dataset(self.dataset, resample_channels=resample_channels)
+            found = match_again(self.dataset, self.workspace, resample_channels)
             matched = found if before is None else _named_as(before, found)
             self.measured = measure(matched, self.workspace, before=before, workers=self.workers, on_case=done)
             self.matched = matched

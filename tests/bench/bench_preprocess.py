@@ -146,7 +146,7 @@ def write_ct(folder, number, shape, spacing):
     write_volume(folder / "images" / f"ct_{number:02d}.nii.gz", image, grid)
     write_volume(folder / "labels" / f"ct_{number:02d}.nii.gz", labels, grid)
     declared = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2, "c": 3}}
-    (folder / "dataset.json").write_text(json.dumps(declared))
+    (folder / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
 
 
 def write_nnunet_raw(source, folder):
@@ -166,7 +166,7 @@ def write_nnunet_raw(source, folder):
         "numTraining": len(dataset.cases),
         "file_ending": ".nii.gz",
     }
-    (folder / "dataset.json").write_text(json.dumps(declared))
+    (folder / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -132,14 +132,14 @@ def without(image: Volume, labels: Volume, label: int) -> tuple[Volume, Volume]:
 
 
 def recipe(scratch: Path, arm: str, iterations: int) -> Path:
-    cpu = (Path(__file__).parents[2] / "plans" / "cpu.toml").read_text()
+    cpu = (Path(__file__).parents[2] / "plans" / "cpu.toml").read_text(encoding="utf-8")
     epochs = f"epochs = {max(iterations // 100, 1)}\niterations_per_epoch = 100"
     text = cpu.replace('name = "cpu"', f'name = "{arm}"').replace("epochs = 50", epochs)
     text = text.replace("patches_per_case = 4\n", "")
     if arm in BY_LABEL:
         text += 'foreground_by = "label"\n'
     path = scratch / f"{arm}.toml"
-    path.write_text(text + ARMS[arm])
+    path.write_text(text + ARMS[arm], encoding="utf-8")
     return path
 
 

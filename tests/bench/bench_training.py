@@ -105,7 +105,11 @@ def nnunet(arguments, places, options):
     """Run nnU-Net's trainer by its own Python; returns its JSON line."""
     script = Path(__file__).with_name("nnunet_training.py")
     done = subprocess.run(
-        [options.nnunet / "bin" / "python", script, *arguments], env=os.environ | places, capture_output=True, text=True
+        [options.nnunet / "bin" / "python", script, *arguments],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])

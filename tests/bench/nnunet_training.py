@@ -33,8 +33,8 @@ def main():
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(options.seed)
     folder = Path(os.environ["nnUNet_preprocessed"]) / options.dataset  # noqa: SIM112 - nnU-Net's own name
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
-    declared = json.loads((folder / "dataset.json").read_text())
+    plans = json.loads((folder / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    declared = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = nnUNetTrainer(plans | {"continue_training": False}, "3d_fullres", options.fold, declared, device)
     print(json.dumps(timed(trainer, options) if options.what == "time" else trained(trainer, options)), flush=True)
@@ -66,7 +66,7 @@ def trained(trainer, options):
     trainer.run_training()
     elapsed = time.perf_counter() - start
     trainer.perform_actual_validation()
-    summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
+    summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text(encoding="utf-8"))
     scores = {label: values["Dice"] for label, values in summary["mean"].items()}
     return {
         "seed": options.seed, "iterations": options.iterations, "training_s": round(elapsed),

@@ -50,7 +50,7 @@ del second
 signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 os.kill(os.getpid(), signal.SIGTERM)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, encoding="utf-8")
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
@@ -114,5 +114,7 @@ def test_a_thread_that_is_traced_goes_on_after_the_limit():
         "        pass\n"
         "print('done')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
+    )
     assert done.stdout == "done\n"

@@ -25,7 +25,7 @@ def command(*words) -> list[str]:
 
 
 def segpipe(*words) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*words), capture_output=True, text=True, check=False)
+    return subprocess.run(command(*words), capture_output=True, text=True, check=False, encoding="utf-8")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def thirty(tmp_path):
     for number in range(24):
         write_volume(folder / f"case_{number:02d}.nii.gz", rng.normal(100, 20, SHAPE).astype(np.float32), grid)
     (folder / "x_empty.nii.gz").write_bytes(b"")
-    (folder / "x_text.nrrd").write_text("no image")
+    (folder / "x_text.nrrd").write_text("no image", encoding="utf-8")
     (folder / "x_cut.nii.gz").write_bytes((folder / "case_00.nii.gz").read_bytes()[:5000])
     write_volume(folder / "x_nan.nii.gz", np.full(SHAPE, np.nan, dtype=np.float32), grid)
     write_volume(folder / "x_zero.nii.gz", np.zeros(SHAPE, dtype=np.float32), grid)
@@ -66,7 +66,9 @@ def test_broken_files_kills_and_several_processes_cost_no_case(thirty, model, tm
             command("predict", thirty, out, *how, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 120
-        while (len(log.read_text().splitlines()) if log.is_file() else 0) < least and time.monotonic() < deadline:
+        while (
+            len(log.read_text(encoding="utf-8").splitlines()) if log.is_file() else 0
+        ) < least and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -78,7 +80,7 @@ def test_broken_files_kills_and_several_processes_cost_no_case(thirty, model, tm
     ]
     # All of the broken files are in one part or the other.
     assert {part.wait(timeout=120) for part in parts} == {3}
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     done = [row["case"] for row in lines if row["status"] == "done"]
     assert len(done) == len(set(done)) == 24
     expected = sorted(p.name for p in (tmp_path / "whole").iterdir())

@@ -30,7 +30,9 @@ validation_batches = 2
 
 
 def segpipe(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    return subprocess.run([*SEGPIPE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=600)
+    return subprocess.run(
+        [*SEGPIPE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=600, encoding="utf-8"
+    )
 
 
 def test_a_run_that_is_terminated_is_finished_with_resume(tmp_path):
@@ -52,7 +54,9 @@ def test_a_run_that_is_terminated_is_finished_with_resume(tmp_path):
         "--jobs",
         1,
     ]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     log = work / "models/3d_fullres/tiny/fold_0/log.jsonl"
     deadline = time.monotonic() + 120
     while not log.is_file() and time.monotonic() < deadline:
@@ -64,7 +68,7 @@ def test_a_run_that_is_terminated_is_finished_with_resume(tmp_path):
     assert "Traceback" not in errors
     result = segpipe(*command[2:], "--resume")
     assert result.returncode == 0, result.stderr
-    assert len(log.read_text().splitlines()) == 9
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 9
 
 
 def test_environment_variables_change_nothing(tmp_path):
@@ -72,8 +76,7 @@ def test_environment_variables_change_nothing(tmp_path):
     plain = here("plan", folder, "--json", "--work", tmp_path / "a", "--jobs", 1).stdout
     noisy = subprocess.run(
         [*SEGPIPE, "plan", str(folder), "--json", "--work", str(tmp_path / "b"), "--jobs", "1"], capture_output=True, text=True,
-        env=os.environ | {"nnUNet_raw": "/x", "SEGPIPE_WORK": "/y"},
-    )  # fmt: skip
+        env=os.environ | {"nnUNet_raw": "/x", "SEGPIPE_WORK": "/y"}, encoding="utf-8")  # fmt: skip
     assert noisy.stdout == plain
 
 

@@ -45,7 +45,7 @@ def test_models_are_measured_scored_and_told_apart(workplace, tmp_path):
     written = workspace.root / "comparisons" / "fold_0"
     assert Comparison.read(written / "comparison.json") == found
     assert (written / "comparison.png").stat().st_size > 5000
-    page = (written / "comparison.md").read_text()
+    page = (written / "comparison.md").read_text(encoding="utf-8")
     assert page == markdown(found)
     assert "| big |" in page
     # The scores are those of `segpipe evaluate` on what was written.

@@ -64,8 +64,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crossval")
     dataset = write_small_dataset(folder / "dataset", n_cases=8, shape=(16, 16, 16))
     rows = "".join(f"case_{n},p{n // 2},site{n // 4}\n" for n in range(8))
-    (dataset / "cases.csv").write_text("case,patient,site\n" + rows)
-    (folder / "tiny.toml").write_text(RECIPE)
+    (dataset / "cases.csv").write_text("case,patient,site\n" + rows, encoding="utf-8")
+    (folder / "tiny.toml").write_text(RECIPE, encoding="utf-8")
     return folder
 
 
@@ -81,7 +81,7 @@ def outputs(folder: CrossvalFolder, study: str = "") -> dict[str, str]:
     for record in sorted(folder.root.glob("*/jobs/*/done.json")):
         name = f"{record.parts[-4]}/{record.parts[-2]}"
         if name.startswith(study):
-            found[name] = json.loads(record.read_text())["output"]
+            found[name] = json.loads(record.read_text(encoding="utf-8"))["output"]
     return found
 
 
@@ -97,7 +97,7 @@ def test_every_patient_is_predicted_once_and_all_is_told(whole, place):
     assert {s.state for s in whole.standings.values()} == {"done"}
     splits = CrossvalSplits.read(folder.splits)
     assert Counter(case for fold in splits.outer for case in fold.test) == Counter(f"case_{n}" for n in range(8))
-    with folder.table.open() as file:
+    with folder.table.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert Counter((row["case"], row["label"]) for row in rows).most_common(1)[0][1] == 1
     assert len(rows) == 16
@@ -109,11 +109,11 @@ def test_every_patient_is_predicted_once_and_all_is_told(whole, place):
     assert set(result.candidates) == set(CANDIDATES)
     assert [(t.first, t.second, t.n_patients) for t in result.tests] == [(*CANDIDATES, 4)]
     assert set(result.chosen) == {"fold_0", "fold_1"}
-    methods, page = folder.methods.read_text(), folder.page.read_text()
+    methods, page = folder.methods.read_text(encoding="utf-8"), folder.page.read_text(encoding="utf-8")
     assert "8 scans of 4 patients" in methods
     assert "In all 8 networks were trained" in methods
     assert "data:image/png" in page
-    listed = json.loads(folder.nnunet_splits.read_text())
+    listed = json.loads(folder.nnunet_splits.read_text(encoding="utf-8"))
     assert [fold["val"] for fold in listed] == [list(fold.test) for fold in splits.outer]
 
 
@@ -205,7 +205,7 @@ def test_without_nesting_the_leak_is_in_the_artefacts(whole, place):
         for name in ("dataset", "poisoned")
     ]
     assert not runs[0].result.nested
-    assert "optimistic" in runs[0].folder.methods.read_text()
+    assert "optimistic" in runs[0].folder.methods.read_text(encoding="utf-8")
     studies = [run.folder.study("final") for run in runs]
     held_out = CrossvalSplits.read(runs[0].folder.splits).final.inner[0].validation
     measured = Fingerprint.read(studies[0].workspace.fingerprint)
@@ -215,7 +215,7 @@ def test_without_nesting_the_leak_is_in_the_artefacts(whole, place):
     assert plans[0].digest() != plans[1].digest()
     assert studies[0].selection.read_bytes() != studies[1].selection.read_bytes()
     # The model of all cases is there, with the command that predicts with it.
-    assert f"--model {runs[0].model}" in runs[0].folder.page.read_text()
+    assert f"--model {runs[0].model}" in runs[0].folder.page.read_text(encoding="utf-8")
     rows = segpipe.predict(
         place / "dataset" / "images", place / "predicted", model=runs[0].model, tta=False, device="cpu"
     )
@@ -267,13 +267,15 @@ def test_killed_three_times_it_ends_with_the_same_result(whole, place):
         assert states["running"] == 0
         assert states["waiting"] > 0
     done = outputs(folder)
-    last = subprocess.run(command(place, "killed", "--jobs", "2"), capture_output=True, text=True, check=False)
+    last = subprocess.run(
+        command(place, "killed", "--jobs", "2"), capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert last.returncode == 0, last.stderr
     assert done.items() <= outputs(folder).items()
     assert_the_same(whole, folder)
     finished = Counter(
         event["job"]
-        for line in folder.journal.read_text().splitlines()
+        for line in folder.journal.read_text(encoding="utf-8").splitlines()
         if (event := json.loads(line))["state"] == "done"
     )
     assert max(finished.values()) == 1
@@ -286,7 +288,7 @@ def assert_the_same(whole, folder: CrossvalFolder) -> None:
 
 
 def test_stopped_by_a_signal_it_says_so_and_goes_on(place):
-    process = subprocess.Popen(command(place, "stopped"), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(place, "stopped"), stderr=subprocess.PIPE, text=True, encoding="utf-8")
     folder = CrossvalFolder(Workspace(place / "stopped"))
     while process.poll() is None and len(outputs(folder)) < 3:
         time.sleep(0.05)
@@ -294,7 +296,9 @@ def test_stopped_by_a_signal_it_says_so_and_goes_on(place):
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 143
     assert "the same command continues" in told
-    status = subprocess.run(command(place, "stopped", "--status", "--json"), capture_output=True, text=True, check=True)
+    status = subprocess.run(
+        command(place, "stopped", "--status", "--json"), capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     studies = json.loads(status.stdout)["studies"]
     assert studies["fold_0"]["done"] >= 1
     assert studies["fold_1"]["waiting"] >= 1
@@ -311,7 +315,7 @@ def test_on_a_cluster_with_a_killed_worker_the_result_is_the_same(whole, place, 
                 log = list(begun.parents[2].glob("models/*/*/*/checkpoint.pt"))
                 holder = begun.with_name(".lock.holder")
                 if log and holder.is_file() and not begun.with_name("done.json").is_file():
-                    pid = int(holder.read_text().split()[1])
+                    pid = int(holder.read_text(encoding="utf-8").split()[1])
                     if any(worker.pid == pid for worker in cluster.workers):
                         os.kill(pid, signal.SIGKILL)
                         victims.append(pid)
@@ -325,7 +329,7 @@ def test_on_a_cluster_with_a_killed_worker_the_result_is_the_same(whole, place, 
         done = crossval(place, "cluster", cluster=cluster.address, final=False)
     assert victims
     assert not done.failed
-    events = [json.loads(line) for line in folder.journal.read_text().splitlines()]
+    events = [json.loads(line) for line in folder.journal.read_text(encoding="utf-8").splitlines()]
     ended = Counter(event["job"] for event in events if event["state"] in ("done", "failed"))
     assert set(ended.values()) == {1}, "no job ended twice"
     assert_the_same(whole, folder)
@@ -338,13 +342,15 @@ def test_a_pattern_is_shown_and_has_to_be_confirmed(place):
     shutil.copytree(place / "dataset", place / "plain", ignore=shutil.ignore_patterns("cases.csv"))
     plain = {str(place / "dataset"): str(place / "plain")}
     line = [plain.get(word, word) for word in command(place, "pattern", "--group-by", r"_(\d)")]
-    shown = subprocess.run(line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    shown = subprocess.run(
+        line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, encoding="utf-8"
+    )
     assert shown.returncode == 1
     assert "case_5" in shown.stderr, "groups are shown with their cases"
     assert "2 more" in shown.stderr
     assert "confirm them with --yes" in shown.stderr
     assert not (place / "pattern" / "crossval" / "design.json").exists()
-    nothing = subprocess.run([*line, "--status"], capture_output=True, text=True, check=False)
+    nothing = subprocess.run([*line, "--status"], capture_output=True, text=True, check=False, encoding="utf-8")
     assert "holds no cross-validation; begin one" in nothing.stderr
 
 
@@ -366,7 +372,7 @@ def selections(folder: CrossvalFolder) -> list[Selection]:
 def test_repeats_count_each_patient_once(place):
     done = crossval(place, "repeats", candidates=("3d_fullres",), repeats=2, final=False)
     assert (done.result.n_repeats, done.result.n_patients, len(done.result.lost)) == (2, 4, 0)
-    with done.folder.table.open() as file:
+    with done.folder.table.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert Counter((row["repeat"], row["case"]) for row in rows) == {
         (r, f"case_{n}"): 2 for r in "01" for n in range(8)
@@ -374,14 +380,15 @@ def test_repeats_count_each_patient_once(place):
     assert done.result.calibration["cube_1"].n_cases == 16
     spread = done.result.scores["cube_1"]["dice"]
     assert (spread.n_patients, len(spread.fold_means)) == (4, 4)
-    assert "repeated 2 times" in done.folder.methods.read_text()
+    assert "repeated 2 times" in done.folder.methods.read_text(encoding="utf-8")
 
 
 def test_refitted_and_searched(place):
     (place / "space.toml").write_text(
         # 3d_lowres is not planned for images this small: its trials fail, and the search goes on.
         'configuration = ["2d", "3d_lowres", "3d_fullres"]\n[training]\nlearning_rate = {low = 0.001, high = 0.1, log = true}\n'
-        "foreground_share = [0.33, 0.66]\n"
+        "foreground_share = [0.33, 0.66]\n",
+        encoding="utf-8",
     )
     space = str(place / "space.toml")
     done = crossval(place, "searched", candidates=space, trials=4, refit=True, final=False, ensembles=False)
@@ -396,7 +403,7 @@ def test_refitted_and_searched(place):
     from segpipe.models.file import ModelFile
 
     assert list(ModelFile.read(study.model).folds) == ["all"]
-    assert "Optuna" in done.folder.methods.read_text()
+    assert "Optuna" in done.folder.methods.read_text(encoding="utf-8")
 
 
 def test_preprocessing_prediction_and_distillation_on_a_cluster(whole, place, tmp_path):

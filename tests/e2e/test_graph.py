@@ -36,10 +36,10 @@ def slow(folder: Path, name: str, inputs) -> str:
     """Say that it began, wait, and finish once: what is there is found, whoever asked for it."""
     if name in lines(folder / "finished.txt"):
         return name
-    with (folder / "begun.txt").open("a") as file:
+    with (folder / "begun.txt").open("a", encoding="utf-8") as file:
         file.write(f"{name} {os.getpid()}\n")
     time.sleep(0.8)
-    with (folder / "finished.txt").open("a") as file:
+    with (folder / "finished.txt").open("a", encoding="utf-8") as file:
         file.write(f"{name}\n")
     return name
 
@@ -233,11 +233,11 @@ JOBQUEUE = """jobqueue:
 @pytest.mark.slow
 def test_slurm_is_asked_for_workers_with_one_gpu_each(tmp_path):
     """With a stand-in for sbatch that runs the job's script here; in a process of its own, since Dask reads its settings once."""
-    (tmp_path / "sbatch").write_text(SBATCH)
-    (tmp_path / "scancel").write_text("#!/bin/bash\nkill $@ || true\n")
+    (tmp_path / "sbatch").write_text(SBATCH, encoding="utf-8")
+    (tmp_path / "scancel").write_text("#!/bin/bash\nkill $@ || true\n", encoding="utf-8")
     for name in ("sbatch", "scancel"):
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "jobqueue.yaml").write_text(JOBQUEUE)
+    (tmp_path / "jobqueue.yaml").write_text(JOBQUEUE, encoding="utf-8")
     code = """
 import os, signal, segpipe.execution.cluster
 from segpipe.errors import ClusterError
@@ -269,10 +269,11 @@ except ClusterError as error:
         timeout=120,
         check=False,
         cwd=tmp_path,
+        encoding="utf-8",
     )
     assert "[0, 2, 4]" in ran.stdout, ran.stderr
     assert "replaced True" in ran.stdout, "SLURM is asked for others when workers' time is over"
-    asked = (tmp_path / "asked.txt").read_text()
+    asked = (tmp_path / "asked.txt").read_text(encoding="utf-8")
     assert "#SBATCH --gres=gpu:1" in asked
     assert "--nthreads 1" in asked
     without = subprocess.run(
@@ -283,9 +284,12 @@ except ClusterError as error:
         timeout=120,
         check=False,
         cwd=tmp_path,
+        encoding="utf-8",
     )
     assert "there is no sbatch here" in without.stdout
-    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 'invalid partition specified: gpu' >&2\nexit 1\n")
+    (tmp_path / "sbatch").write_text(
+        "#!/bin/bash\necho 'invalid partition specified: gpu' >&2\nexit 1\n", encoding="utf-8"
+    )
     refused = subprocess.run(
         [sys.executable, "-c", code],
         env=with_sbatch,
@@ -294,6 +298,7 @@ except ClusterError as error:
         timeout=120,
         check=False,
         cwd=tmp_path,
+        encoding="utf-8",
     )
     assert "a worker could not be asked for" in refused.stdout
     assert "invalid partition specified: gpu); see that sbatch takes" in refused.stdout

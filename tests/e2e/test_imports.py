@@ -21,7 +21,7 @@ TORCH_FREE = [
 
 def python(code: str) -> str:
     return subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT, encoding="utf-8"
     ).stdout.strip()
 
 
@@ -89,7 +89,12 @@ def test_the_public_functions():
 def contracts(folder: Path) -> subprocess.CompletedProcess:
     lint = Path(sys.executable).with_name("lint-imports")
     return subprocess.run(
-        [lint, "--no-cache"], cwd=folder, capture_output=True, text=True, env={"PYTHONPATH": str(folder), "PATH": ""}
+        [lint, "--no-cache"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(folder), "PATH": ""},
+        encoding="utf-8",
     )
 
 
@@ -129,7 +134,7 @@ def test_the_contracts_hold(copy):
 )
 def test_a_breach_is_caught(copy, module, line, contract):
     path = copy / "segpipe" / module
-    path.write_text(path.read_text() + f"\n{line}\n")
+    path.write_text(path.read_text(encoding="utf-8") + f"\n{line}\n", encoding="utf-8")
     result = contracts(copy)
     assert result.returncode != 0
     assert contract in result.stdout

@@ -36,7 +36,9 @@ checkpoint_minutes = 0.001
 def train(folder, work, *more) -> subprocess.Popen:
     line = [sys.executable, ROOT / "cli.py", "train", folder, "--work", work, "--epochs", "12", "--jobs", "1"]
     line += ["--device", "cpu", "--deterministic", "--no-tta", "--quiet", *more]
-    return subprocess.Popen([str(word) for word in line], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(word) for word in line], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def ended(process) -> tuple[int, str]:
@@ -47,7 +49,7 @@ def ended(process) -> tuple[int, str]:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_killed_at_any_moment_and_resumed_the_weights_are_those_of_an_uninterrupted_run(tmp_path, devices):
     folder = write_small_dataset(tmp_path / "dataset")
-    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
     works = [tmp_path / name for name in ("whole", "killed")]
     for work in works:
         segpipe.plan(folder, work=work, recipe=tmp_path / "tiny.toml", jobs=1)
@@ -74,7 +76,11 @@ def test_killed_at_any_moment_and_resumed_the_weights_are_those_of_an_uninterrup
     assert reached == sorted(reached)
     one, two = (Workspace(work).fold("3d_fullres", "tiny", 0) for work in works)
     assert one.weights.read_bytes() == two.weights.read_bytes()
-    assert len(one.log.read_text().splitlines()) == len(two.log.read_text().splitlines()) == 12
+    assert (
+        len(one.log.read_text(encoding="utf-8").splitlines())
+        == len(two.log.read_text(encoding="utf-8").splitlines())
+        == 12
+    )
     assert sorted(p.name for p in one.root.iterdir()) == sorted(p.name for p in two.root.iterdir())
 
 
@@ -88,7 +94,9 @@ def wait_for_children(fold) -> None:
 
 def test_two_processes_on_one_fold_the_second_is_told(tmp_path):
     folder = write_small_dataset(tmp_path / "dataset")
-    (tmp_path / "tiny.toml").write_text(RECIPE.replace("iterations_per_epoch = 8", "iterations_per_epoch = 200"))
+    (tmp_path / "tiny.toml").write_text(
+        RECIPE.replace("iterations_per_epoch = 8", "iterations_per_epoch = 200"), encoding="utf-8"
+    )
     segpipe.plan(folder, work=tmp_path / "work", recipe=tmp_path / "tiny.toml", jobs=1)
     first = train(folder, tmp_path / "work")
     fold = Workspace(tmp_path / "work").fold("3d_fullres", "tiny", 0)

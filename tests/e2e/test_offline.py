@@ -55,7 +55,9 @@ def watched(tmp_path):
     env = kept | {"HOME": str(home), "PYTHONPATH": paths, "CONNECTIONS": str(recorded)}
 
     def run(*words):
-        done = subprocess.run([sys.executable, *map(str, words)], env=env, capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, *map(str, words)], env=env, capture_output=True, text=True, cwd=tmp_path, encoding="utf-8"
+        )
         assert done.returncode == 0, done.stderr
         return recorded.read_text(encoding="utf-8") if recorded.exists() else ""
 

@@ -18,7 +18,7 @@ PRESETS = ["default", "resenc_m", "resenc_l", "resenc_xl"]
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("case", CASES)
 def test_plan_equals_nnunets_own(golden, case, preset):
-    recorded = json.loads((golden / "planner" / f"{case}.json").read_text())
+    recorded = json.loads((golden / "planner" / f"{case}.json").read_text(encoding="utf-8"))
     expected = recorded["plans"][preset]
     made = plan_to_nnunet(make_plan(read_fingerprint(recorded["fingerprint"]), preset))
     assert made["transpose_forward"] == expected["transpose_forward"]

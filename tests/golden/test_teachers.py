@@ -27,7 +27,7 @@ validation_batches = 1
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_nnunets_folder_is_a_teacher(golden, data, tmp_path):
-    declared = json.loads((data / "hippocampus" / "dataset.json").read_text())
+    declared = json.loads((data / "hippocampus" / "dataset.json").read_text(encoding="utf-8"))
     declared["training"] = declared["training"][:5]
     (tmp_path / "hippocampus").mkdir()
     for pair in declared["training"]:
@@ -35,13 +35,13 @@ def test_nnunets_folder_is_a_teacher(golden, data, tmp_path):
             target = tmp_path / "hippocampus" / file
             target.parent.mkdir(exist_ok=True)
             shutil.copy(data / "hippocampus" / file, target)
-    (tmp_path / "hippocampus" / "dataset.json").write_text(json.dumps(declared))
-    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "hippocampus" / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
     teacher = golden / "nnunet" / "hippocampus_plain_3d" / "model"
 
     def segpipe(*words):
         command = [sys.executable, str(ROOT / "cli.py"), *map(str, words), "--quiet", "--work", str(tmp_path / "work")]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
 
     planned = segpipe("plan", tmp_path / "hippocampus", "--recipe", tmp_path / "tiny.toml")
     assert planned.returncode == 0, planned.stderr

@@ -35,4 +35,4 @@ def two_fold_model(tmp_path):
 
 
 def rows_of(out):
-    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]

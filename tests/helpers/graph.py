@@ -11,7 +11,7 @@ from segpipe.execution.graph import Journal, run_graph
 
 def write(folder: Path, name: str, inputs) -> str:
     """Leave a file, and a line for each time that it was done."""
-    with (folder / "done.txt").open("a") as file:
+    with (folder / "done.txt").open("a", encoding="utf-8") as file:
         file.write(f"{name} {','.join(sorted(inputs.outputs))}\n")
     (folder / name).write_text(inputs.digest, encoding="utf-8")
     return inputs.digest

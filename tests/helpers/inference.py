@@ -57,7 +57,7 @@ def sound_and_broken(tmp_path):
     for case in ("a", "b", "c"):
         write_volume(tmp_path / "in" / f"{case}.nii.gz", rng.normal(size=grid.shape).astype(np.float32), grid)
     (tmp_path / "in" / "empty.nii.gz").write_bytes(b"")
-    (tmp_path / "in" / "text.nrrd").write_text("no image")
+    (tmp_path / "in" / "text.nrrd").write_text("no image", encoding="utf-8")
     write_volume(tmp_path / "in" / "nan.nii.gz", np.full(grid.shape, np.nan, dtype=np.float32), grid)
     nib.save(nib.Nifti1Image(np.ones((5, 5, 5, 2), dtype=np.float32), np.eye(4)), tmp_path / "in" / "channels.nii.gz")
     return tmp_path / "in"

@@ -75,7 +75,8 @@ def planned_networks(small_dataset, tmp_path_factory):
     recipe = work.parent / "tiny.toml"
     recipe.write_text(
         'name = "tiny"\ndescription = ""\n[planner]\nbase_features = 4\nmax_batch = 2\n'
-        "[training]\nlearning_rate = 0.01\nmomentum = 0.9\nepochs = 1\niterations_per_epoch = 2\nvalidation_batches = 1\n"
+        "[training]\nlearning_rate = 0.01\nmomentum = 0.9\nepochs = 1\niterations_per_epoch = 2\nvalidation_batches = 1\n",
+        encoding="utf-8",
     )
     segpipe.plan(small_dataset, work=work, recipe=recipe, jobs=1)
     return small_dataset, work

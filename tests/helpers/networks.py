@@ -67,12 +67,12 @@ def odd(n_channels, n_outputs, kind="tensor"):
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """An installed package that offers two networks."""
-    (tmp_path / "tinynets.py").write_text(PLUGIN)
+    (tmp_path / "tinynets.py").write_text(PLUGIN, encoding="utf-8")
     info = tmp_path / "tinynets-1.5.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tinynets\nVersion: 1.5\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tinynets\nVersion: 1.5\n", encoding="utf-8")
     offered = ("tiny = tinynets:tiny", "nothing = tinynets:no_module", "odd = tinynets:odd", "u2net = tinynets:tiny")
-    (info / "entry_points.txt").write_text("\n".join(("[segpipe.networks]", *offered)))
+    (info / "entry_points.txt").write_text("\n".join(("[segpipe.networks]", *offered)), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     sys.modules.pop("tinynets", None)

@@ -39,7 +39,7 @@ def test_resume_goes_by_content(six_scans, tmp_path, two_fold_model):
     assert sorted(r["case"] for r in rows_of(out)[6:]) == ["a", "b"]
     segpipe.predict(six_scans, out, **how | {"folds": ("0",)})
     assert len(rows_of(out)) == 14
-    assert len((out / "predictions.csv").read_text().splitlines()) == 7
+    assert len((out / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 7
 
 
 def test_a_folder_that_moved_is_continued(six_scans, tmp_path, two_fold_model, monkeypatch):
@@ -120,7 +120,7 @@ def test_compiled_networks_are_kept_and_a_damaged_one_is_made_again(tmp_path, tw
         two_fold_model, choose_runtime("cpu"), PredictorOptions(engine="torch", precision="float32", tta=False)
     )
     assert (plain.segment(image).labels != first).mean() < 1e-3
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     unwritable = PredictorOptions(engine="openvino", precision="float32", cache=tmp_path / "file" / "below", tta=False)
     np.testing.assert_array_equal(
         Predictor.load(two_fold_model, choose_runtime("cpu"), unwritable).segment(image).labels, first
@@ -151,4 +151,4 @@ def test_single_files_of_one_name_are_told_apart_by_their_outputs(six_scans, tmp
             source, output = tmp_path / patient / "image.nii.gz", tmp_path / "out" / f"{patient}.nii.gz"
             segpipe.predict(source, output, model=two_fold_model, tta=False, device="cpu", resume=True)
     assert len(rows_of(tmp_path / "out")) == 2
-    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 3

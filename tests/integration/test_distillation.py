@@ -87,7 +87,7 @@ def deep(tmp_path):
     """As ``place``, of images that are large enough for two heads."""
     folder = write_small_dataset(tmp_path / "larger", n_cases=3, shape=(32, 36, 40))
     recipe = tmp_path / "deep.toml"
-    recipe.write_text(RECIPE.replace("_batch = 4", "_batch = 2"))
+    recipe.write_text(RECIPE.replace("_batch = 4", "_batch = 2"), encoding="utf-8")
     segpipe.plan(folder, work=tmp_path / "deep", recipe=recipe, jobs=1)
     workspace = Workspace(tmp_path / "deep")
     plan = Plan.read(workspace.plan)
@@ -98,7 +98,7 @@ def deep(tmp_path):
 @pytest.mark.parametrize("kd", DEEP)
 def test_terms_of_lower_heads_teach_them_and_are_refused_without(place, deep, kd):
     student = distil(deep, kd).students[0]
-    line = json.loads((fold_of(student) / "log.jsonl").read_text().splitlines()[-1])
+    line = json.loads((fold_of(student) / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert line["guide"][kd.partition(":")[0]]["value"] > 0
     trainer = guided_trainer(deep, kd)
     trainer.state.guide.loss(lesson_of(trainer)).backward()
@@ -111,7 +111,7 @@ def test_terms_of_lower_heads_teach_them_and_are_refused_without(place, deep, kd
 @pytest.mark.parametrize("kd", TERMS)
 def test_every_term_teaches_and_its_ratio_is_logged(place, kd):
     student = distil(place, kd, epochs=2).students[0]
-    lines = [json.loads(line) for line in (fold_of(student) / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (fold_of(student) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     name = kd.partition(":")[0]
     assert all(np.isfinite(line["guide"][name]["value"]) and line["guide"][name]["ratio"] >= 0 for line in lines)
     assert student.record.guidance["terms"][0]["name"] == name
@@ -147,7 +147,7 @@ def test_what_terms_learn_themselves_is_resumed(place, kd, monkeypatch):
     assert (fold_of(resumed) / "weights.safetensors").read_bytes() == (
         fold_of(whole) / "weights.safetensors"
     ).read_bytes()
-    logs = [(fold_of(s) / "log.jsonl").read_text().splitlines()[1] for s in (whole, resumed)]
+    logs = [(fold_of(s) / "log.jsonl").read_text(encoding="utf-8").splitlines()[1] for s in (whole, resumed)]
     values = [json.loads(line)["guide"] for line in logs]
     assert values[0] == values[1]
 
@@ -306,9 +306,9 @@ def test_images_without_labels_teach_and_never_count_as_labelled(place, tmp_path
 @pytest.mark.parametrize("soft", [True, False])
 def test_regions_in_parts_with_averaged_weights_are_taught(workplace, tmp_path, soft):
     folder = write_small_dataset(tmp_path / "dataset")
-    declared = json.loads((folder / "dataset.json").read_text())
+    declared = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     declared["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
-    (folder / "dataset.json").write_text(json.dumps(declared | {"regions_class_order": [1, 2]}))
+    (folder / "dataset.json").write_text(json.dumps(declared | {"regions_class_order": [1, 2]}), encoding="utf-8")
     folder, workspace = workplace(extra="parts = 2\naverage_decay = 0.9\n", batch=2)
     plan = Plan.read(workspace.plan)
     assert plan.labels.regions
@@ -317,7 +317,7 @@ def test_regions_in_parts_with_averaged_weights_are_taught(workplace, tmp_path, 
     terms = ["voxel:balance=class,temperature=2", "dist", "channel", "pair", "holistic:width=8"]
     terms += [] if soft else ["region:at=decoder.stages.0"]
     student = distil(place, *terms, soft_labels=soft, deterministic=True).students[0]
-    line = json.loads((fold_of(student) / "log.jsonl").read_text().splitlines()[-1])
+    line = json.loads((fold_of(student) / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert set(line["guide"]) == {t.partition(":")[0] for t in terms}
     assert all(np.isfinite(told["value"]) for told in line["guide"].values())
 
@@ -367,7 +367,9 @@ def test_soft_labels_are_keyed_by_all_that_they_follow_from(place, tmp_path):
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("*.b2nd")}
     # A case whose arrays were made again is labelled again; the others are kept.
     first = sources[0].prepared.record
-    first.write_text(first.read_text().replace('"source_digest": "', '"source_digest": "0'))
+    first.write_text(
+        first.read_text(encoding="utf-8").replace('"source_digest": "', '"source_digest": "0'), encoding="utf-8"
+    )
     write_soft_labels(sources, (teacher,), plan, configuration, FLOAT32, folder, tta=False)
     changed = {f.parent.name for f, at in before.items() if f.stat().st_mtime_ns != at}
     assert changed == {sources[0].id}

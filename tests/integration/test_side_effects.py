@@ -387,6 +387,11 @@ assert not changed, [(name, before[name], after[name]) for name in changed]
 
 def test_nothing_happens_when_modules_are_imported():
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTS], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        [sys.executable, "-c", IMPORTS],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]

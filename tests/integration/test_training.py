@@ -58,7 +58,9 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(planned, tmp_path, num
     assert (record.iterations, record.epochs) == (12, 2)
     resumed = weights(other)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
-    logs = [Workspace(w).fold("3d_fullres", "tiny", 0).log.read_text().splitlines() for w in (work, other)]
+    logs = [
+        Workspace(w).fold("3d_fullres", "tiny", 0).log.read_text(encoding="utf-8").splitlines() for w in (work, other)
+    ]
     assert [json.loads(line)["train_loss"] for line in logs[0]] == [json.loads(line)["train_loss"] for line in logs[1]]
 
 
@@ -66,7 +68,7 @@ def test_the_log_and_the_record_say_what_happened(planned):
     folder, work = planned
     record = segpipe.train(folder, work=work, epochs=2, jobs=1, device="cpu", seed=3).record
     fold = Workspace(work).fold("3d_fullres", "tiny", 0)
-    lines = [json.loads(line) for line in fold.log.read_text().splitlines()]
+    lines = [json.loads(line) for line in fold.log.read_text(encoding="utf-8").splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert {"train_loss", "validation_dice", "learning_rate", "data_wait_share", "elapsed_s"} <= set(lines[0])
     assert lines[1]["learning_rate"] < lines[0]["learning_rate"]
@@ -99,10 +101,13 @@ def test_the_log_has_each_epoch_once_after_a_crash(planned):
         segpipe.train(folder, work=work, epochs=3, jobs=1, device="cpu", watch=StopAt(signal.SIGTERM, 8))
     log = Workspace(work).fold("3d_fullres", "tiny", 0).log
     log.write_text(
-        log.read_text() + log.read_text().replace('"iteration": 6', '"iteration": 12') + '{"epoch": 3, "iter'
+        log.read_text(encoding="utf-8")
+        + log.read_text(encoding="utf-8").replace('"iteration": 6', '"iteration": 12')
+        + '{"epoch": 3, "iter',
+        encoding="utf-8",
     )
     segpipe.train(folder, work=work, epochs=3, jobs=1, device="cpu", resume=True)
-    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["epoch"] for line in log.read_text(encoding="utf-8").splitlines()] == [1, 2, 3]
 
 
 def test_resuming_with_an_end_that_is_past_finishes(planned):

@@ -18,7 +18,6 @@ from segpipe.io.formats import read_volume, write_volume
 from segpipe.workflows import predict as workflow
 from segpipe.workflows.options import PredictOptions
 from tests.helpers.batch import SHAPE
-from tests.helpers.command_line import segpipe as command
 from tests.phantoms import axis_grid
 
 QUICK = {"tta": False, "device": "cpu"}
@@ -211,28 +210,6 @@ def test_with_room_again_the_advice_works(six_scans, tmp_path, two_fold_model):
     script = [sys.executable, "-c", ON_A_SMALL_DISK, tmp_path / "disk", six_scans, two_fold_model]
     ended = subprocess.run(["unshare", "-rm", *map(str, script)], check=False, capture_output=True, encoding="utf-8")
     assert ended.stdout == "held\n", ended.stderr
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
-def test_a_name_that_is_no_utf8_costs_its_own_case(six_scans, tmp_path, two_fold_model):
-    (six_scans / "b.nii.gz").rename(six_scans / os.fsdecode(b"p\xe9tient.nii.gz"))
-    rows = segpipe.predict(six_scans, tmp_path / "out", model=two_fold_model, **QUICK)
-    assert statuses(rows) == dict.fromkeys("acdef", "done") | {"p\\xe9tient": "failed"}
-    assert "not UTF-8; rename the file" in next(row.reason for row in rows if row.reason)
-    assert "p\\xe9tient" in (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
-def test_a_folder_whose_name_is_no_utf8_is_predicted_and_resumed(six_scans, tmp_path, two_fold_model):
-    odd = tmp_path / os.fsdecode(b"h\xf4pital")
-    odd.mkdir()
-    six_scans.rename(odd / "in")
-    for _ in range(2):
-        rows = segpipe.predict(odd / "in", odd / "out", model=two_fold_model, resume=True, **QUICK)
-        assert {row.status for row in rows} == {"done"}
-    assert len((odd / "out" / "predictions.jsonl").read_bytes().splitlines()) == 6
-    ended = command("predict", odd / "in", odd / "out2", "--model", two_fold_model, "--no-tta", "--device", "cpu")
-    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), ended
 
 
 def test_what_leads_in_a_circle_or_cannot_be_opened_is_named(six_scans, tmp_path, two_fold_model):

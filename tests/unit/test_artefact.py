@@ -34,10 +34,10 @@ def test_an_artefact_is_frozen_and_closed():
 def test_damage_is_named(tmp_path):
     with pytest.raises(ArtefactError, match="not found; run the earlier stage"):
         Note.read(tmp_path / "gone.json")
-    (tmp_path / "cut.json").write_text('{"value": 1')
+    (tmp_path / "cut.json").write_text('{"value": 1', encoding="utf-8")
     with pytest.raises(ArtefactError, match="damaged or from another version"):
         Note.read(tmp_path / "cut.json")
-    (tmp_path / "old.json").write_text('{"value": 1, "colour": 2}')
+    (tmp_path / "old.json").write_text('{"value": 1, "colour": 2}', encoding="utf-8")
     with pytest.raises(ArtefactError, match="colour"):
         Note.read(tmp_path / "old.json")
 

@@ -78,7 +78,7 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_empty_mask(six_scans, tm
 def test_a_line_that_a_crash_cut_off_does_not_swallow_the_next(six_scans, tmp_path):
     log = tmp_path / "out" / "predictions.jsonl"
     log.parent.mkdir()
-    log.write_text('{"case": "a", "stat')
+    log.write_text('{"case": "a", "stat', encoding="utf-8")
     cases = find_inputs(six_scans, tmp_path / "out", 1)
     predict_stage(cases, threshold_predictor(small_plan()), log)
     assert sorted(Manifest(log).rows()) == [f"{case}.nii.gz" for case in "abcdef"]
@@ -88,7 +88,7 @@ def test_the_table_says_what_the_log_says(six_scans, tmp_path):
     (six_scans / "broken.nii.gz").write_bytes(b"")
     out = tmp_path / "out"
     predict_stage(find_inputs(six_scans, out, 1), threshold_predictor(small_plan()), out / "predictions.jsonl")
-    with (out / "predictions.csv").open() as file:
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert rows["broken"]["status"] == "failed"
     assert "0 bytes" in rows["broken"]["reason"]
@@ -164,7 +164,7 @@ def test_probabilities_and_uncertainty_lie_on_the_image(tmp_path, number, region
     (tmp_path / "out" / "case.npz").unlink()
     log = tmp_path / "out" / "log.jsonl"
     predict_stage(cases, predictor_of(plan, forward), log, resume=True)
-    assert len(log.read_text().splitlines()) == 1
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 1
     predict_stage(cases, predictor_of(plan, forward), log, resume=True, save=save)
     assert (tmp_path / "out" / "case.npz").is_file()
 

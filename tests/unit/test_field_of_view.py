@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segpipe.models.nnunet.fingerprint import read_fingerprint
@@ -55,6 +55,8 @@ def test_isotropic_voxels_stay_isotropic():
 
 
 @settings(deadline=None, max_examples=25)
+@example((3.0, 4.0, 5.0), (12, 12, 249))
+@example((3.0, 3.0, 1.0), (81, 161, 12))
 @given(st.tuples(*[st.floats(0.4, 6)] * 3), st.tuples(*[st.integers(12, 400)] * 3))
 def test_no_axis_is_coarsened_more_than_the_limit(spacing, shape):
     plan = make_plan(measured(list(spacing), list(shape)), "cpu")
@@ -66,6 +68,13 @@ def test_no_axis_is_coarsened_more_than_the_limit(spacing, shape):
     assert (factors >= 1 - 1e-9).all()
     assert (factors <= MOST_COARSENING + 1e-9).all()
     assert view(wide) > view(full)
+
+
+def test_larger_voxels_that_show_no_more_are_not_planned():
+    plan = make_plan(measured([3.0, 4.0, 5.0], [12, 12, 249]), "cpu")
+    assert "3d_lowres" not in plan.configurations
+    (why,) = [d.because for d in plan.decisions if d.rule == "low-resolution stage"]
+    assert why == "the patch sees 90% of the median image, and no more of it with larger voxels"
 
 
 def test_a_patch_that_sees_enough_stays_at_full_resolution():

@@ -90,7 +90,7 @@ def test_an_unstated_failure_is_tried_again_at_once(tmp_path):
 def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path):
     run(chain(tmp_path), tmp_path)
     path = tmp_path / "jobs.jsonl"
-    path.write_text(path.read_text() + '{"job": "c", "sta')
+    path.write_text(path.read_text(encoding="utf-8") + '{"job": "c", "sta', encoding="utf-8")
     journal = Journal(path)
     journal.note("c", "failed", reason="x")
     journal.close()

@@ -61,7 +61,7 @@ def test_resume_does_only_what_is_missing_or_changed(sound_and_broken, tmp_path,
     (out / "b.nii.gz").unlink()
     grid = axis_grid((16, 20, 24))
     write_volume(sound_and_broken / "c.nii.gz", np.ones(grid.shape, dtype=np.float32), grid)
-    with (out / "predictions.jsonl").open("a") as file:
+    with (out / "predictions.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"case": "a", "stat')
     segpipe.predict(sound_and_broken, out, model=random_model, tta=False, device="cpu", resume=True)
     after = {c: (out / f"{c}.nii.gz").stat().st_mtime_ns for c in "abc"}
@@ -90,7 +90,7 @@ def test_inputs_of_every_kind(tmp_path):
         write_volume(tmp_path / "two" / f"{name}.nii.gz", np.ones(grid.shape, dtype=np.int16), grid)
     cases = find_inputs(tmp_path / "two", tmp_path / "out", 2)
     assert [(c.id, len(c.images), c.output.name) for c in cases] == [("p", 2, "p.nii.gz"), ("q", 2, "q.nii.gz")]
-    (tmp_path / "list.csv").write_text("case,image,image_2\nx,two/p_0000.nii.gz,two/p_0001.nii.gz\n")
+    (tmp_path / "list.csv").write_text("case,image,image_2\nx,two/p_0000.nii.gz,two/p_0001.nii.gz\n", encoding="utf-8")
     (case,) = find_inputs(tmp_path / "list.csv", tmp_path / "out", 2)
     assert (case.id, len(case.images)) == ("x", 2)
     (case,) = find_inputs(tmp_path / "two" / "p_0000.nii.gz", tmp_path / "mine.nii.gz", 1)
@@ -119,7 +119,7 @@ def test_a_model_round_trips_and_is_the_same_bytes(tmp_path, random_model):
 
 
 def test_what_is_no_model_says_so(tmp_path, random_model):
-    (tmp_path / "text.segpipe").write_text("no model")
+    (tmp_path / "text.segpipe").write_text("no model", encoding="utf-8")
     with pytest.raises(ModelError, match="not a segpipe model"):
         ModelFile.read(tmp_path / "text.segpipe")
     with pytest.raises(ModelError, match="no such model"):

@@ -18,14 +18,14 @@ from tests.helpers.nnunet_models import exported, model_of
 
 def edit(folder, **changes):
     """Change plans.json; a key with dots leads into it."""
-    plans = json.loads((folder / "plans.json").read_text())
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     for path, value in changes.items():
         *where, last = path.split("__")
         inner = plans
         for key in where:
             inner = inner[key]
         inner[last] = value
-    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
 
 
 def edit_checkpoint(folder, **changes):
@@ -35,10 +35,10 @@ def edit_checkpoint(folder, **changes):
 
 def test_what_a_configuration_inherits(tmp_path):
     folder = exported(model_of(small_plan()), tmp_path)
-    plans = json.loads((folder / "plans.json").read_text())
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     plans["configurations"]["base"] = plans["configurations"]["3d_fullres"]
     plans["configurations"]["3d_fullres"] = {"inherits_from": "base", "spacing": [3.0, 3.0, 3.0]}
-    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
     plan = Plan.model_validate_json(read_model_folder(folder).plan_json)
     assert plan.configuration("3d_fullres").spacing_mm == (3.0, 3.0, 3.0)
     edit(folder, configurations__base__inherits_from="3d_fullres")
@@ -139,7 +139,7 @@ def test_damaged_and_foreign_folders(tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError, match="damaged"):
         read_model_folder(folder)
-    (folder / "plans.json").write_text("{")
+    (folder / "plans.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match="cannot be read"):
         read_model_folder(folder)
     with pytest.raises(ModelError, match="no such file or folder"):
@@ -161,14 +161,17 @@ def test_what_nnunet_has_not_is_not_exported(tmp_path):
         with pytest.raises(PlanError, match=named):
             segpipe.export_model(tmp_path / "model.segpipe", tmp_path / "out")
     (tmp_path / "out").mkdir(exist_ok=True)
-    (tmp_path / "out" / "mine").write_text("")
+    (tmp_path / "out" / "mine").write_text("", encoding="utf-8")
     with pytest.raises(SegpipeError, match="is not empty"):
         segpipe.export_model(tmp_path / "model.segpipe", tmp_path / "out")
 
 
 def test_the_reader_says_how_images_are_oriented(tmp_path):
     folder = exported(model_of(small_plan()), tmp_path)
-    assert json.loads((folder / "plans.json").read_text())["image_reader_writer"] == "NibabelIOWithReorient"
+    assert (
+        json.loads((folder / "plans.json").read_text(encoding="utf-8"))["image_reader_writer"]
+        == "NibabelIOWithReorient"
+    )
     for reader, orientation in (("SimpleITKIO", "as_stored"), ("NibabelIOWithReorient", "canonical")):
         edit(folder, image_reader_writer=reader)
         assert Plan.model_validate_json(read_model_folder(folder).plan_json).orientation == orientation

@@ -44,7 +44,7 @@ def test_the_cpu_recipe_keeps_batches_and_networks_small():
     ],
 )
 def test_a_wrong_recipe_says_where(tmp_path, text, message):
-    (tmp_path / "mine.toml").write_text(text)
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=message):
         load_recipe(tmp_path / "mine.toml")
 

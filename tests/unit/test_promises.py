@@ -30,7 +30,7 @@ FORBIDDEN = {
     "fork": os.fork,
     "start a worker": spawn,
     "train": lambda: Trainer.run(None, resume=False),
-    "write a file": lambda: (HERE / "made.txt").write_text("x"),
+    "write a file": lambda: (HERE / "made.txt").write_text("x", encoding="utf-8"),
     "make a folder": lambda: (HERE / "made").mkdir(),
     "move a file in": lambda: (HERE / "conftest.py").rename(HERE / "moved.py"),
     "connect": connect,
@@ -48,6 +48,6 @@ def test_what_a_unit_test_may_not_do_is_refused_and_remembered(what):
 
 def test_files_in_the_temporary_folder_are_free(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b.txt").write_text("x")
+    (tmp_path / "a" / "b.txt").write_text("x", encoding="utf-8")
     (tmp_path / "a").rename(tmp_path / "c")
     assert GUARD.found == []

@@ -100,11 +100,11 @@ def test_a_command_says_it_in_one_line_too(monkeypatch, capsys, number, advice):
 
 
 def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
-    target, gone = tmp_path / "image.b2nd", "4194999"  # no process has so high a number
+    target, gone = tmp_path / "image.b2nd", 4_194_999  # no process has so high a number
     for path in (target, tmp_path / "other.b2nd"):
         left = partial_of(path)
-        left.with_name(left.name.replace(str(os.getpid()), gone, 1)).touch()
-    mine, elsewhere = partial_of(target), tmp_path / ".1.0000.7.partial.image.b2nd"
+        left.with_name(left.name.replace(f"{os.getpid():x}.", f"{gone:x}.", 1)).touch()
+    mine, elsewhere = partial_of(target), tmp_path / ".7.partial.image.b2nd"
     for file in (mine, elsewhere, tmp_path / ".hidden", tmp_path / "a.partial.b"):
         file.touch()
     assert len(names(tmp_path)) == 6
@@ -150,5 +150,6 @@ def test_nothing_is_replaced_in_another_way():
                     found.append(f"{file.name}: {ast.unparse(node)}")
     assert sorted(found) == [
         "whole.py: partial.replace(path)",
+        "writable.py: tempfile.mkstemp(dir=folder, prefix=f'.{name}.')",
         "writable.py: tempfile.mkstemp(dir=there, prefix='.trial.')",
     ]

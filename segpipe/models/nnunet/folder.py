@@ -43,7 +43,7 @@ def read_model_folder(path: Path, *, folds: tuple[str, ...] = (), checkpoint: st
     """
     found = _model_folders(path)
     if len(found) != 1:
-        names = "; ".join(str(f.relative_to(path)) for f in found)
+        names = "; ".join(f.relative_to(path).as_posix() for f in found)
         problem = f"holds {len(found)} trained models ({names}); give the folder of one" if found else _NONE_FOUND
         raise ModelError(f"{path}: {problem}")
     return _read(found[0], folds, checkpoint)

@@ -80,7 +80,7 @@ def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
         **_statistics(costs, evaluations, dict(measured.groups)),
     )
     found.write(target / "comparison.json")
-    (target / "comparison.md").write_text(markdown(found), encoding="utf-8")
+    (target / "comparison.md").write_text(markdown(found), encoding="utf-8", newline="\n")
     draw_comparison(found, target / "comparison.png")
     write_asked(target, "compare", options)
     return found

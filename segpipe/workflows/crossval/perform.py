@@ -44,7 +44,7 @@ def perform(task: Task, inputs: Inputs) -> str:
         if not begun.is_file() or begun.read_text(encoding="utf-8") != inputs.digest:
             # What lies there was made from something else.
             kind.clear(work)
-            begun.write_text(inputs.digest, encoding="utf-8")
+            begun.write_text(inputs.digest, encoding="utf-8", newline="\n")
         start = time.monotonic()
         try:
             with _processors(task.threads):

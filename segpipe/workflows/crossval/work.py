@@ -72,7 +72,7 @@ class Notes(Watch):
 
     def note(self, text: str) -> None:
         """Write a line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
