@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.given import Given
-from segpipe.core.writable import require_name
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.layouts import channels_within, image_paths
 from segpipe.dataset.names import Channels, Digits, cases_to_predict, numbered
@@ -71,7 +70,6 @@ def find_inputs(
     SegpipeError
         If an output would overwrite an input.
     """
-    require_name(source.resolve())
     if not source.exists():
         raise DatasetError(absence_of(source) if dangles(source) else f"{source}: no such file or folder")
     if is_dicom(output):
