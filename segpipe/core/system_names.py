@@ -29,8 +29,8 @@ def name_problem(name: str) -> str | None:
 
 
 def shown_name(name: str) -> str:
-    """Return a name with each byte that is no text as ``%`` and two digits."""
-    return _NO_TEXT.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+    r"""Return a name with each byte that is no UTF-8 by its number: ``\xfc``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def require_name(path: Path) -> None:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from segpipe.core.system_names import require_name
 from segpipe.errors import SegpipeError
 
 Confused = Literal["case", "form"]
@@ -30,7 +29,6 @@ def require_writable(folder: Path, what: str = "") -> None:
     SegpipeError
         With the place and the system's reason.
     """
-    require_name(folder)
     there = _nearest(folder)
     try:
         handle, name = tempfile.mkstemp(dir=there, prefix=".trial.")

@@ -141,6 +141,8 @@ def _cases(rows: list[CaseRow]) -> tuple[list[Case], list[Finding]]:
 
 
 def _row_problem(row: CaseRow, n_rows: int) -> tuple[str, str] | None:
+    if not row.images and row.label is None and row.lost:
+        return "not read", row.lost
     if not _SAFE_ID.match(row.case) or row.case in (".", ".."):
         return "case id", f"{row.case!r} cannot be a file name; use letters, digits, '_', '-' and '.'"
     if n_rows > 1 and row.from_file:
@@ -155,8 +157,6 @@ def _row_problem(row: CaseRow, n_rows: int) -> tuple[str, str] | None:
     if absent is not None:
         return "missing file", absent
     also = f"; {row.lost}" if row.lost else ""
-    if not row.images and row.label is None:
-        return "not read", row.lost
     if not row.images:
         return (
             "missing pair",

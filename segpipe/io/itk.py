@@ -10,6 +10,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Floats, Grid
+from segpipe.core.system_names import name_problem, shown_name
 from segpipe.errors import UnreadableFileError
 from segpipe.io.notes import Note, shear_notes, size_notes
 from segpipe.io.streams import require_no_second_volume, take
@@ -26,6 +27,19 @@ _NUMBERS = {
     )
 }
 """Number type of each of ITK's voxel types."""
+
+
+def _name_for_itk(path: Path) -> str:
+    """Return a path as ITK takes it; one that is no text would end the whole process there.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    problem = name_problem(str(path))
+    if problem is not None:
+        raise UnreadableFileError(f"{shown_name(str(path))}: {problem}")
+    return str(path)
 
 
 def read_header(path: Path) -> tuple[Grid, int]:
@@ -89,7 +103,7 @@ def write_labels_like(source: Path, output: Path, labels: NDArray[Any]) -> None:
         # Keys that ITK derives from the image itself would contradict it; those of segments describe other voxels.
         if not key.startswith(("NRRD_", "ITK_", "Segment")):
             image.SetMetaData(key, header.GetMetaData(key))
-    sitk.WriteImage(image, str(output), useCompression=True)
+    sitk.WriteImage(image, _name_for_itk(output), useCompression=True)
     _state_units(output, stated_in(source).units, kept)
 
 
@@ -100,7 +114,7 @@ def write(output: Path, array: NDArray[Any], grid: Grid) -> None:
     image.SetSpacing([float(s) for s in grid.spacing_mm[::-1]])
     image.SetOrigin([float(o) for o in _LPS_TO_RAS @ np.asarray(grid.origin_mm)])
     image.SetDirection([float(d) for d in direction.ravel()])
-    sitk.WriteImage(image, str(output), useCompression=True)
+    sitk.WriteImage(image, _name_for_itk(output), useCompression=True)
 
 
 def files_behind(path: Path) -> list[Path]:
@@ -121,7 +135,7 @@ def open_header(path: Path) -> Any:
         If it is no image of real numbers.
     """
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(_name_for_itk(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

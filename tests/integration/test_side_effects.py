@@ -345,7 +345,7 @@ def test_the_warning_of_a_replaced_worker_is_ignored_while_workers_are_used():
         return word
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         for _ in processes.map_cases(str, [1, 2], workers=2, bytes_each=1):
             warned("")
         with processes.open_executor(None, 1):
