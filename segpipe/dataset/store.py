@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from segpipe.core.artefact import ArraysRecord, json_digest
 from segpipe.core.geometry import Grid, Shape, Spacing, bounding_box, triple
 from segpipe.core.labels import smallest_dtype
+from segpipe.core.regular import lies, read_text
 from segpipe.core.volume import Volume
 from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import CaseFiles
@@ -183,7 +184,7 @@ def _same_voxels(before: Reading, now: StoredCase, arrays: CaseArrays | None) ->
 def all_read_now(cases: Path) -> bool:
     """Tell whether every case of a store was read as this version reads."""
     mark = cases / _MARK
-    return mark.is_file() and mark.read_text(encoding="utf-8") == READ_AS_OF
+    return lies(mark) and read_text(mark) == READ_AS_OF
 
 
 def mark_all_read(cases: Path) -> None:
@@ -192,14 +193,14 @@ def mark_all_read(cases: Path) -> None:
 
 
 def _known(files: CaseFiles) -> StoredCase | None:
-    if not files.record.is_file():
+    if not lies(files.record):
         return None
     try:
         record = StoredCase.read(files.record)
     except ArtefactError:
         # From another version, or cut off: the files are there to be read again.
         return None
-    return record if not record.usable or (files.image.is_file() and files.labels.is_file()) else None
+    return record if not record.usable or (lies(files.image) and lies(files.labels)) else None
 
 
 def _worth_another_try(record: StoredCase) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
+from segpipe.core.regular import files_below, open_regular
 from segpipe.core.volume import Volume
 from segpipe.core.whole import whole
 from segpipe.errors import SegpipeError, UnreadableFileError
@@ -211,7 +212,7 @@ def content_of(images: Sequence[Path]) -> str:
     """Return the sha256 of the files that images are made of, in their order."""
     hashed = sha256()
     for file in (f for image in images for f in files_behind(image)):
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             while block := opened.read(1 << 20):
                 hashed.update(block)
     return hashed.hexdigest()
@@ -314,7 +315,7 @@ def reading_limit_s(files: Iterable[Path]) -> float:
 
 
 def _all_files(path: Path) -> Iterable[Path]:
-    return (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else files_behind(path)
+    return (f for f in files_below(path) if f.is_file()) if path.is_dir() else files_behind(path)
 
 
 @contextmanager
@@ -367,7 +368,7 @@ def archive_of(path: Path) -> str | None:
     """Say what to do with a file that holds or lists images; None for any other."""
     if path.name.upper() == "DICOMDIR":
         return "the list of a DICOM medium; give the folder in which it lies"
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         is_zip = stream.read(4) == b"PK\x03\x04"
     return "a zip archive; unpack it and give the folder" if is_zip else None
 

@@ -10,6 +10,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Floats, Grid
+from segpipe.core.regular import open_regular
 from segpipe.errors import UnreadableFileError
 from segpipe.io.notes import Note, shear_notes, size_notes
 from segpipe.io.streams import require_no_second_volume, take
@@ -202,7 +203,7 @@ def _require_range(path: Path, stated: Stated) -> None:
     """Refuse numbers in text that do not fit into the type of the header: ITK takes other numbers for them."""
     if stated.encoding != "ascii" or stated.start is None or len(stated.files) > 1:
         return
-    with stated.files[0].open("rb") as file:
+    with open_regular(stated.files[0]) as file:
         file.seek(stated.start)
         try:
             values = np.array(file.read().replace(b",", b" ").split(), dtype=np.float64)
