@@ -6,8 +6,8 @@ A pipe waits for a writer that may never come, and a device may have no end. Who
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from segpipe.errors import UnreadableFileError
 
@@ -62,7 +62,7 @@ def special(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _refusal(path, mode)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read its bytes.
 
     Raises

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segpipe.core.given import Given, PassedOver
+from segpipe.core.regular import special
 from segpipe.core.system_names import real_path
 from segpipe.core.whole import said_by_system
 from segpipe.io.formats import ending_of, files_behind, is_image, is_segmentation, stem_of
@@ -52,8 +53,8 @@ def without_segmentations(entries: Entries) -> Entries:
 def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entries:
     """List the images directly in a folder: files with an image's ending, and folders of DICOM files.
 
-    Hidden entries and what file managers leave behind are not counted. A link that leads nowhere is listed among the images: whoever reads
-    it reports it.
+    Hidden entries and what file managers leave behind are not counted. A link that leads nowhere, or a pipe, is listed among the images:
+    whoever reads it reports it.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entr
         for p in folder.iterdir()
         if not p.name.startswith(".") and p.name.lower() not in _LITTER and not _is_output(p, output)
     )
-    images = [p for p in entries if is_image(p) or (dangles(p) and ending_of(p) is not None)]
+    images = [p for p in entries if is_image(p) or ((dangles(p) or special(p)) and ending_of(p) is not None)]
     taken = set(images)
     others = [p for p in entries if p not in taken]
     if others:
@@ -133,6 +134,9 @@ def name_without_format(path: Path) -> str:
 
 
 def _passed_over(path: Path, read: set[str]) -> PassedOver:
+    if special(path):
+        why = "no file: a pipe, a socket or a device"
+        return PassedOver(what=path.name, why=why, a_case=path.suffix.lower() not in _NO_IMAGE)
     if dangles(path):
         # A link without an ending may lead to a patient's folder.
         lost = path.suffix.lower() not in _NO_IMAGE

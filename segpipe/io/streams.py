@@ -97,10 +97,9 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
     packed = inside == "zlib" or is_gzip(path, at)
     size = path.stat().st_size - at
     most = size * (_MOST_PACKED if packed else 1)
-    left = max(most - start, 0)
-    if n_bytes > left:
+    if n_bytes > most or start > most:
         # Before memory is taken: a damaged header may state any size.
-        raise _too_short(path, f"at most {left}", n_bytes)
+        raise _too_short(path, f"at most {most if start <= most else 0}", n_bytes)
     content = np.empty(n_bytes, dtype=np.uint8)
     filled, behind, zeros = -start, 0, True
     for block in _zlib_blocks(path, at) if inside == "zlib" else _blocks(path, at, _GIVEN):
