@@ -104,11 +104,13 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
     Raises
     ------
     FileNotFoundError, UnreadableFileError
-        As :func:`read_bytes` does.
-    UnicodeDecodeError
-        If it has another encoding.
+        As :func:`read_bytes` does, and if it has another encoding.
     """
-    return read_bytes(path).decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        text = read_bytes(path).decode(encoding, errors)
+    except UnicodeDecodeError as error:
+        raise UnreadableFileError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def files_below(folder: Path, closed: list[OSError] | None = None) -> Iterator[Path]:

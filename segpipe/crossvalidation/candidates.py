@@ -181,7 +181,7 @@ def read_space(path: Path) -> SearchSpace:
         return SearchSpace.model_validate({**content, "settings": settings})
     except FileNotFoundError as error:
         raise CrossvalError(f"--candidates {path}: no such file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise CrossvalError(f"{path}: is not TOML: {error}") from error
     except ValidationError as error:
         raise CrossvalError(f"{path}: {first_problem(error)}; see docs/stages/crossval.md") from error

@@ -26,7 +26,7 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
         content = json.loads(read_text(path))
     except FileNotFoundError as error:
         raise CrossvalError(f"--splits {path}: no such file; {_EXPECTED}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CrossvalError(f"--splits {path}: is not JSON ({error}); {_EXPECTED}") from error
     if isinstance(content, dict):
         key, held_out = ("outer", "test") if "outer" in content else ("folds", "validation")

@@ -151,7 +151,7 @@ def _passed_over(path: Path, read: set[str]) -> PassedOver:
         if n:
             why = "images in sub-folders are not read; list them in a manifest, or give the sub-folder"
             return PassedOver(what=f"{path.name}/ ({n} image{'s' * (n > 1)})", why=why, a_case=True)
-        return PassedOver(what=f"{path.name}/", why="folder without images")
+        return PassedOver(what=f"{path.name}/", why="folder without images", a_case=ending_of(path) is not None)
     ending = format_of(path)
     if ending in _NO_IMAGE or not ending:
         return PassedOver(what=path.name, why="no image")

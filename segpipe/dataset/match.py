@@ -41,11 +41,11 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
     DatasetError
         If no layout is recognised, no case is found, dataset.json is wrong, or a table of patients does not fit the cases.
     """
+    if why := special(root):
+        raise DatasetError(why)
     root = real_path(root)
     if not root.exists():
         raise DatasetError(f"{root}: no such folder or file; {LAYOUTS_HELP}")
-    if why := special(root):
-        raise DatasetError(why)
     folder = root if root.is_dir() else root.parent
     declared = _read_object(folder / "dataset.json") if lies(folder / "dataset.json") else {}
     names = channel_names(declared)

@@ -65,7 +65,8 @@ def _groups() -> Iterator[tuple[Path, Path, tuple[str, str, str]]]:
     with suppress(OSError):
         lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     for line in lines or ["0::/"]:
-        number, kinds, path = line.split(":", 2)
+        number, _, rest = line.partition(":")
+        kinds, _, path = rest.partition(":")
         own = Path(path.lstrip("/"))
         if "memory" in kinds.split(","):
             yield _GROUPS / "memory", own, _VERSION_1

@@ -216,7 +216,7 @@ def _by_gdcm(image: Dataset) -> NDArray[Any]:
         place = Path(folder) / "bare.dcm"
         implicit, little = image.original_encoding
         pydicom.dcmwrite(place, bare, enforce_file_format=True, implicit_vr=implicit, little_endian=little)
-        reader.SetFileName(str(place))
+        reader.SetFileName(str(regular(place)))
         with _chatter() as texts:
             values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
     if complaints := _COMPLAINT.findall("".join(texts)):

@@ -10,7 +10,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Floats, Grid
-from segpipe.core.regular import open_regular
+from segpipe.core.regular import open_regular, regular
 from segpipe.errors import UnreadableFileError
 from segpipe.io.notes import Note, shear_notes, size_notes
 from segpipe.io.streams import require_no_second_volume, take
@@ -122,7 +122,7 @@ def open_header(path: Path) -> Any:
         If it is no image of real numbers.
     """
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(str(regular(path)))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -240,7 +240,7 @@ def _state_units(output: Path, units: tuple[str, ...], n_axes: int) -> None:
     """Write the unit of length, which ITK drops, into a header that ITK wrote: the numbers beside it are of that unit."""
     if not units or all(MM.get(unit, 1.0) == 1.0 for unit in units):
         return
-    content = output.read_bytes()
+    content = regular(output).read_bytes()
     if is_nrrd(output):
         end = content.index(b"\n\n") + 1
         # One for each axis of space.

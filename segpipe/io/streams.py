@@ -52,7 +52,7 @@ def whole_file(path: Path) -> bytes:
         If they would not fit into the free memory.
     """
     require_room_for(path, regular(path).stat().st_size)
-    return path.read_bytes()
+    return regular(path).read_bytes()
 
 
 def first_bytes(path: Path, n: int) -> bytes:

@@ -224,7 +224,7 @@ def read_weights(path: Path) -> Weights:
         if path.suffix.lower() == ".safetensors":
             # The bytes, and the tensors made of them.
             require_room_for(path, 2 * regular(path).stat().st_size)
-            found: Weights = load(path.read_bytes())
+            found: Weights = load(regular(path).read_bytes())
             return found
         held = load_tested(path)
     except FileNotFoundError as error:

@@ -31,7 +31,7 @@ def load_tested(path: Path) -> Any:
         Many kinds, from torch, where the file is cut short or holds other things.
     """
     if zipfile.is_zipfile(regular(path)):
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             require_room_for_members(path, archive)
             # A bit that flips in the list of members may tell of a password, or of another compression.
             try:
@@ -42,7 +42,7 @@ def load_tested(path: Path) -> Any:
             raise zipfile.BadZipFile(f"damaged: the checksum of {damaged} does not fit its content")
     else:
         require_room_for(path, path.stat().st_size)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(regular(path), map_location="cpu", weights_only=True)
 
 
 def require_room_for_members(path: Path, archive: zipfile.ZipFile) -> None:

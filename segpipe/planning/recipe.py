@@ -152,7 +152,7 @@ def read_recipe(
         )
     try:
         return kind.model_validate(tomllib.loads(read_text(path)))
-    except tomllib.TOMLDecodeError as wrong:
+    except (tomllib.TOMLDecodeError, RecursionError) as wrong:
         raise error(f"{path}: is not TOML: {wrong}") from wrong
     except ValidationError as wrong:
         raise error(f"{path}: {first_problem(wrong)}; see {page}") from wrong
