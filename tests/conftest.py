@@ -1,8 +1,19 @@
 """Fixtures shared by all tests, the order of the tests, and how many workers run them."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+# What is imported below is watched as well; processes that the tests start inherit the folder, and the watch with it.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    dict.fromkeys(
+        [
+            str(Path(__file__).parent / "helpers" / "offline"),
+            *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+        ]
+    )
+)
 # The workers of pytest-xdist share the processors; the processes that they start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Python warns of text that is opened without an encoding, which is an error here (pyproject.toml). It is switched on as an interpreter
@@ -21,12 +32,16 @@ from tests.helpers.ensembles import pair  # noqa: F401
 from tests.helpers.inference import random_model, sound_and_broken  # noqa: F401
 from tests.helpers.network_plans import planned_networks  # noqa: F401
 from tests.helpers.networks import plugin  # noqa: F401
+from tests.helpers.offline.sitecustomize import RECORD
 from tests.helpers.once import once, planned_once  # noqa: F401
 from tests.helpers.training import planned, trained  # noqa: F401
 from tests.helpers.windows import as_on_windows  # noqa: F401
 from tests.phantoms import write_small_dataset
 
 ROOT = Path(__file__).parents[1]
+# Each worker of pytest-xdist has its own record, since it asks for each test what was added.
+ATTEMPTS = Path(tempfile.mkdtemp(prefix="segpipe_tests_")) / "connections.txt"
+os.environ[RECORD] = str(ATTEMPTS)
 # Workers share the processors: how long an example takes says nothing.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
@@ -56,6 +71,22 @@ def pytest_collection_modifyitems(config, items):
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
     items.sort(key=lambda item: next((n for n, tier in enumerate(TIERS) if f"tests/{tier}/" in item.nodeid), 0))
+
+
+def pytest_unconfigure():
+    """Take the record of connections away."""
+    shutil.rmtree(ATTEMPTS.parent, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaves_this_machine():
+    """Fail a test that tried to connect to another machine, itself or by a process that it started, also where nobody noticed."""
+    before = ATTEMPTS.stat().st_size if ATTEMPTS.exists() else 0
+    yield
+    if ATTEMPTS.exists() and ATTEMPTS.stat().st_size > before:
+        pytest.fail(
+            f"it tried to connect to another machine: {ATTEMPTS.read_text(encoding='utf-8')[before:]}", pytrace=False
+        )
 
 
 def _shared(name: str, variable: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo, model_validator
 
+from segpipe.core.regular import read_bytes
 from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError
 from segpipe.version import __version__
@@ -105,7 +106,7 @@ class Artefact(Record):
             If the file is missing, or its content is refused by :meth:`from_json`.
         """
         try:
-            return cls.from_json(path.read_bytes(), advice="delete it and run its stage again")
+            return cls.from_json(read_bytes(path), advice="delete it and run its stage again")
         except FileNotFoundError as error:
             raise ArtefactError(f"{path}: not found; run the earlier stage that writes it first") from error
         except ArtefactError as error:
@@ -132,8 +133,8 @@ def sha256_on_record(record: Path) -> dict[str, str]:
         If the record is missing or damaged.
     """
     try:
-        kept: dict[str, str] = json.loads(record.read_bytes()).get("arrays", {})
-    except (OSError, ValueError, AttributeError) as error:
+        kept: dict[str, str] = json.loads(read_bytes(record)).get("arrays", {})
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ArtefactError(f"{record}: cannot be read ({error}); run its stage again") from error
     return kept
 

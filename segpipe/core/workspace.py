@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from segpipe.core.regular import lies
 from segpipe.core.system_names import real_path
 
 PathLike = Path | str
@@ -32,7 +33,7 @@ class FoldFolder:
     @property
     def begun(self) -> bool:
         """Whether the fold was trained, to its end or not."""
-        return any(file.is_file() for file in (self.checkpoint, self.weights, self.record))
+        return any(lies(file) for file in (self.checkpoint, self.weights, self.record))
 
     @property
     def plan(self) -> Path:

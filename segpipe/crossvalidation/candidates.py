@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
 from segpipe.core.artefact import Record, first_problem
+from segpipe.core.regular import read_text
 from segpipe.errors import CrossvalError
 from segpipe.networks.spec import parse_choice, parse_options
 from segpipe.planning.recipe import TrainingSettings
@@ -175,12 +176,12 @@ def read_space(path: Path) -> SearchSpace:
         If it is missing or holds something else.
     """
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(read_text(path))
         settings = content.pop("training", {})
         return SearchSpace.model_validate({**content, "settings": settings})
     except FileNotFoundError as error:
         raise CrossvalError(f"--candidates {path}: no such file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise CrossvalError(f"{path}: is not TOML: {error}") from error
     except ValidationError as error:
         raise CrossvalError(f"{path}: {first_problem(error)}; see docs/stages/crossval.md") from error

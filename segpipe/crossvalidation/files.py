@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from segpipe.core.regular import read_text
 from segpipe.core.whole import write_atomically
 from segpipe.crossvalidation.schema import CrossvalSplits, OuterFold
 from segpipe.dataset.splits import Fold
@@ -22,10 +23,10 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
         If it is neither.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError as error:
         raise CrossvalError(f"--splits {path}: no such file; {_EXPECTED}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CrossvalError(f"--splits {path}: is not JSON ({error}); {_EXPECTED}") from error
     if isinstance(content, dict):
         key, held_out = ("outer", "test") if "outer" in content else ("folds", "validation")

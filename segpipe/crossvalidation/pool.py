@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segpipe.core.regular import lies
 from segpipe.core.whole import write_atomically
 from segpipe.crossvalidation.design import n_candidates
 from segpipe.crossvalidation.folder import WINNER, CrossvalFolder
@@ -90,7 +91,7 @@ def _take_test(
     pooled.folders[study.name] = place.test(WINNER)
     _take_failed(pooled, study.name, evaluation)
     files = [place.test(WINNER) / "calibration" / f"{case}.json" for case in study.test]
-    pooled.reliability[study.name] = [CaseReliability.read(file) for file in files if file.is_file()]
+    pooled.reliability[study.name] = [CaseReliability.read(file) for file in files if lies(file)]
     for number, candidate in enumerate(design.candidates):
         standing = found.get(f"{study.name}/test_candidate_{number}")
         if standing is not None and standing.state == "done":

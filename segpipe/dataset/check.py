@@ -17,8 +17,10 @@ from segpipe.io.formats import header_notes
 
 LARGEST_LABEL = 2**31 - 1
 
+UNREADABLE = "unreadable"
+"""Rule of a file that cannot be read, and may be readable another time."""
 _RULES = {
-    UnreadableFileError: "unreadable",
+    UnreadableFileError: UNREADABLE,
     IrregularSeriesError: "irregular series",
     GeometryMismatchError: "different grids",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segpipe.core.artefact import Artefact, Record, RecordedPath, added_later
 from segpipe.core.given import Given
+from segpipe.core.regular import special
 from segpipe.core.system_names import real_path, shown_name
 from segpipe.core.whole import is_full, sweep
 from segpipe.errors import ArtefactError, CaseError, DatasetError
@@ -127,6 +128,8 @@ def _found(source: Path) -> Found:
         raise DatasetError(
             f"{source}: no such folder or file; give a folder of DICOM files, or a DICOM file that is a volume"
         )
+    if why := special(source):
+        raise DatasetError(why)
     if source.is_file():
         if not looks_like_dicom(source):
             raise DatasetError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segpipe.core.given import Given, PassedOver
+from segpipe.core.regular import special
 from segpipe.core.system_names import name_problem, real_path, shown_name
 from segpipe.core.whole import said_by_system
 from segpipe.io.formats import ending_of, files_behind, is_image, is_segmentation, stem_of
@@ -53,8 +54,8 @@ def without_segmentations(entries: Entries) -> Entries:
 def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entries:
     """List the images directly in a folder: files with an image's ending, and folders of DICOM files.
 
-    Hidden entries and what file managers leave behind are not counted. A link that leads nowhere is listed among the images: whoever reads
-    it reports it.
+    Hidden entries and what file managers leave behind are not counted. A link that leads nowhere, or a pipe, is listed among the images:
+    whoever reads it reports it.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def entries_of(folder: Path, kind: str = "", output: Path | None = None) -> Entr
     # What has no name that can be kept is not opened: ITK ends the whole process there.
     unnamed = [p for p in entries if name_problem(p.name)]
     entries = [p for p in entries if p not in unnamed]
-    images = [p for p in entries if is_image(p) or (dangles(p) and ending_of(p) is not None)]
+    images = [p for p in entries if is_image(p) or ((dangles(p) or special(p)) and ending_of(p) is not None)]
     taken = set(images)
     others = [p for p in entries if p not in taken]
     if others:
@@ -146,6 +147,9 @@ def _unnamed(path: Path) -> PassedOver:
 
 
 def _passed_over(path: Path, read: set[str]) -> PassedOver:
+    if special(path):
+        why = "no file: a pipe, a socket or a device"
+        return PassedOver(what=path.name, why=why, a_case=path.suffix.lower() not in _NO_IMAGE)
     if dangles(path):
         # A link without an ending may lead to a patient's folder.
         lost = path.suffix.lower() not in _NO_IMAGE
@@ -160,7 +164,7 @@ def _passed_over(path: Path, read: set[str]) -> PassedOver:
         if n:
             why = "images in sub-folders are not read; list them in a manifest, or give the sub-folder"
             return PassedOver(what=f"{path.name}/ ({n} image{'s' * (n > 1)})", why=why, a_case=True)
-        return PassedOver(what=f"{path.name}/", why="folder without images")
+        return PassedOver(what=f"{path.name}/", why="folder without images", a_case=ending_of(path) is not None)
     ending = format_of(path)
     if ending in _NO_IMAGE or not ending:
         return PassedOver(what=path.name, why="no image")

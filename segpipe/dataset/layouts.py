@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.given import Given, PassedOver
+from segpipe.core.regular import lies
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.names import Channels, cases_with_labels, numbered
 from segpipe.dataset.patients import other_columns
@@ -102,11 +103,13 @@ def table_in(folder: Path, name: str) -> Path | None:
     ------
     DatasetError
         If it is a link that leads nowhere.
+    UnreadableFileError
+        If it is no file.
     """
     exact = folder / name
-    if exact.is_file():
+    if lies(exact):
         return exact
-    found = [p for p in sorted(folder.iterdir()) if p.name.lower() == name and (p.is_file() or dangles(p))]
+    found = [p for p in sorted(folder.iterdir()) if p.name.lower() == name and (lies(p) or dangles(p))]
     broken = next((why for path in found if (why := absence_of(path))), None)
     if broken is not None:
         raise DatasetError(f"{folder}: {broken}, or take the link away")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.labels import Labels
+from segpipe.core.regular import lies, special
 from segpipe.core.system_names import real_path, require_name
+from segpipe.core.whole import said_by_system
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.declared import channel_names, read_labels_declaration
 from segpipe.dataset.entries import absence_of
@@ -40,12 +42,14 @@ def match_dataset(root: Path, *, resample_channels: bool = False) -> Dataset:
     DatasetError
         If no layout is recognised, no case is found, dataset.json is wrong, or a table of patients does not fit the cases.
     """
+    if why := special(root):
+        raise DatasetError(why)
     root = real_path(root)
     require_name(root)
     if not root.exists():
         raise DatasetError(f"{root}: no such folder or file; {LAYOUTS_HELP}")
     folder = root if root.is_dir() else root.parent
-    declared = _read_object(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
+    declared = _read_object(folder / "dataset.json") if lies(folder / "dataset.json") else {}
     names = channel_names(declared)
     matched = rows_of(root, folder, declared, len(names))
     cases, findings = _cases(matched.rows)
@@ -79,7 +83,7 @@ def match_again(root: Path, workspace: Workspace, resample_channels: bool | None
     A case whose id the workspace's system refuses is left out, with a finding.
     """
     if resample_channels is None:
-        resample_channels = workspace.dataset.is_file() and Dataset.read(workspace.dataset).resample_channels
+        resample_channels = lies(workspace.dataset) and Dataset.read(workspace.dataset).resample_channels
     return without_refused(match_dataset(root, resample_channels=resample_channels), workspace.root)
 
 
@@ -127,17 +131,26 @@ def _cases(rows: list[CaseRow]) -> tuple[list[Case], list[Finding]]:
     findings: list[Finding] = []
     counts = Counter(row.case for row in rows)
     for row in rows:
-        problem = _row_problem(row, counts[row.case])
+        try:
+            problem = _row_problem(row, counts[row.case])
+            if problem is None:
+                cases[row.case] = _case(row)
+        except OSError as error:
+            # It went meanwhile, or its folder is closed.
+            advice = "ask for the right to read it, or copy it again"
+            problem = "unreadable", f"{said_by_system(error)}; {advice}"
         if problem:
             findings.append(Finding(case=row.case, severity="error", rule=problem[0], message=problem[1]))
-            continue
-        cases[row.case] = Case(
-            id=row.case,
-            images=tuple(FileStamp.of(image) for image in row.images),
-            label=None if row.label is None else FileStamp.of(row.label),
-            columns=row.columns,
-        )
     return [cases[c] for c in sorted(cases)], findings
+
+
+def _case(row: CaseRow) -> Case:
+    return Case(
+        id=row.case,
+        images=tuple(FileStamp.of(image) for image in row.images),
+        label=None if row.label is None else FileStamp.of(row.label),
+        columns=row.columns,
+    )
 
 
 def _row_problem(row: CaseRow, n_rows: int) -> tuple[str, str] | None:
@@ -156,6 +169,9 @@ def _row_problem(row: CaseRow, n_rows: int) -> tuple[str, str] | None:
     absent = next((why for path in paths if (why := absence_of(path))), None)
     if absent is not None:
         return "missing file", absent
+    no_file = next((why for path in paths if (why := special(path))), None)
+    if no_file is not None:
+        return "unreadable", no_file
     also = f"; {row.lost}" if row.lost else ""
     if not row.images:
         return (
@@ -208,7 +224,7 @@ def read_labels_file(path: Path) -> Labels:
     DatasetError
         If it is not such a file, or declares none.
     """
-    if not path.is_file():
+    if not lies(path):
         raise DatasetError(f"{path}: no such file; give the dataset.json that declares the labels")
     labels = read_labels_declaration(_read_object(path), any_order=True)
     if labels is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from segpipe.core.artefact import Artefact, Record
+from segpipe.core.regular import lies
 from segpipe.errors import DatasetError
 
 # nnU-Net's own seed and number of folds, so that folds of a dataset without groups are the same cases.
@@ -88,7 +89,7 @@ def make_splits(groups: dict[str, str], dataset_digest: str, n_folds: int = N_FO
 
 def read_or_make(path: Path, groups: dict[str, str], dataset_digest: str) -> Splits:
     """Return the splits at ``path`` when they were made for these cases, else make and write them."""
-    if path.is_file():
+    if lies(path):
         found = Splits.read(path)
         if found.dataset_digest == dataset_digest:
             return found

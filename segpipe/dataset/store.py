@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from segpipe.core.artefact import ArraysRecord, json_digest
 from segpipe.core.geometry import Grid, Shape, Spacing, bounding_box, triple
 from segpipe.core.labels import smallest_dtype
+from segpipe.core.regular import lies, read_text
 from segpipe.core.volume import Volume
 from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import CaseFiles
-from segpipe.dataset.check import Expectations, check_case, structure_mask
+from segpipe.dataset.check import UNREADABLE, Expectations, check_case, structure_mask
 from segpipe.dataset.room import require_room_to_read
 from segpipe.dataset.schema import Case, FileStamp, Finding
-from segpipe.errors import ArtefactError, CaseError
+from segpipe.errors import ArtefactError, CaseError, UnreadableFileError
 from segpipe.io.arrays import read_array, write_array
 from segpipe.io.formats import content_of
 from segpipe.version import CASES_AS_OF, READ_AS_OF
@@ -133,7 +134,7 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
     if known is not None and known.read_as_of == READ_AS_OF:
         if known.stamps == stamps:
             return Reading(known, case, expected, files)
-        if known.contents == _contents(stamps):
+        if known.contents == _contents(stamps)[0]:
             record = known.model_copy(update={"stamps": stamps})
             record.write(files.record)
             return Reading(record, case, expected, files)
@@ -147,9 +148,11 @@ def read_case(case: Case, expected: Expectations, files: CaseFiles) -> Reading:
         if lost:
             message = f"{lost} labelled voxel(s) lie where every channel is 0, outside the image; they are left out"
             findings = (*findings, Finding(case=case.id, severity="warning", rule="labels outside", message=message))
-    record = StoredCase(
-        stamps=stamps, contents=_contents(stamps), reading=reading, findings=findings, read_as_of=READ_AS_OF
-    )
+    contents, unread = _contents(stamps)
+    if unread and not any(f.rule == UNREADABLE for f in findings):
+        # It went, or was closed, after it was read.
+        findings, arrays = (*findings, Finding(case=case.id, severity="error", rule=UNREADABLE, message=unread)), None
+    record = StoredCase(stamps=stamps, contents=contents, reading=reading, findings=findings, read_as_of=READ_AS_OF)
     if arrays is not None and checked.image is not None:
         grid = arrays.image.grid
         place = {"spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "direction": grid.direction}
@@ -183,7 +186,7 @@ def _same_voxels(before: Reading, now: StoredCase, arrays: CaseArrays | None) ->
 def all_read_now(cases: Path) -> bool:
     """Tell whether every case of a store was read as this version reads."""
     mark = cases / _MARK
-    return mark.is_file() and mark.read_text(encoding="utf-8") == READ_AS_OF
+    return lies(mark) and read_text(mark) == READ_AS_OF
 
 
 def mark_all_read(cases: Path) -> None:
@@ -192,19 +195,19 @@ def mark_all_read(cases: Path) -> None:
 
 
 def _known(files: CaseFiles) -> StoredCase | None:
-    if not files.record.is_file():
+    if not lies(files.record):
         return None
     try:
         record = StoredCase.read(files.record)
     except ArtefactError:
         # From another version, or cut off: the files are there to be read again.
         return None
-    return record if not record.usable or (files.image.is_file() and files.labels.is_file()) else None
+    return record if not record.usable or (lies(files.image) and lies(files.labels)) else None
 
 
 def _worth_another_try(record: StoredCase) -> bool:
     """A file that could not be read may be readable now: a share was not mounted, a copy not finished."""
-    return any(f.rule == "unreadable" for f in record.findings)
+    return any(f.rule == UNREADABLE for f in record.findings)
 
 
 def _kept_box(image: Volume, labels: NDArray[Any], expected: Expectations) -> tuple[CaseArrays, Shape, int]:
@@ -221,5 +224,13 @@ def _kept_box(image: Volume, labels: NDArray[Any], expected: Expectations) -> tu
     return arrays, triple([s.start for s in box]), lost
 
 
-def _contents(stamps: tuple[FileStamp, ...]) -> tuple[str, ...]:
-    return tuple(content_of((stamp.path,)) for stamp in stamps)
+def _contents(stamps: tuple[FileStamp, ...]) -> tuple[tuple[str, ...], str]:
+    """Return the sha256 of each file, and why one cannot be read; then there is none of it."""
+    found, unread = [], ""
+    for stamp in stamps:
+        try:
+            found.append(content_of((stamp.path,)))
+        except UnreadableFileError as error:
+            found.append("")
+            unread = unread or str(error)
+    return tuple(found), unread

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from segpipe.core.regular import read_bytes
 from segpipe.errors import DatasetError
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -97,12 +98,12 @@ def read_json(path: Path) -> Any:
     DatasetError
         If it is not JSON.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     if not content.strip():
         return None
     try:
         return json.loads(_decoded(path, content), object_pairs_hook=_object)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: is not JSON ({error}); repair it or take it away") from error
 
 
@@ -124,7 +125,7 @@ def _decoded(path: Path, content: bytes) -> str:
 
 
 def _rows_of_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    text = _decoded(path, path.read_bytes())
+    text = _decoded(path, read_bytes(path))
     # Excel's own first line.
     stated = re.match(r"sep=(.)\r?\n?", text)
     text = text[stated.end() :] if stated else text

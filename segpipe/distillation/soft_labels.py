@@ -19,6 +19,7 @@ from torch import Tensor
 from segpipe.core.artefact import ArraysRecord, json_digest
 from segpipe.core.geometry import Grid, Orientation, Shape, canonical_orientation
 from segpipe.core.labels import Labels
+from segpipe.core.regular import lies
 from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
 from segpipe.dataset.load import load_image
 from segpipe.distillation.teacher import Teacher, digest_of, mapped, output_map
@@ -134,7 +135,7 @@ def write_soft_labels(
 
 def _is_done(source: Source, folder: Path) -> bool:
     files = SoftLabelFiles(folder / source.id)
-    if not all(f.is_file() for f in (files.record, files.outputs, files.shares)):
+    if not all(lies(f) for f in (files.record, files.outputs, files.shares)):
         return False
     try:
         known = SoftLabelRecord.read(files.record)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segpipe.core.artefact import json_digest
+from segpipe.core.regular import lies, read_text
 from segpipe.errors import ClusterError, SegpipeError, TrainingInterrupted, WorkerKilledError
 
 State = Literal["waiting", "running", "done", "failed", "blocked"]
@@ -101,9 +102,9 @@ class Journal:
     def read(self) -> dict[str, Standing]:
         """How each job stands by its last line."""
         found: dict[str, Standing] = {}
-        if not self.path.is_file():
+        if not lies(self.path):
             return found
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(self.path).splitlines():
             with suppress(ValueError):
                 event = json.loads(line)
                 standing = found.setdefault(event["job"], Standing())

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segpipe.errors import LockedError
+from segpipe.core.regular import read_text
+from segpipe.errors import LockedError, UnreadableFileError
 
 _MOMENT_S = 1.0
 _TELL_AGAIN_S = 600.0
@@ -82,6 +83,6 @@ def is_locked(folder: Path) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8") or "unknown"
-    except OSError:
+        return read_text(path) or "unknown"
+    except (OSError, ValueError, UnreadableFileError):
         return "unknown"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import psutil
 
+from segpipe.core.text import rounded
+from segpipe.errors import NoRoomError
+
 BYTES_A_LABEL_VOXEL = 40
 """What a process that works on label maps holds for each voxel: two maps of 8 bytes, masks, and distances of the part they fill."""
 
@@ -24,12 +27,35 @@ def free_bytes() -> int:
     return max(min([free, *_left_of_groups(), *_left_of_process()]), 0)
 
 
+def require_room_for(path: Path, n_bytes: int) -> None:
+    """Raise unless what is in a file fits into the free memory.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for the message.
+    n_bytes : int
+        What it takes in memory.
+
+    Raises
+    ------
+    NoRoomError
+        With both sizes.
+    """
+    free = free_bytes()
+    if n_bytes > USABLE * free:
+        raise NoRoomError(
+            f"{path}: out of memory: its content takes {rounded(n_bytes / 1e9)} GB of {rounded(free / 1e9)} GB free; "
+            "is it the right file? Else use a machine with more memory"
+        )
+
+
 def _left_of_groups() -> Iterator[int]:
     """Bytes left of the limit of each control group that this process is in (a container's, a batch system's), of either version."""
     for root, path, names in _groups():
         # A container may see its own group as the root.
         for folder in dict.fromkeys([*(root / above for above in (path, *path.parents)), root]):
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError):
                 yield _left_of(folder, *names)
 
 
@@ -39,7 +65,8 @@ def _groups() -> Iterator[tuple[Path, Path, tuple[str, str, str]]]:
     with suppress(OSError):
         lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     for line in lines or ["0::/"]:
-        number, kinds, path = line.split(":", 2)
+        number, _, rest = line.partition(":")
+        kinds, _, path = rest.partition(":")
         own = Path(path.lstrip("/"))
         if "memory" in kinds.split(","):
             yield _GROUPS / "memory", own, _VERSION_1
@@ -49,10 +76,13 @@ def _groups() -> Iterator[tuple[Path, Path, tuple[str, str, str]]]:
 
 def _left_of(folder: Path, limit: str, used: str, cached: str) -> int:
     """Bytes left of one group's limit; raises where it has none."""
-    stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
     most, taken = (int((folder / name).read_text(encoding="utf-8")) for name in (limit, used))
     # Files that were read lately count as used and are given back when memory is asked for.
-    return most - taken + int(stat.get(cached, "0"))
+    returned = 0
+    with suppress(OSError, ValueError):
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        returned = int(stat.get(cached, "0"))
+    return most - taken + returned
 
 
 def _left_of_process() -> Iterator[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.given import Given
+from segpipe.core.regular import special
 from segpipe.core.system_names import real_path, require_name
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.layouts import channels_within, image_paths
@@ -74,6 +75,8 @@ def find_inputs(
     require_name(real_path(source))
     if not source.exists():
         raise DatasetError(absence_of(source) if dangles(source) else f"{source}: no such file or folder")
+    if why := special(source):
+        raise DatasetError(why)
     if is_dicom(output):
         raise SegpipeError(f"{output}: DICOM is not written; give a folder, or a name that ends in .nii.gz")
     if source.is_dir():

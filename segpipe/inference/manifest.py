@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from segpipe.core.regular import lies, open_regular
 from segpipe.core.whole import write_atomically
 from segpipe.dataset.schema import FileStamp
 from segpipe.errors import LockedError
@@ -36,8 +37,8 @@ class Manifest:
 
     def rows(self) -> dict[str, PredictionRow]:
         """Latest row of each output, by its file name; a line cut off by a crash is passed over, its case is predicted again."""
-        if self.path.is_file():
-            with self.path.open("rb") as file:
+        if lies(self.path):
+            with open_regular(self.path) as file:
                 # What was read before is not read again; a line that has no end yet is somebody's at work.
                 file.seek(self._read_up_to)
                 lines, end, _ = file.read().rpartition(b"\n")

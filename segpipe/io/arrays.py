@@ -11,6 +11,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.regular import open_regular, regular
 from segpipe.core.whole import sweep, whole
 from segpipe.errors import ArtefactError
 
@@ -65,7 +66,7 @@ def open_array(path: Path, sha256: str | None = None) -> Any:
     """
     require_sha256(path, sha256)
     try:
-        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        return blosc2.open(str(regular(path)), mode="r", dparams={"nthreads": 1})
     except (OSError, RuntimeError, ValueError) as error:
         raise ArtefactError(f"{path}: cannot be opened ({error}); delete it and run preprocessing again") from error
 
@@ -106,7 +107,7 @@ def require_sha256(path: Path, sha256: str | None) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file_digest(file, "sha256").hexdigest()
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.io.streams import whole_file
+
 _ASSUMED_BITS = {"L": 8, "1": 1}
 
 
@@ -17,7 +19,7 @@ def indices_with_other_bits(path: Path, picture: Any) -> NDArray[np.uint8] | Non
     """Return the palette indices (Y, X) of an open picture; None where Pillow reads them as they are."""
     if picture.format != "BMP" or picture.mode not in _ASSUMED_BITS or picture.tile[0].codec_name != "raw":
         return None
-    content = path.read_bytes()
+    content = whole_file(path)
     # Headers of the first kind have 12 bytes, and sizes of 2 bytes.
     place = 24 if content[14] == 12 else 28
     bits = int.from_bytes(content[place : place + 2], "little")

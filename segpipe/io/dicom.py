@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
+from segpipe.core.regular import files_below
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
 from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, image_type, kept_back, looks_like_dicom, open_file
 from segpipe.io.dicom_pixels import forget_last_file, read_planes
@@ -33,7 +34,7 @@ def holds_dicom(folder: Path, *, below: bool = True) -> bool:
     if not folder.is_dir():
         return False
     # Stops at the first: a folder may hold thousands.
-    return any(f.is_file() and looks_like_dicom(f) for f in (folder.rglob("*") if below else folder.iterdir()))
+    return any(f.is_file() and looks_like_dicom(f) for f in (files_below(folder) if below else folder.iterdir()))
 
 
 def read_header(path: Path) -> tuple[Grid, int]:

@@ -13,7 +13,9 @@ from pydicom.filereader import read_partial
 from pydicom.uid import UID
 from pydicom.values import converters
 
-from segpipe.errors import UnreadableFileError
+from segpipe.core.regular import open_regular
+from segpipe.errors import CaseError, UnreadableFileError
+from segpipe.execution.memory import require_room_for
 from segpipe.execution.quiet import collected_warnings, logger_levels
 
 ENDINGS = (".dcm", ".ima")
@@ -100,9 +102,9 @@ def looks_like_dicom(file: Path) -> bool:
     if file.name.upper() == "DICOMDIR":
         return False
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             head = stream.read(_HEAD_BYTES)
-    except OSError:
+    except (OSError, UnreadableFileError):
         return file.suffix.lower() in ENDINGS
     return head[128:] == b"DICM" or file.suffix.lower() in ENDINGS or begins_with_elements(head)
 
@@ -160,15 +162,16 @@ def open_file(file: Path) -> DicomFile | OtherObject | Damaged:
 
     header = Dataset()
     try:
-        with kept_back() as remarks, file.open("rb") as stream:
+        require_room_for(file, file.stat().st_size)
+        with kept_back() as remarks, open_regular(file) as stream:
             header = read_partial(stream, stop_when=at_pixels, force=not _has_preamble(file))
             return _judged(file, header, bool(lengths), remarks)
     except UnreadableFileError as error:
         return Damaged(file, str(error), _text(header, "SeriesInstanceUID"))
-    except MemoryError:
-        raise
+    except CaseError as error:
+        return Damaged(file, str(error))
     except Exception as error:  # noqa: BLE001 - a damaged file raises whatever its bytes lead to
-        return Damaged(file, f"{file}: not a readable DICOM file ({error}); export it again")
+        return Damaged(file, f"{file}: not a readable DICOM file ({error or type(error).__name__}); export it again")
 
 
 def _judged(file: Path, header: Dataset, has_pixels: bool, remarks: list[str]) -> DicomFile | OtherObject:
@@ -187,7 +190,7 @@ def _judged(file: Path, header: Dataset, has_pixels: bool, remarks: list[str]) -
 
 
 def _has_preamble(file: Path) -> bool:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(_HEAD_BYTES)[128:] == b"DICM"
 
 

@@ -29,7 +29,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from segpipe.core.regular import regular
 from segpipe.errors import UnreadableFileError
+from segpipe.execution.memory import require_room_for
 from segpipe.io.dicom_files import PIXELS, kept_back
 from segpipe.io.dicom_streams import Numbers, require_streams
 from segpipe.io.itk import one_line
@@ -75,9 +77,10 @@ def _rescaled(plane: NDArray[Any], slope: float, intercept: float) -> NDArray[An
 @lru_cache(maxsize=1)
 def _frames(file: Path, _time_ns: int) -> tuple[NDArray[Any], bool]:
     """Stored values (N, Y, X) of a file, or those of its lookup table, and whether it has one."""
+    require_room_for(file, file.stat().st_size)
     try:
         with kept_back():
-            image = pydicom.dcmread(file, force=True)
+            image = pydicom.dcmread(regular(file), force=True)
             _require_pixels(file, image)
             frames = _stored(file, image)
             frames = frames.reshape((_n_frames(image), int(image.Rows), int(image.Columns)))
@@ -213,7 +216,7 @@ def _by_gdcm(image: Dataset) -> NDArray[Any]:
         place = Path(folder) / "bare.dcm"
         implicit, little = image.original_encoding
         pydicom.dcmwrite(place, bare, enforce_file_format=True, implicit_vr=implicit, little_endian=little)
-        reader.SetFileName(str(place))
+        reader.SetFileName(str(regular(place)))
         with _chatter() as texts:
             values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
     if complaints := _COMPLAINT.findall("".join(texts)):

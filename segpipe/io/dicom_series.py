@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.given import Given, PassedOver
+from segpipe.core.regular import files_below, special
+from segpipe.core.whole import said_by_system
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
 from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, kept_back, looks_like_dicom, open_file
 from segpipe.io.dicom_frames import slices_of
@@ -85,7 +87,7 @@ def find_series(source: Path) -> Found:
     opened = [_opened(f) for f in files if source.is_file() or looks_like_dicom(f)]
     images = [o for o in opened if isinstance(o, DicomFile)]
     others = tuple(o for o in opened if isinstance(o, OtherObject))
-    damaged = [*(o for o in opened if isinstance(o, Damaged)), *_dangling(source)]
+    damaged = [*(o for o in opened if isinstance(o, Damaged)), *_no_files(source)]
     by_uid: dict[str, list[DicomFile]] = defaultdict(list)
     for image in images:
         by_uid[_uid_of(image)].append(image)
@@ -98,13 +100,21 @@ def find_series(source: Path) -> Found:
     return Found(tuple(found), others, given)
 
 
-def _dangling(source: Path) -> list[Damaged]:
-    """Links that lead nowhere: each may have been a slice."""
-    links = sorted(f for f in source.rglob("*") if f.is_symlink() and not f.exists() and not f.name.startswith("."))
-    return [
-        Damaged(f, f"{f}: is a link to {f.readlink()}, which is not there; restore the file or take the link away")
-        for f in links
+def _no_files(source: Path) -> list[Damaged]:
+    """What lies in the place of files and is none: links that lead nowhere, pipes, closed folders. Each may have held a slice."""
+    if source.is_file():
+        return []
+    closed: list[OSError] = []
+    others = sorted(f for f in files_below(source, closed) if not f.is_file() and not f.name.startswith("."))
+    lost = [Damaged(f, special(f) or _dangling(f)) for f in others]
+    return lost + [
+        Damaged(Path(str(error.filename)), f"{said_by_system(error)}; ask for the right to read it, or take it away")
+        for error in closed
     ]
+
+
+def _dangling(link: Path) -> str:
+    return f"{link}: is a link to {link.readlink()}, which is not there; restore the file or take the link away"
 
 
 def _opened(file: Path) -> DicomFile | OtherObject | Damaged:
@@ -122,7 +132,7 @@ def files_of(source: Path) -> list[Path]:
     """Return the files in and below a folder but hidden ones, sorted; a file itself."""
     if source.is_file():
         return [source]
-    return sorted(f for f in source.rglob("*") if f.is_file() and not f.name.startswith("."))
+    return sorted(f for f in files_below(source) if f.is_file() and not f.name.startswith("."))
 
 
 def stack_of(series: Series) -> Stack:

@@ -13,8 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
+from segpipe.core.regular import files_below, lies, open_regular, special
 from segpipe.core.volume import Volume
-from segpipe.core.whole import whole
+from segpipe.core.whole import said_by_system, whole
 from segpipe.errors import SegpipeError, UnreadableFileError
 from segpipe.execution.limits import time_limit
 from segpipe.io.notes import Note
@@ -208,12 +209,22 @@ def files_behind(path: Path) -> list[Path]:
 
 
 def content_of(images: Sequence[Path]) -> str:
-    """Return the sha256 of the files that images are made of, in their order."""
+    """Return the sha256 of the files that images are made of, in their order.
+
+    Raises
+    ------
+    UnreadableFileError
+        If one of them cannot be read.
+    """
     hashed = sha256()
-    for file in (f for image in images for f in files_behind(image)):
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                hashed.update(block)
+    for image in images:
+        try:
+            for file in files_behind(image):
+                with open_regular(file) as opened:
+                    while block := opened.read(1 << 20):
+                        hashed.update(block)
+        except OSError as error:
+            raise _refused(image, error) from error
     return hashed.hexdigest()
 
 
@@ -314,7 +325,7 @@ def reading_limit_s(files: Iterable[Path]) -> float:
 
 
 def _all_files(path: Path) -> Iterable[Path]:
-    return (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else files_behind(path)
+    return (f for f in files_below(path) if f.is_file()) if path.is_dir() else files_behind(path)
 
 
 @contextmanager
@@ -328,13 +339,15 @@ def reading(path: Path, files: Iterable[Path] | None = None) -> Iterator[None]:
     files : iterable of Path, optional
         Files that are read; all that the image is made of unless given.
     """
-    seconds = reading_limit_s(_all_files(path) if files is None else files)
-    too_long = f"{path}: reading took over {seconds:.0f} s, expected less for its size: copy it to a local drive, or save it again"
     try:
+        seconds = reading_limit_s(_all_files(path) if files is None else files)
+        too_long = f"{path}: reading took over {seconds:.0f} s, expected less for its size: copy it to a local drive, or save it again"
         with time_limit(seconds, lambda: UnreadableFileError(too_long)):
             yield
     except (SegpipeError, MemoryError):
         raise
+    except OSError as error:
+        raise _refused(path, error) from error
     except Exception as error:
         logger.debug("%s", path, exc_info=True)
         raise UnreadableFileError(
@@ -342,9 +355,25 @@ def reading(path: Path, files: Iterable[Path] | None = None) -> Iterator[None]:
         ) from error
 
 
+def _refused(path: Path, error: OSError) -> UnreadableFileError:
+    """What the system refuses, as the failure of an image."""
+    return UnreadableFileError(
+        f"{path}: cannot be read ({said_by_system(error)}); ask for the right to read it, or copy it again"
+    )
+
+
 def _reader_of(path: Path) -> Any:
+    try:
+        return _reader_by_content(path)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _reader_by_content(path: Path) -> Any:
     if path.is_dir():
         return _module("dicom")
+    if why := special(path):
+        raise UnreadableFileError(why)
     ending = ending_of(path)
     if ending is None and path.is_file() and _module("dicom").looks_like_dicom(path):
         return _module("dicom")
@@ -356,7 +385,7 @@ def _reader_of(path: Path) -> Any:
         raise UnreadableFileError(
             f"{path}: ending is not one of {', '.join(IMAGE_ENDINGS)}, nor is it a folder of DICOM files"
         )
-    if not path.is_file():
+    if not lies(path):
         raise UnreadableFileError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise UnreadableFileError(f"{path}: the file is empty (0 bytes); copy it again from its source")
@@ -367,7 +396,7 @@ def archive_of(path: Path) -> str | None:
     """Say what to do with a file that holds or lists images; None for any other."""
     if path.name.upper() == "DICOMDIR":
         return "the list of a DICOM medium; give the folder in which it lies"
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         is_zip = stream.read(4) == b"PK\x03\x04"
     return "a zip archive; unpack it and give the folder" if is_zip else None
 

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid
+from segpipe.core.regular import open_regular
 from segpipe.errors import UnreadableFileError
 from segpipe.io import raster, tiff, tiff_write
 from segpipe.io.notes import Note
@@ -93,7 +94,7 @@ def write(output: Path, array: NDArray[Any], grid: Grid) -> None:
 
 def is_tiff(path: Path) -> bool:
     """Tell whether a file is a TIFF, by its first bytes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(4) in _TIFF_STARTS
 
 

@@ -10,6 +10,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own short name
 from numpy.typing import NDArray
 
 from segpipe.core.geometry import Floats, Grid
+from segpipe.core.regular import open_regular, regular
 from segpipe.core.system_names import name_problem, shown_name
 from segpipe.errors import UnreadableFileError
 from segpipe.io.notes import Note, shear_notes, size_notes
@@ -135,7 +136,7 @@ def open_header(path: Path) -> Any:
         If it is no image of real numbers.
     """
     reader = sitk.ImageFileReader()
-    reader.SetFileName(_name_for_itk(path))
+    reader.SetFileName(_name_for_itk(regular(path)))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -216,7 +217,7 @@ def _require_range(path: Path, stated: Stated) -> None:
     """Refuse numbers in text that do not fit into the type of the header: ITK takes other numbers for them."""
     if stated.encoding != "ascii" or stated.start is None or len(stated.files) > 1:
         return
-    with stated.files[0].open("rb") as file:
+    with open_regular(stated.files[0]) as file:
         file.seek(stated.start)
         try:
             values = np.array(file.read().replace(b",", b" ").split(), dtype=np.float64)
@@ -253,7 +254,7 @@ def _state_units(output: Path, units: tuple[str, ...], n_axes: int) -> None:
     """Write the unit of length, which ITK drops, into a header that ITK wrote: the numbers beside it are of that unit."""
     if not units or all(MM.get(unit, 1.0) == 1.0 for unit in units):
         return
-    content = output.read_bytes()
+    content = regular(output).read_bytes()
     if is_nrrd(output):
         end = content.index(b"\n\n") + 1
         # One for each axis of space.

@@ -14,6 +14,7 @@ from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
 
 from segpipe.core.geometry import Floats, Grid, largest_displacement_mm, same_grid
+from segpipe.core.regular import lies
 from segpipe.errors import UnreadableFileError
 from segpipe.io.notes import Note, Severity, shear_notes, size_notes
 from segpipe.io.streams import first_bytes
@@ -164,7 +165,7 @@ def voxels_of(header: Path) -> Path:
     """
     stem = header.name[: header.name.lower().rindex(".hdr")] if ".hdr" in header.name.lower() else header.stem
     names = [f"{stem}{ending}" for ending in (".img", ".img.gz", ".IMG", ".IMG.GZ", ".IMG.gz")]
-    found = next((header.with_name(name) for name in names if header.with_name(name).is_file()), None)
+    found = next((header.with_name(name) for name in names if lies(header.with_name(name))), None)
     if found is None:
         raise UnreadableFileError(f"{header}: its voxels, {names[0]}, are not beside it; copy both files")
     return found

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from segpipe.core.geometry import Grid
+from segpipe.core.regular import open_regular, regular
 from segpipe.errors import UnreadableFileError
 from segpipe.io.bmp_data import indices_with_other_bits
 from segpipe.io.jpeg_end import is_cut_short
@@ -26,6 +27,7 @@ from segpipe.io.picture_values import (
     without_transparency,
 )
 from segpipe.io.png_data import SAMPLES, n_missing_bytes
+from segpipe.io.streams import whole_file
 
 _ORIENTATION = 274
 _FORMATS = ("PNG", "JPEG", "BMP")
@@ -135,7 +137,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         # Slides have more pixels than the limit, which is meant for pictures from the internet.
         Image.MAX_IMAGE_PIXELS = None
-        picture = Image.open(path, formats=_FORMATS)
+        picture = Image.open(regular(path), formats=_FORMATS)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UnreadableFileError(
             f"{path}: not a readable image: neither PNG, JPEG, BMP nor TIFF ({_said(path, error)})"
@@ -173,7 +175,7 @@ def _require_whole_png(path: Path) -> None:
             return
         picture.verify()
     try:
-        n_missing = n_missing_bytes(path.read_bytes())
+        n_missing = n_missing_bytes(whole_file(path))
     except zlib.error as error:
         raise UnreadableFileError(
             f"{path}: the pixels cannot be read ({error}); copy the file again from its source"
@@ -190,7 +192,7 @@ def _require_whole_jpeg(path: Path) -> None:
         if picture.format not in _LOSSY:
             return
     try:
-        cut_short = is_cut_short(path.read_bytes(), imagecodecs.jpeg8_decode)
+        cut_short = is_cut_short(whole_file(path), imagecodecs.jpeg8_decode)
     except (RuntimeError, ValueError, IndexError) as error:
         raise UnreadableFileError(
             f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
@@ -239,7 +241,7 @@ def _read_16_bits(path: Path) -> tuple[NDArray[Any], Grid]:
         if "transparency" in picture.info:
             raise UnreadableFileError(f"{path}: names a transparent colour (tRNS); save it without transparency")
     try:
-        pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+        pixels = np.asarray(imagecodecs.png_decode(whole_file(path)))
     except (RuntimeError, ValueError) as error:
         raise UnreadableFileError(
             f"{path}: the pixels cannot be read ({_said(path, error)}); copy the file again from its source"
@@ -256,7 +258,7 @@ def _read_16_bits(path: Path) -> tuple[NDArray[Any], Grid]:
 
 def _png_header(path: Path) -> tuple[int, int]:
     """Bits and colour type of a PNG; zeros for other files."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(26)
     return (start[24], start[25]) if start.startswith(b"\x89PNG") and len(start) == 26 else (0, 0)
 

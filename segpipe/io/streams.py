@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.regular import open_regular, regular
 from segpipe.errors import UnreadableFileError
+from segpipe.execution.memory import require_room_for
 
 _GZIP = b"\x1f\x8b"
 _ZLIB = 15
@@ -19,6 +21,8 @@ _MOST_PACKED = 1100
 """Bytes that one byte of a deflate stream can stand for, at most 1032, rounded up."""
 _READ, _GIVEN = 1 << 18, 1 << 22
 """Bytes that are read, and most bytes that are given out, at a time."""
+_MOST_BEHIND = 1 << 26
+"""Most bytes behind a part that are read on for, where they are more than the part itself. Tags of FreeSurfer take some kilobytes."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,21 @@ class Taken:
 
 def is_gzip(path: Path, at: int = 0) -> bool:
     """Tell whether a file, or its content from a byte on, begins as gzip does."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(at)
         return file.read(2) == _GZIP
+
+
+def whole_file(path: Path) -> bytes:
+    """Return all bytes of a file that a decoder wants whole.
+
+    Raises
+    ------
+    NoRoomError
+        If they would not fit into the free memory.
+    """
+    require_room_for(path, regular(path).stat().st_size)
+    return regular(path).read_bytes()
 
 
 def first_bytes(path: Path, n: int) -> bytes:
@@ -56,7 +72,10 @@ def first_bytes(path: Path, n: int) -> bytes:
 
 
 def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int = 0) -> Taken:
-    """Read a part of a file's content, and the rest of the file to its end, so that checksums are compared.
+    """Read a part of a file's content, and the rest of its compressed stream to the end, so that checksums are compared.
+
+    A stream that goes on without end is refused: a small file may unpack to a thousand times its size. What lies behind a part that is
+    not compressed has no checksum, and is counted by the file's size.
 
     Parameters
     ----------
@@ -73,12 +92,14 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
     Raises
     ------
     UnreadableFileError
-        If the content ends too early, or its checksum does not fit.
+        If the content ends too early, goes on for too long, or its checksum does not fit.
     """
-    most = (path.stat().st_size - at) * (_MOST_PACKED if inside == "zlib" or is_gzip(path, at) else 1)
-    if n_bytes > most:
+    packed = inside == "zlib" or is_gzip(path, at)
+    size = path.stat().st_size - at
+    most = size * (_MOST_PACKED if packed else 1)
+    if n_bytes > most or start > most:
         # Before memory is taken: a damaged header may state any size.
-        raise _too_short(path, f"at most {most}", n_bytes)
+        raise _too_short(path, f"at most {most if start <= most else 0}", n_bytes)
     content = np.empty(n_bytes, dtype=np.uint8)
     filled, behind, zeros = -start, 0, True
     for block in _zlib_blocks(path, at) if inside == "zlib" else _blocks(path, at, _GIVEN):
@@ -92,6 +113,14 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
         if rest := piece[len(wanted) :]:
             behind += len(rest)
             zeros = zeros and not rest.strip(b"\0")
+        if behind > max(n_bytes, _MOST_BEHIND):
+            if packed:
+                raise UnreadableFileError(
+                    f"{path}: its compressed content goes on for more than {max(n_bytes, _MOST_BEHIND)} bytes behind the {n_bytes} of "
+                    "its voxels; expected its end there: set the right number of axes and their sizes in the header, or save it again"
+                )
+            behind = size - start - n_bytes
+            break
     if filled < n_bytes:
         raise _too_short(path, str(max(filled, 0)), n_bytes)
     return Taken(content, behind, zeros)
@@ -124,7 +153,7 @@ def _blocks(path: Path, at: int, most: int) -> Iterator[bytes]:
 
 
 def _plain_blocks(path: Path, at: int, most: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(at)
         while block := file.read(most):
             yield block
@@ -132,12 +161,15 @@ def _plain_blocks(path: Path, at: int, most: int) -> Iterator[bytes]:
 
 def _gzip_blocks(path: Path, at: int, most: int) -> Iterator[bytes]:
     """Members one after the other; zlib compares the checksum and the length of each. Padding and what is no member end the stream."""
-    member = None
+    member, padding = None, 0
     for block in _plain_blocks(path, at, _READ):
         pending = block
         while pending:
             if member is None:
-                pending = pending.lstrip(b"\0")
+                stripped = pending.lstrip(b"\0")
+                padding, pending = padding + len(pending) - len(stripped), stripped
+                if padding > _MOST_BEHIND:
+                    return
                 if not pending:
                     break
                 if not pending.startswith(_GZIP[: len(pending)]):
@@ -161,10 +193,11 @@ def _zlib_blocks(path: Path, at: int) -> Iterator[bytes]:
         while pending and not stream.eof:
             yield from (piece for piece in [_inflate(path, stream, pending, _GIVEN)] if piece)
             pending = stream.unconsumed_tail
-    if not stream.eof:
-        raise UnreadableFileError(
-            f"{path}: the file is truncated: its compressed voxels end before their checksum; copy it again from its source"
-        )
+        if stream.eof:
+            return
+    raise UnreadableFileError(
+        f"{path}: the file is truncated: its compressed voxels end before their checksum; copy it again from its source"
+    )
 
 
 def _inflate(path: Path, stream: "zlib._Decompress", pending: bytes, most: int) -> bytes:

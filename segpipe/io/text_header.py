@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
 
+from segpipe.core.regular import lies, open_regular
 from segpipe.errors import UnreadableFileError
 
 _LONGEST = 1 << 20
@@ -96,7 +97,7 @@ def stated_in(path: Path) -> Stated:
     UnreadableFileError
         If a field that is needed is missing or cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(_LONGEST)
     try:
         return _nrrd(path, content) if is_nrrd(path) else _meta(path, content)
@@ -208,7 +209,7 @@ def _data_files(path: Path, named: str, listed: list[str]) -> tuple[Path, ...]:
     else:
         names = [named]
     files = tuple(path.parent / name for name in names)
-    gone = next((file for file in files if not file.is_file()), None)
+    gone = next((file for file in files if not lies(file)), None)
     if gone is not None or not files:
         raise UnreadableFileError(
             f"{path}: its voxels should be in {gone or named}, which is not there; copy it beside the header"

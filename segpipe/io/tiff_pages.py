@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 
+from segpipe.core.regular import open_regular, regular
 from segpipe.errors import UnreadableFileError
 from segpipe.execution.quiet import logger_levels
 from segpipe.io.jpeg_end import is_cut_short
@@ -54,7 +55,7 @@ def opened(path: Path) -> Iterator[Any]:
     with logger_levels({"tifffile": CRITICAL + 1}):
         try:
             # A part of a set of files is not the whole image: other files are not opened.
-            with tifffile.TiffFile(path, _multifile=False) as tif:
+            with tifffile.TiffFile(regular(path), _multifile=False) as tif:
                 yield tif
         except UnreadableFileError:
             raise
@@ -265,7 +266,7 @@ def _require_end_of_pages(path: Path) -> None:
     """Follow the list of pages, each of which names the place of the next one, to its end."""
     size = path.stat().st_size
     seen: dict[int, int] = {}
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         order = {b"II": "<", b"MM": ">"}[file.read(2)]
         big = struct.unpack(f"{order}H", file.read(2))[0] == 43
         count_format, offset_format, entry = (f"{order}Q", f"{order}Q", 20) if big else (f"{order}H", f"{order}I", 12)

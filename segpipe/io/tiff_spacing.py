@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from segpipe.core.geometry import Spacing
+from segpipe.core.regular import read_text
 from segpipe.errors import UnreadableFileError
 from segpipe.io.tiff_pages import tag_value
 
@@ -114,8 +115,8 @@ def content_of(file: Path) -> dict[str, Any]:
         If it is not JSON.
     """
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content: dict[str, Any] = json.loads(read_text(file, "utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UnreadableFileError(
             f"{file}: is not JSON ({error}); repair it, or take it away from beside the stack"
         ) from error
@@ -123,10 +124,10 @@ def content_of(file: Path) -> dict[str, Any]:
 
 
 def _names_spacing(file: Path) -> bool:
-    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    text = read_text(file, "utf-8-sig", "replace")
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return '"spacing"' in text
     return isinstance(content, dict) and "spacing" in content
 

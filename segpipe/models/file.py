@@ -4,19 +4,20 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from segpipe.core.artefact import require_not_newer
+from segpipe.core.regular import open_regular, regular
 from segpipe.core.whole import write_atomically
-from segpipe.errors import ArtefactError, ModelError
-from segpipe.models.torch_file import load_tested
+from segpipe.errors import ArtefactError, ModelError, SegpipeError
+from segpipe.execution.memory import require_room_for
+from segpipe.models.torch_file import load_tested, require_room_for_members
 from segpipe.planning.schema import Plan
 from segpipe.postprocessing.schema import PostprocessingRules, Rule
 from segpipe.version import __version__
@@ -170,7 +171,8 @@ class ModelFile:
     @classmethod
     def _from_zip(cls, file: "Path | io.BytesIO", path: Path) -> "ModelFile":
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(regular(file) if isinstance(file, Path) else file) as archive:
+                require_room_for_members(path, archive)
                 about = json.loads(archive.read("model.json"))
                 require_not_newer("model file", about["format"], ENSEMBLE_FORMAT, about.get("made_by"))
                 if about["format"] < 1:
@@ -194,7 +196,9 @@ class ModelFile:
             raise ModelError(f"{path}: no such model file") from error
         except ArtefactError as error:
             raise ModelError(f"{path}: {error}") from error
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, SafetensorError) as error:
+        except SegpipeError:
+            raise
+        except Exception as error:  # zip, JSON and safetensors raise many kinds here; each means the same to the user
             raise ModelError(f"{path}: not a segpipe model, or damaged ({error})") from error
 
 
@@ -218,11 +222,15 @@ def read_weights(path: Path) -> Weights:
     """
     try:
         if path.suffix.lower() == ".safetensors":
-            found: Weights = load(path.read_bytes())
+            # The bytes, and the tensors made of them.
+            require_room_for(path, 2 * regular(path).stat().st_size)
+            found: Weights = load(regular(path).read_bytes())
             return found
         held = load_tested(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file") from error
+    except SegpipeError:
+        raise
     except Exception as error:  # torch raises many kinds here; each means the same to the user
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: no weights can be read from it ({first})") from error
@@ -248,4 +256,5 @@ def weights_digest(weights: Weights) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file."""
-    return sha256(path.read_bytes()).hexdigest()
+    with open_regular(path) as file:
+        return file_digest(file, "sha256").hexdigest()

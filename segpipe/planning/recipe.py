@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, ValidationError
 
 from segpipe.augment.spec import AugmentationSettings
 from segpipe.core.artefact import Record, added_later, first_problem
+from segpipe.core.regular import lies, read_text
 from segpipe.core.text import did_you_mean
 from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
@@ -144,14 +145,14 @@ def read_recipe(
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = shipped_plans() / f"{name_or_path}.toml"
-    if not path.is_file() or (path.parent == shipped_plans() and path.stem not in known):
+    if not lies(path) or (path.parent == shipped_plans() and path.stem not in known):
         raise error(
             f"recipe {str(name_or_path)!r}: not found{did_you_mean(str(name_or_path), known)}; "
             f"known are {', '.join(known)}, or give the path of a .toml file"
         )
     try:
-        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as wrong:
+        return kind.model_validate(tomllib.loads(read_text(path)))
+    except (tomllib.TOMLDecodeError, RecursionError) as wrong:
         raise error(f"{path}: is not TOML: {wrong}") from wrong
     except ValidationError as wrong:
         raise error(f"{path}: {first_problem(wrong)}; see {page}") from wrong

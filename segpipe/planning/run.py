@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from segpipe.core.regular import lies, read_bytes
 from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.fingerprint.schema import Fingerprint
@@ -56,8 +57,8 @@ def write_plan(
 
 def _replace(workspace: Workspace, plan: Plan) -> None:
     """Write plan.json; another plan that was there is kept as plan.previous.json."""
-    if workspace.plan.is_file():
-        before = workspace.plan.read_bytes()
+    if lies(workspace.plan):
+        before = read_bytes(workspace.plan)
         try:
             same = Plan.read(workspace.plan).digest() == plan.digest()
         except ArtefactError:
@@ -73,7 +74,7 @@ def variant_plan(
     """Return the plan for another network, written to plans/ the first time and whenever the workspace's plan has changed since."""
     path = workspace.plan_of(variant_name(base, choice))
     package = architecture_of(choice.name).package
-    if path.is_file():
+    if lies(path):
         known = Plan.read(path)
         same = all(c.network.package == package for c in known.configurations.values())
         if known.derived_from == base.digest() and known.asked_network == choice and same:

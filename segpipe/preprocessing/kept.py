@@ -6,6 +6,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from segpipe.core.regular import lies
 from segpipe.core.workspace import PreparedFiles
 from segpipe.errors import ArtefactError
 from segpipe.io.arrays import require_sha256, write_array
@@ -75,7 +76,7 @@ def replace_segmentation(
 def _known(files: PreparedFiles, source: str) -> bool:
     """Whether the arrays are those of the record, and made of the source."""
     arrays = (files.image, files.segmentation, files.foreground)
-    if not all(f.is_file() for f in (files.record, *arrays)):
+    if not all(lies(f) for f in (files.record, *arrays)):
         return False
     try:
         record = PreparedRecord.read(files.record)

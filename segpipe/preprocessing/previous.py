@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from segpipe.core.artefact import ArraysRecord, json_digest
+from segpipe.core.regular import lies
 from segpipe.core.workspace import PreparedFiles
 from segpipe.dataset.load import labels_on, load_image, read_label_file
 from segpipe.dataset.schema import Case, FileStamp
@@ -84,7 +85,7 @@ def _prepare_one(found: FoundBefore, plan: Plan, configuration: Configuration, f
 
 
 def _is_prepared(files: PreparedFiles, source: str) -> bool:
-    if not (files.record.is_file() and files.previous.is_file()):
+    if not (lies(files.record) and lies(files.previous)):
         return False
     try:
         record = PreviousRecord.read(files.record)

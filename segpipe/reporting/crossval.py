@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from segpipe.core.regular import regular
 from segpipe.core.whole import write_atomically
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.pool import Pooled, pool, summarise, write_table
@@ -54,7 +55,7 @@ def _final_model(folder: CrossvalFolder, found: Mapping[str, Standing]) -> Path 
     standing = found.get(f"{FINAL}/model")
     if standing is None or standing.state != "done":
         return None
-    write_atomically(folder.model, folder.study(FINAL).model.read_bytes())
+    write_atomically(folder.model, regular(folder.study(FINAL).model).read_bytes())
     return folder.model
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import canonical_orientation
 from segpipe.core.labels import Labels
+from segpipe.core.regular import read_bytes, read_text
 from segpipe.dataset.grids import labels_exactly_on
 from segpipe.dataset.load import read_label_file
 from segpipe.io.formats import is_picture, read_volume
@@ -53,7 +54,7 @@ def training_curve(log: Path, names: tuple[str, ...], loss: Sequence[LossTerm], 
     path : Path
         Picture to write.
     """
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in read_text(log).splitlines()]
     guided = any("guide" in line for line in lines)
     minutes = [line["elapsed_s"] / 60 for line in lines]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -149,7 +150,7 @@ def _draw_plane(panel: Any, scan: _Scan, axis: int, labels: Labels, limits: tupl
 
 def as_data_url(path: Path) -> str:
     """Return a PNG as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return "data:image/png;base64," + base64.b64encode(read_bytes(path)).decode()
 
 
 def _fill(panel: Any, mask: NDArray[np.bool_], colour: str, aspect: float) -> None:

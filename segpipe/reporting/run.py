@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.labels import Labels
+from segpipe.core.regular import lies, regular
 from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.schema import Dataset
@@ -94,7 +95,7 @@ def _fold_page(workspace: Workspace, place: Path, fingerprint: Fingerprint) -> F
         plan=plan,
         problems=_problems(fingerprint, evaluation),
         overlays=[as_data_url(picture) for picture in examples],
-        curve=as_data_url(fold.curves) if fold.curves.is_file() else None,
+        curve=as_data_url(fold.curves) if lies(fold.curves) else None,
     )
 
 
@@ -102,7 +103,7 @@ def _plan_of(workspace: Workspace, record: TrainingRecord) -> Plan | None:
     """Return the plan that a fold was trained by: beside the fold, or in the workspace where an older version trained it."""
     fold = workspace.fold(record.configuration, record.variant, record.fold)
     for path in (fold.plan, workspace.plan_of(record.variant), workspace.previous_plan):
-        plan = Plan.read(path) if path.is_file() else None
+        plan = Plan.read(path) if lies(path) else None
         if plan is not None and plan.digest() == record.plan_digest:
             return plan
     return _plan_in(workspace.model(record.configuration, record.variant), record.plan_digest)
@@ -110,7 +111,7 @@ def _plan_of(workspace: Workspace, record: TrainingRecord) -> Plan | None:
 
 def _plan_in(model: Path, digest: str) -> Plan | None:
     """Return the plan that a model file holds, where it has a digest."""
-    with suppress(OSError, zipfile.BadZipFile, KeyError, ArtefactError), zipfile.ZipFile(model) as archive:
+    with suppress(OSError, zipfile.BadZipFile, KeyError, ArtefactError), zipfile.ZipFile(regular(model)) as archive:
         plan = Plan.from_json(archive.read("plan.json"), advice="train again")
         return plan if plan.digest() == digest else None
     return None

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 
+from segpipe.core.regular import read_text
 from segpipe.core.workspace import FoldFolder
 from segpipe.errors import TrainingError
 
@@ -27,7 +28,7 @@ class Board:
 
     def show(self) -> None:
         """Write what the log has gained."""
-        lines = [json.loads(line) for line in self.folder.log.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in read_text(self.folder.log).splitlines()]
         for line in lines[self.shown :]:
             for name, value in line.items():
                 if isinstance(value, (int, float)) and name != "epoch":

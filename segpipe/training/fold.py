@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from segpipe.augment.spec import AugmentationSpec, default_spec
 from segpipe.core import seeds
+from segpipe.core.regular import lies
 from segpipe.core.whole import write_atomically
 from segpipe.dataset.splits import Fold
 from segpipe.errors import TrainingError
@@ -187,7 +188,7 @@ def _network(job: FoldJob, n_previous: int, listener: Listener) -> tuple[Segment
     torch.manual_seed(int(seeds.stream(job.seed, "weights").integers(2**62)))
     spec = plan.configuration(job.configuration).network
     network = build_network(spec, len(plan.channel_names) + n_previous, plan.labels.n_outputs)
-    if job.initial is None or (job.resume and job.folder.checkpoint.is_file()):
+    if job.initial is None or (job.resume and lies(job.folder.checkpoint)):
         return network, None
     begun_with = job.initial.describe()
     left = take_over(network, job.initial, plan.channel_names, spec.architecture)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from segpipe.core.regular import lies
 from segpipe.core.system_names import real_path
 from segpipe.errors import ModelError
 from segpipe.models.file import ModelFile, Weights, file_sha256, is_weights_file, model_in, read_weights, weights_digest
@@ -36,7 +37,7 @@ class InitialWeights:
             If the file is no model.
         """
         if is_weights_file(path):
-            if not path.is_file():
+            if not lies(path):
                 raise ModelError(f"--init-from {path}: no such file")
             return cls(real_path(path), None)
         file = real_path(model_in(path))

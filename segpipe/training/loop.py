@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.core.labels import Labels
+from segpipe.core.regular import lies, read_text
 from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import FoldFolder
 from segpipe.errors import TrainingError, TrainingInterrupted
@@ -160,7 +161,7 @@ class Trainer:
 
     def _take_up(self, *, resume: bool) -> None:
         """Continue from the checkpoint where that is asked for, and cut the log to what the state holds."""
-        if resume and self.folder.checkpoint.is_file():
+        if resume and lies(self.folder.checkpoint):
             load_checkpoint(self.folder.checkpoint, self.state, self.identity)
             if not self.end_is_asked_for:
                 kept = self.state.progress
@@ -398,13 +399,9 @@ class Trainer:
 
     def _cut_log(self) -> None:
         """Take out lines of epochs that a crash undid: they are later than the checkpoint."""
-        if self.folder.log.is_file():
+        if lies(self.folder.log):
             # A last line that was cut off is no line.
-            whole = [
-                line
-                for line in self.folder.log.read_text(encoding="utf-8").splitlines(keepends=True)
-                if line.endswith("\n")
-            ]
+            whole = [line for line in read_text(self.folder.log).splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in whole if self.progress.holds(json.loads(line))]
             write_atomically(self.folder.log, "".join(kept).encode())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load
 
+from segpipe.core.regular import lies, regular
 from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.errors import TrainingError
 from segpipe.execution.device import Runtime
@@ -39,7 +40,7 @@ def train(job: FoldJob, runtime: Runtime, listener: Listener | None = None) -> T
     with locked(job.folder.root, wait=False):
         require_trainable(job)
         _sweep(job.folder)
-        record = _finished(job) if job.resume and job.folder.record.is_file() else None
+        record = _finished(job) if job.resume and lies(job.folder.record) else None
         if record is None or job.extend:
             if not job.resume:
                 job.folder.log.unlink(missing_ok=True)
@@ -72,7 +73,7 @@ def pack_model(
     root = workspace.variant(configuration, plan.recipe)
     # Two folds may end at the same time: each packs what the other left.
     with locked(root, wait=True):
-        folders = [FoldFolder(p) for p in sorted(root.glob("fold_*")) if FoldFolder(p).record.is_file()]
+        folders = [FoldFolder(p) for p in sorted(root.glob("fold_*")) if lies(FoldFolder(p).record)]
         records = [TrainingRecord.read(f.record) for f in folders]
         current = [(f, r) for f, r in zip(folders, records, strict=True) if r.plan_digest == plan.digest()]
         left = ", ".join(str(r.fold) for r in records if r.plan_digest != plan.digest())
@@ -105,7 +106,7 @@ def _weights(folder: FoldFolder, record: TrainingRecord) -> Weights:
     """
     again = f"copy it back, or delete it and {folder.record.name} beside it, then `segpipe train --fold {record.fold} --resume`"
     try:
-        content = folder.weights.read_bytes()
+        content = regular(folder.weights).read_bytes()
     except FileNotFoundError as error:
         raise TrainingError(f"{folder.weights}: is gone; {again}") from error
     found = sha256(content).hexdigest()
@@ -154,14 +155,10 @@ def require_state(folder: FoldFolder, *, resume: bool, extend: bool) -> None:
             f"{folder.root}: this fold was trained before; give --resume to continue it, another --work, "
             "or delete the folder to start afresh"
         )
-    if extend and not (folder.checkpoint.is_file() and folder.record.is_file()):
+    if extend and not (lies(folder.checkpoint) and lies(folder.record)):
         raise TrainingError(
             f"{folder.root}: --extend continues a finished fold, and this one "
-            + (
-                "is not finished; give --resume"
-                if folder.checkpoint.is_file()
-                else "has no checkpoint.pt to continue from"
-            )
+            + ("is not finished; give --resume" if lies(folder.checkpoint) else "has no checkpoint.pt to continue from")
         )
 
 
@@ -179,7 +176,7 @@ def require_first_stage(job: FoldJob) -> None:
     missing = []
     for fold in range(len(job.splits.folds)):
         record = job.workspace.fold(first, job.plan.recipe, fold).record
-        if not record.is_file() or TrainingRecord.read(record).plan_digest != job.plan.digest():
+        if not lies(record) or TrainingRecord.read(record).plan_digest != job.plan.digest():
             missing.append(fold)
     if missing:
         asked = job.plan.asked_network

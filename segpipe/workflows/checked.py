@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segpipe.core.regular import lies
 from segpipe.core.text import did_you_mean
 from segpipe.core.workspace import Workspace
 from segpipe.errors import SegpipeError, UsageError
@@ -99,7 +100,7 @@ def require_configuration(name: str | None, workspace: Workspace, init_from: Pat
     known = set(CONFIGURATIONS)
     if name is None or name in known:
         return
-    if workspace.plan.is_file():
+    if lies(workspace.plan):
         from segpipe.planning.schema import Plan
 
         known |= set(Plan.read(workspace.plan).configurations)
@@ -122,7 +123,7 @@ def require_offered_fold(fold: int | str, workspace: Workspace, dataset: Path) -
     """
     from segpipe.dataset.splits import N_FOLDS, Splits
 
-    if workspace.splits.is_file():
+    if lies(workspace.splits):
         splits = Splits.read(workspace.splits)
         # Where cases were added, the splits are made again.
         if _has_fold(fold, len(splits.folds)) or not _same_groups(dataset, workspace):
@@ -152,7 +153,7 @@ def _same_groups(dataset: Path, workspace: Workspace) -> bool:
     from segpipe.dataset.match import match_dataset
     from segpipe.dataset.schema import Dataset
 
-    if not workspace.dataset.is_file():
+    if not lies(workspace.dataset):
         return False
     known, now = Dataset.read(workspace.dataset), match_dataset(dataset)
     return {c.id: c.group for c in known.cases} == {c.id: c.group for c in now.cases}

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segpipe.core.regular import lies
 from segpipe.core.system_names import real_path
 from segpipe.core.workspace import FoldFolder, Workspace
 from segpipe.errors import TrainingError
@@ -76,7 +77,7 @@ def job_of(work: FoldWork, guidance: Guidance | None = None, initial: InitialWei
     if settings.init_from is not None:
         initial = InitialWeights.of(settings.init_from)
     resume = settings.resume or settings.extend
-    if resume and work.folder.checkpoint.is_file():
+    if resume and lies(work.folder.checkpoint):
         initial = None
     return FoldJob(
         workspace=work.project.workspace,
@@ -101,7 +102,7 @@ def train_fold(
     work: FoldWork, guidance: Guidance | None = None, initial: InitialWeights | None = None
 ) -> TrainingRecord:
     """Train one fold on prepared arrays; its curves are drawn as it goes."""
-    if not (work.settings.resume and work.folder.record.is_file()):
+    if not (work.settings.resume and lies(work.folder.record)):
         require_cases(work)
     job, watch = job_of(work, guidance, initial), work.project.watch
     board = None
@@ -181,9 +182,9 @@ def _require_end(work: FoldWork, longer: str) -> None:
     if not (settings.resume or settings.extend):
         return
     note = work.project.watch.note
-    if settings.init_from is not None and folder.checkpoint.is_file():
+    if settings.init_from is not None and lies(folder.checkpoint):
         note(f"--init-from {settings.init_from} was not followed: fold {work.fold} continues from its own checkpoint")
-    if not folder.record.is_file():
+    if not lies(folder.record):
         return
     record = TrainingRecord.read(folder.record)
     if settings.extend:

@@ -7,6 +7,7 @@ from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segpipe.core.regular import lies
 from segpipe.core.system_names import real_path
 from segpipe.core.workspace import Workspace
 from segpipe.errors import ArtefactError, SegpipeError
@@ -40,7 +41,7 @@ def require_same_dataset(source: Path, workspace: Workspace) -> str | None:
     from segpipe.dataset.match import match_dataset
     from segpipe.dataset.schema import Dataset
 
-    if workspace.dataset.is_file():
+    if lies(workspace.dataset):
         known = Dataset.read(workspace.dataset)
         if known.root == real_path(source):
             return None

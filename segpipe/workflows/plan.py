@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.regular import lies
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import ArtefactError
@@ -49,7 +50,7 @@ def plan(options: PlanOptions, watch: Watch = SILENT) -> Planned:
 def _digest(path: Path) -> str:
     """Return the digest of the plan that is there; empty where there is none, in words where it cannot be read."""
     try:
-        return Plan.read(path).digest() if path.is_file() else ""
+        return Plan.read(path).digest() if lies(path) else ""
     except ArtefactError:
         return "another"
 

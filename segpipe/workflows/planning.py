@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segpipe.core.regular import lies
 from segpipe.execution.accelerator import expected_gpu
 from segpipe.workflows.project import Project
 
@@ -45,7 +46,7 @@ def current_plan(project: Project, *, init_from: Path | None = None) -> Plan:
     from segpipe.planning.run import adopt, read_plan
 
     measured, workspace = project.measure(), project.workspace
-    if workspace.plan.is_file():
+    if lies(workspace.plan):
         return read_plan(workspace, measured)
     if init_from is not None and not is_weights_file(init_from):
         project.watch.note(f"no plan in {workspace.root} yet: taking over that of {init_from}")
@@ -63,7 +64,7 @@ def plan_to_run(project: Project, recipe: str | None) -> Plan:
     from segpipe.planning.schema import Plan
 
     workspace, note = project.workspace, project.watch.note
-    known = Plan.read(workspace.plan) if workspace.plan.is_file() else None
+    known = Plan.read(workspace.plan) if lies(workspace.plan) else None
     fits = known is not None and known.fingerprint_digest == project.measured.digest()
     if known is not None and fits and recipe is None:
         note(f"{workspace.plan}: kept (recipe {known.recipe}); give --recipe to plan again")

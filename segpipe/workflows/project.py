@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.regular import lies
 from segpipe.core.system_names import real_path
 from segpipe.core.whole import write_atomically
 from segpipe.core.workspace import Workspace
@@ -101,7 +102,7 @@ class Project:
         for name in ("matched", "measured", "splits"):
             self.__dict__.pop(name, None)
         with self.watch.counting("checking and measuring", None) as done:
-            before = self.matched if self.workspace.dataset.is_file() else None
+            before = self.matched if lies(self.workspace.dataset) else None
             found = match_again(self.dataset, self.workspace, resample_channels)
             matched = found if before is None else _named_as(before, found)
             self.measured = measure(matched, self.workspace, before=before, workers=self.workers, on_case=done)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.regular import lies
 from segpipe.core.workspace import FoldFolder
 from segpipe.errors import TrainingError
 from segpipe.networks.spec import parse_choice
@@ -82,7 +83,7 @@ def open_for_training(options: FoldOptions, watch: Watch) -> Project:
 
 def _require_state_before(project: Project, options: FoldOptions, settings: FoldSettings) -> None:
     """Raise what stands against a fold's state before the dataset is measured, by the plan that the workspace has."""
-    if not project.workspace.plan.is_file():
+    if not lies(project.workspace.plan):
         return
     known = Plan.read(project.workspace.plan)
     configuration = options.configuration or configuration_of(settings.init_from, known)
@@ -124,7 +125,7 @@ def train_and_score(work: FoldWork, options: FoldOptions, command: str) -> Train
     """Train a prepared fold and score what it held out."""
     watch = work.project.watch
     watch.note(f"training on {work.project.runtime.describe()}")
-    if not work.folder.record.is_file():
+    if not lies(work.folder.record):
         write_asked(work.folder.root, command, options)
     record = train_fold(work)
     if work.fold == "all":

@@ -156,6 +156,60 @@ def test_a_container_sees_its_own_group_as_the_root(machine, tmp_path):
     assert memory.free_bytes() == 600
 
 
+def limits(folder, version, most, used, given_back=None):
+    """A group's files; without memory.stat where nothing is said of what is given back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
+    limit, usage, cached = names.get(version, ("memory.max", "memory.current", "inactive_file"))
+    (folder / limit).write_text(f"{most}\n", encoding="utf-8")
+    (folder / usage).write_text(f"{used}\n", encoding="utf-8")
+    if given_back is not None:
+        (folder / "memory.stat").write_text(f"{cached} {given_back}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("member_of", "groups", "free"),
+    [
+        # The least of all groups above counts, in either version, wherever it stands.
+        ("0::/a/b/c\n", {"a/b/c": (2, 5000, 0), "a/b": (2, 900, 300, 50), "a": (2, "max", 10)}, 650),
+        ("0::/a/b/c\n", {"a/b/c": (2, 500, 0), "a/b": (2, 900, 300), "a": (2, "max", 10)}, 500),
+        ("4:memory:/a/b\n", {"memory/a/b": (1, 2**63 - 4096, 7), "memory/a": (1, 4000, 3000, 500)}, 1500),
+        ("4:memory:/a/b\n", {"memory/a/b": (1, 2**63 - 4096, 7), "memory": (1, 800, 300)}, 500),
+        # Memory beside other kinds in one line of version 1.
+        ("4:cpu,memory,pids:/a\n", {"memory/a": (1, 700, 100)}, 600),
+        # Both versions beside each other: memory belongs to version 1, the other one is mounted elsewhere.
+        ("4:memory:/a\n0::/b\n", {"memory/a": (1, 700, 100), "unified/b": (2, 1, 0)}, 600),
+        # Without memory.stat nothing is known to be given back, and the limit counts.
+        ("0::/a\n", {"a": (2, 700, 100)}, 600),
+        # More is used than the limit allows: nothing is free, and not less.
+        ("0::/a\n", {"a": (2, 700, 900)}, 0),
+        ("0::/a\n", {"a": (2, "max", 900, 5)}, 10**11),
+        ("0::/gone\n", {}, 10**11),
+        ("4:cpu:/a\n", {"memory/a": (1, 700, 100)}, 10**11),
+        ("0::/../outside\n", {".": (2, 900, 100)}, 800),
+    ],
+)
+def test_the_least_of_all_groups_above_the_process_is_free(machine, tmp_path, monkeypatch, member_of, groups, free):
+    monkeypatch.setattr(memory, "_left_of_process", lambda: iter(()))
+    machine(member_of)
+    for place, how in groups.items():
+        limits(tmp_path / place, *how)
+    assert memory.free_bytes() == free
+
+
+def test_where_the_system_says_nothing_of_groups_its_root_counts(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_left_of_process", lambda: iter(()))
+    limits(tmp_path, 2, 900, 100)
+    assert memory.free_bytes() == 800
+
+
+def test_a_line_that_is_cut_off_is_passed_over(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_left_of_process", lambda: iter(()))
+    machine("nonsense\n0::/a\n")
+    limits(tmp_path / "a", 2, 900, 100)
+    assert memory.free_bytes() == 800
+
+
 def test_without_groups_the_machine_and_the_shells_limits_count(machine, monkeypatch):
     machine("")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.artefact import ArraysRecord
 from segpipe.core.geometry import Shape
+from segpipe.core.regular import lies
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.check import Expectations
 from segpipe.dataset.content import image_digest
@@ -56,7 +57,7 @@ def measured_case(case: Case, expected: Expectations, workspace: Workspace) -> t
     if record.shape is None:
         return record, []
     content = record.content_digest()
-    if files.measurements.is_file() and files.quantiles.is_file():
+    if lies(files.measurements) and lies(files.quantiles):
         try:
             known = _Measured.read(files.measurements)
             if known.content == content:

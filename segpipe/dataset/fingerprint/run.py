@@ -5,6 +5,7 @@ from functools import partial
 
 from segpipe.core.artefact import json_digest
 from segpipe.core.labels import Labels
+from segpipe.core.regular import lies
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.check import Expectations
 from segpipe.dataset.fingerprint.across import compare_cases, equal_images
@@ -54,7 +55,7 @@ def measure(
     DatasetError
         If no case is usable.
     """
-    if workspace.fingerprint.is_file() and workspace.dataset.is_file():
+    if lies(workspace.fingerprint) and lies(workspace.dataset):
         known = Fingerprint.read(workspace.fingerprint)
         # What could not be read or ran out of memory may succeed the next time.
         same = (

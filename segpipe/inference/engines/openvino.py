@@ -17,6 +17,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segpipe.core.regular import lies, regular
 from segpipe.core.whole import write_atomically
 from segpipe.execution.device import Runtime, cpu_flags
 from segpipe.execution.quiet import ignored_warnings
@@ -167,11 +168,11 @@ def _key(configuration: Configuration, weights: Weights, shape: tuple[int, ...],
 
 
 def _from_cache(core: ov.Core, kept: Path | None, options: dict[str, object]) -> ov.CompiledModel | None:
-    if kept is None or not kept.is_file():
+    if kept is None or not lies(kept):
         return None
     try:
         # Without its options an imported network computes in the processor's fastest precision, whatever it was compiled for.
-        compiled = core.import_model(_unsealed(kept.read_bytes(), kept.stem), "CPU", options)
+        compiled = core.import_model(_unsealed(regular(kept).read_bytes(), kept.stem), "CPU", options)
         os.utime(kept)
     except (RuntimeError, OSError, ValueError):
         # Damaged, or of another build: compiled anew.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from segpipe.core.regular import lies, read_text
 from segpipe.core.whole import write_atomically
 from segpipe.errors import ModelError, SegpipeError
 from segpipe.models.file import ModelFile, Weights
@@ -78,7 +79,7 @@ def write_model_folder(model: ModelFile, path: Path, ending: str = ".nii.gz") ->
 
 
 def _model_folders(path: Path) -> list[Path]:
-    if (path / "plans.json").is_file() and (path / "dataset.json").is_file():
+    if lies(path / "plans.json") and lies(path / "dataset.json"):
         return [path]
     return sorted(p.parent for depth in ("*", "*/*") for p in path.glob(f"{depth}/plans.json") if _has_folds(p.parent))
 
@@ -89,10 +90,8 @@ def _has_folds(folder: Path) -> bool:
 
 def _read(folder: Path, folds: tuple[str, ...], checkpoint: str) -> ModelFile:
     try:
-        plans, dataset = (
-            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plans.json", "dataset.json")
-        )
-    except (OSError, ValueError) as error:
+        plans, dataset = (json.loads(read_text(folder / name)) for name in ("plans.json", "dataset.json"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: plans.json or dataset.json cannot be read ({error})") from error
     files = _checkpoint_files(folder, folds, checkpoint)
     read = {fold: read_checkpoint(file) for fold, file in files.items()}

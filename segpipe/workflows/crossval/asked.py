@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segpipe.core.artefact import Artefact
+from segpipe.core.regular import lies, read_text
 from segpipe.crossvalidation.candidates import Candidate, SearchSpace, parse_candidates, read_space
 from segpipe.crossvalidation.files import read_folds, write_for_nnunet
 from segpipe.crossvalidation.folder import CrossvalFolder
@@ -238,7 +239,7 @@ def require_together(options: CrossvalOptions) -> None:
     for candidate in listed if space is None else space.samples():
         if candidate.network is not None:
             complete_options(parse_choice(candidate.network))
-    if options.splits is not None and not options.splits.is_file():
+    if options.splits is not None and not lies(options.splits):
         raise CrossvalError(f"--splits {options.splits}: no such file")
     if options.test_set is not None and "=" not in options.test_set:
         _listed_cases(Path(options.test_set))
@@ -251,7 +252,7 @@ def _require_something_to_do(*, nested: bool, final: bool) -> None:
 
 def _listed_cases(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except OSError as error:
         raise CrossvalError(
             f"--test-set {path}: cannot be read ({error.strerror}); expected a file with a case id a line, or COLUMN=VALUE"
@@ -266,7 +267,7 @@ def settle(folder: CrossvalFolder, design: CrossvalDesign, splits: CrossvalSplit
     CrossvalError
         If they are not.
     """
-    if folder.design.is_file() and folder.splits.is_file():
+    if lies(folder.design) and lies(folder.splits):
         pairs = ((CrossvalDesign.read(folder.design), design), (CrossvalSplits.read(folder.splits), splits))
         for before, now in pairs:
             differing = [name for name in type(now).model_fields if getattr(before, name) != getattr(now, name)]

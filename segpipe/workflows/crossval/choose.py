@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from segpipe.core.artefact import json_digest
+from segpipe.core.regular import lies
 from segpipe.crossvalidation.design import n_candidates
 from segpipe.crossvalidation.schema import CandidatePlan, Proposal, Selection
 from segpipe.crossvalidation.select import Members, pairs_to_try, rank, shared_cases
@@ -103,7 +104,7 @@ def _called(work: Work, number: int) -> str:
     if work.design.space is None:
         return work.design.candidates[number].text
     path = work.folder.proposal(number)
-    return Proposal.read(path).candidate.text if path.is_file() else f"trial {number}"
+    return Proposal.read(path).candidate.text if lies(path) else f"trial {number}"
 
 
 def _rules(work: Work, numbers: tuple[int, ...], complete: dict[int, CandidatePlan], cases: tuple[str, ...]) -> str:

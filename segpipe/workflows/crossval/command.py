@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.regular import lies
 from segpipe.core.system_names import real_path
 from segpipe.core.text import Table, shown
 from segpipe.errors import ArtefactError, CrossvalError, TrainingInterrupted
@@ -81,7 +82,7 @@ def crossval(options: CrossvalOptions, watch: Watch = SILENT) -> Crossvalidated:
         require_sound(design)
         request = request_of(project.matched, project.measured, options)
         divided = splits_asked(request, project.matched, options)
-        if not folder.design.is_file():
+        if not lies(folder.design):
             _tell_groups(project, request, options)
         settle(folder, design, divided)
         write_asked(folder.root, "crossval", options)
@@ -134,7 +135,7 @@ def crossval_status(work: Path | str) -> Crossvalidated:
     from segpipe.execution.locks import is_locked
 
     folder = CrossvalFolder(Workspace(Path(work)))
-    if not folder.splits.is_file():
+    if not lies(folder.splits):
         raise CrossvalError(f"{folder.root}: holds no cross-validation; begin one with `segpipe crossval DATASET`")
     design, splits = CrossvalDesign.read(folder.design), CrossvalSplits.read(folder.splits)
     found = standings(_Crossval(folder, design, splits).graph("auto", None), Journal(folder.journal))
@@ -146,7 +147,7 @@ def crossval_status(work: Path | str) -> Crossvalidated:
     with suppress(ArtefactError):
         result = CrossvalResult.read(folder.result)
     return Crossvalidated(
-        folder, found, result, folder.model if folder.model.is_file() else None, {} if result is None else _lost(result)
+        folder, found, result, folder.model if lies(folder.model) else None, {} if result is None else _lost(result)
     )
 
 
@@ -313,7 +314,7 @@ def page(done: Crossvalidated, options: CrossvalOptions) -> Page:
     where = {
         "report": folder.page, "table": folder.table, "methods": folder.methods, "result": folder.result, "splits": folder.splits,
     }  # fmt: skip
-    where = {name: path for name, path in where.items() if path.is_file()}
+    where = {name: path for name, path in where.items() if lies(path)}
     measured = [] if result is None else _measured(result)
     model = [] if done.model is None else [f"model: segpipe predict IMAGES OUTPUT --model {done.model}"]
     parts: list[str | Table] = [

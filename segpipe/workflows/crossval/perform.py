@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from segpipe.core.regular import lies, read_text
 from segpipe.core.workspace import Workspace
 from segpipe.crossvalidation.folder import CrossvalFolder
 from segpipe.crossvalidation.schema import CrossvalDesign, CrossvalSplits
@@ -41,7 +42,7 @@ def perform(task: Task, inputs: Inputs) -> str:
                 "install that one on every worker"
             )
         work = Work(task, inputs, design, splits.study(task.study), main, folder, notes)
-        if not begun.is_file() or begun.read_text(encoding="utf-8") != inputs.digest:
+        if not lies(begun) or read_text(begun) != inputs.digest:
             # What lies there was made from something else.
             kind.clear(work)
             begun.write_text(inputs.digest, encoding="utf-8", newline="\n")
@@ -59,7 +60,7 @@ def perform(task: Task, inputs: Inputs) -> str:
 
 def _done(record: Path) -> Done | None:
     try:
-        return Done.read(record) if record.is_file() else None
+        return Done.read(record) if lies(record) else None
     except ArtefactError:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from segpipe.core.artefact import json_digest
+from segpipe.core.regular import lies
 from segpipe.crossvalidation.candidates import Candidate
 from segpipe.crossvalidation.schema import CandidatePlan, Proposal, Speed
 from segpipe.crossvalidation.search import propose
@@ -73,7 +74,7 @@ def _proposed(work: Work, number: int) -> Candidate:
     assert work.design.space is not None
     complete, trials = work.complete(), []
     for before in range(number):
-        if not work.folder.proposal(before).is_file():
+        if not lies(work.folder.proposal(before)):
             # Lost before it was even proposed.
             continue
         # One that could not be planned or trained was tried too, without a score.
@@ -109,7 +110,7 @@ def _seconds_per_gmac(work: Work, plan: Plan, configuration: str, timed_as: str,
     """Speed of a network in training, timed by the first study that asks: it is the machine's, not the cases'."""
     path = work.main.speed(configuration, timed_as)
     with locked(path.parent, wait=True, note=work.watch.note):
-        if not path.is_file():
+        if not lies(path):
             chosen = plan.configuration(configuration)
             n_inputs, n_outputs = plan.n_inputs(chosen), plan.labels.n_outputs
             step_s = seconds_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from segpipe.core.artefact import json_digest
+from segpipe.core.regular import lies
 from segpipe.crossvalidation.schema import CandidatePlan
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.dataset.splits import Splits
@@ -42,11 +43,11 @@ def trained(work: Work, chosen: CandidatePlan, fold: int | str) -> tuple[Trainin
     plan, configuration, project = work.plan_of(chosen), chosen.candidate.configuration, work.project
     arrays = plan.arrays_of(configuration)
     path = work.workspace.prepared_index(arrays)
-    if not path.is_file():
+    if not lies(path):
         # They are taken away when the study is done, and this is done again.
         with locked(work.workspace.arrays, wait=True, note=work.watch.note):
             # By the plan that all candidates share, as before: another one's patches are stored otherwise.
-            if not path.is_file():
+            if not lies(path):
                 prepare_arrays(project, read_plan(work.workspace, project.measured), arrays)
     settings = FoldSettings(
         fold=fold, epochs=chosen.epochs, seed=work.design.seed, deterministic=work.design.deterministic, resume=True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from segpipe.core.artefact import Artefact
 from segpipe.core.progress import Watch
+from segpipe.core.regular import lies
 from segpipe.core.workspace import Workspace
 from segpipe.crossvalidation.folder import CrossvalFolder, StudyFolder
 from segpipe.crossvalidation.schema import CandidatePlan, CrossvalDesign, OuterFold
@@ -164,6 +165,6 @@ class Work:
             If it is not there.
         """
         path = self.workspace.model(chosen.candidate.configuration, chosen.variant)
-        if not path.is_file():
+        if not lies(path):
             raise ModelError(f"{path}: no such model; delete the folder of its jobs to have it trained again")
         return path

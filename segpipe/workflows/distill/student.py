@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from segpipe.core.progress import Watch
+from segpipe.core.regular import lies
 from segpipe.distillation.guidance import Distillation
 from segpipe.distillation.spec import WITHOUT_TEACHER, KdTerm
 from segpipe.distillation.teacher import Teacher
@@ -116,7 +117,7 @@ def train_alone(run: DistillationRun, plan: Plan, taught: Student) -> Student:
 
 
 def _write_asked(work: FoldWork, run: DistillationRun) -> None:
-    if not work.folder.record.is_file():
+    if not lies(work.folder.record):
         write_asked(work.folder.root, "distill", run.options)
 
 
