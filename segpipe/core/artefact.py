@@ -196,7 +196,8 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     found = repr(first["input"])
     shown = "" if first["type"] == "missing" or len(found) > _LONGEST_SHOWN else f", found {found}"
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), f"{first['msg']}{shown}")))
+    what = first["msg"].removeprefix("Value error, ")
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), f"{what}{shown}")))
 
 
 def _maker(made_by: str | None) -> str:

@@ -6,14 +6,15 @@ a score and an output of the network: a value, or, where a dataset declares regi
 each has a probability of its own, and they are painted over each other in a declared order (:mod:`segpipe.core.painting`).
 """
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from segpipe.core.artefact import Record, added_later
+from segpipe.core.painting import LabelValue, sets_not_given_back
 from segpipe.core.painting import Target as Target
-from segpipe.core.painting import sets_not_given_back
 
 OUTSIDE = -1
 """Index of a voxel outside the non-zero region of an image that is normalised inside it."""
@@ -26,14 +27,24 @@ class Labels(Record):
     """In the order of the network's outputs; regions in the order in which they are painted."""
     regions: bool = False
     """Each target is told apart from everything else by itself; else the targets and the background exclude each other."""
-    background: int = 0
-    ignore: int | None = None
+    background: LabelValue = 0
+    ignore: LabelValue | None = None
     """Stored value of voxels that nobody labelled: never in loss, sampling or metrics."""
-    n_entries: int
+    n_entries: int = Field(ge=1)
     """Names declared, background and ignore included; nnU-Net's memory estimate counts them."""
     by_set: bool = added_later(False)
     """A voxel in a set of regions that a value stands for is written as that value, also where painting in order would lose the set.
     False of models of nnU-Net and of models made before there was this field: these paint in order alone."""
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        for what, found in (
+            ("name", self.names),
+            ("value", () if self.regions else [v for t in self.targets for v in t.values]),
+        ):
+            if len(set(found)) < len(found):
+                raise ValueError(f"one {what} stands for two labels")
+        return self
 
     @classmethod
     def plain(cls, values: dict[str, int], *, background: int = 0, ignore: int | None = None) -> "Labels":

@@ -5,18 +5,31 @@ gives the voxel its value. The painting is right where that value stands for the
 """
 
 from collections.abc import Sequence
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
 
 from segpipe.core.artefact import Record
+
+LARGEST_VALUE = 2**32 - 1
+"""Largest stored value of a label: the largest number of the widest type that masks are written in."""
+LabelValue = Annotated[int, Field(ge=0, le=LARGEST_VALUE)]
 
 
 class Target(Record):
     """A label, or a region of several labels."""
 
     name: str
-    values: tuple[int, ...]
+    values: tuple[LabelValue, ...] = Field(min_length=1)
     """Stored values it covers."""
-    paint: int
-    """Stored value it is written as."""
+    paint: LabelValue
+    """Stored value it is written as, one of them."""
+
+    @model_validator(mode="after")
+    def _painted_with_an_own_value(self) -> Self:
+        if self.paint not in self.values:
+            raise ValueError(f"is painted with {self.paint}; expected one of its values {list(self.values)}")
+        return self
 
 
 def sets_of_values(targets: Sequence[Target]) -> dict[int, tuple[int, ...]]:

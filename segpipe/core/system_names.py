@@ -1,13 +1,80 @@
-"""Names of files as the system spells them: which can be kept in a record, and where their links lead."""
+"""Names of files and folders: which can be kept in a record, which may become a part of a path, and where links lead."""
 
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from segpipe.errors import SegpipeError
 
 _NO_TEXT = re.compile("[\udc80-\udcff]")
+_FOLDER = re.compile(r"\w[\w.-]*")
+_VARIANT = re.compile(r"\w[\w.=+~-]*")
+_CASE = re.compile(r"[^/\\\x00-\x1f]+")
+_LONGEST = 200
+"""Bytes of a name; most systems take 255, and an ending comes behind it."""
+
+
+def _checked(name: str, form: re.Pattern[str], expected: str) -> str:
+    if form.fullmatch(name) is None or name in (".", "..") or len(name.encode(errors="replace")) > _LONGEST:
+        raise ValueError(f"is no name of a file or folder; expected {expected}, at most {_LONGEST} bytes")
+    return name
+
+
+def folder_name(name: str) -> str:
+    """Return a name that a file holds and that becomes a part of a path: of a configuration, a fold, a recipe.
+
+    Raises
+    ------
+    ValueError
+        If it is not letters, digits, ``_``, ``-`` and ``.`` with no ``-`` or ``.`` in front.
+    """
+    return _checked(name, _FOLDER, "letters, digits, '_', '-' and '.'")
+
+
+def _variant_name(name: str) -> str:
+    """As :func:`folder_name`, with what segpipe itself adds for another network (``+``, ``=``) and for a student (``~``)."""
+    return _checked(name, _VARIANT, "letters, digits and _ - . = + ~")
+
+
+def _case_name(name: str) -> str:
+    """Return the id of a case: what a name of a file may hold, but nothing that separates folders."""
+    return _checked(name, _CASE, "any characters but separators and control characters")
+
+
+def is_case_name(name: str) -> bool:
+    """Tell whether a name can be the id of a case."""
+    try:
+        _case_name(name)
+    except ValueError:
+        return False
+    return True
+
+
+FolderName = Annotated[str, AfterValidator(folder_name)]
+VariantName = Annotated[str, AfterValidator(_variant_name)]
+CaseName = Annotated[str, AfterValidator(_case_name)]
+
+
+def below(folder: Path, *names: str) -> Path:
+    """Return the path of something in a folder, of folders in it, whose names may come from a file.
+
+    The names alone decide: a folder of the workspace may be a link of the user's to another disk.
+
+    Raises
+    ------
+    SegpipeError
+        If a name would lead out of the folder.
+    """
+    for name in names:
+        try:
+            _case_name(name)
+        except ValueError as error:
+            raise SegpipeError(f"{folder}: {name[:80]!r} {error}; nothing is written there") from error
+    return folder.joinpath(*names)
 
 
 def real_path(path: Path) -> Path:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.regular import lies
-from segpipe.core.system_names import real_path
+from segpipe.core.system_names import below, real_path
 
 PathLike = Path | str
 
@@ -176,7 +176,7 @@ class Workspace:
 
     def plan_of(self, variant: str) -> Path:
         """Plan of a variant: plan.json, or that of <recipe>+<network>."""
-        return self.root / "plans" / f"{variant}.json" if "+" in variant else self.plan
+        return below(self.root / "plans", f"{variant}.json") if "+" in variant else self.plan
 
     @property
     def splits(self) -> Path:
@@ -205,7 +205,7 @@ class Workspace:
 
     def case(self, case: str) -> CaseFiles:
         """Files of one decoded case."""
-        return CaseFiles(self.case_folder / case)
+        return CaseFiles(below(self.case_folder, case))
 
     @property
     def arrays(self) -> Path:
@@ -214,35 +214,35 @@ class Workspace:
 
     def preprocessed(self, configuration: str) -> Path:
         """Folder of the arrays of one configuration."""
-        return self.arrays / configuration
+        return below(self.arrays, configuration)
 
     def prepared_index(self, configuration: str) -> Path:
         """What was prepared for a configuration."""
-        return self.arrays / f"{configuration}.json"
+        return below(self.arrays, f"{configuration}.json")
 
     def first_stage(self, configuration: str, variant: str) -> Path:
         """Folder of what the first stage of a cascade found, on the grid of its second."""
-        return self.arrays / configuration / variant
+        return below(self.arrays, configuration, variant)
 
     def soft_labels(self, configuration: str, key: str) -> Path:
         """Folder of what a teacher says of the prepared cases of a configuration."""
-        return self.root / "soft_labels" / configuration / key
+        return below(self.root / "soft_labels", configuration, key)
 
     def unlabelled(self, configuration: str, key: str) -> Path:
         """Folder of prepared images that nobody labelled."""
-        return self.root / "unlabelled" / configuration / key
+        return below(self.root / "unlabelled", configuration, key)
 
     def place(self, configuration: str, variant: str, fold: int | str) -> Path:
         """Where a fold lies below each of the folders models, predictions and evaluation."""
-        return Path(configuration) / variant / f"fold_{fold}"
+        return below(Path(), configuration, variant, f"fold_{fold}")
 
     def variant(self, configuration: str, variant: str) -> Path:
         """Folder of one trained variant of a configuration."""
-        return self.root / "models" / configuration / variant
+        return below(self.root / "models", configuration, variant)
 
     def fold(self, configuration: str, variant: str, fold: int | str) -> FoldFolder:
         """Files of one fold."""
-        return FoldFolder(self.variant(configuration, variant) / f"fold_{fold}")
+        return FoldFolder(below(self.variant(configuration, variant), f"fold_{fold}"))
 
     def model(self, configuration: str, variant: str) -> Path:
         """The portable model of a variant."""

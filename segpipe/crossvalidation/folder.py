@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from segpipe.core.system_names import below
 from segpipe.core.workspace import Workspace
 
 WINNER = "winner"
@@ -48,11 +49,11 @@ class StudyFolder:
 
     def test(self, name: str) -> Path:
         """Folder of the test cases' segmentations, by the winner or a candidate."""
-        return self.root / "test" / name
+        return below(self.root / "test", name)
 
     def job(self, name: str) -> Path:
         """Folder of one job's record, lock and notes."""
-        return self.root / "jobs" / name
+        return below(self.root / "jobs", name)
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class CrossvalFolder:
 
     def speed(self, configuration: str, variant: str) -> Path:
         """How fast a network computes, whatever the study."""
-        return self.root / "speeds" / configuration / f"{variant}.json"
+        return below(self.root / "speeds", configuration, f"{variant}.json")
 
     def study(self, name: str) -> StudyFolder:
         """Files of one study."""
-        return StudyFolder(self.root / name, self.workspace.root / "cases")
+        return StudyFolder(below(self.root, name), self.workspace.root / "cases")

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from segpipe.core.labels import Labels, Target
-from segpipe.core.painting import painting_problems, working_order
+from segpipe.core.painting import LARGEST_VALUE, painting_problems, working_order
 from segpipe.errors import DatasetError
 
 _EXAMPLE = 'expected {"background": 0, "liver": 1, ...}, a region as a list of values'
@@ -155,6 +155,10 @@ def _values(name: str, value: Any) -> tuple[int, ...]:
         )
     if not whole or len(set(whole)) < len(whole):
         raise DatasetError(f"dataset.json: label {name!r} has the values {value!r}; expected at least one, none twice")
+    if max(whole) > LARGEST_VALUE:
+        raise DatasetError(
+            f"dataset.json: label {name!r} has the value {max(whole)}; a mask holds at most {LARGEST_VALUE}: give the label a smaller value"
+        )
     return whole
 
 

@@ -1,6 +1,5 @@
 """Match the files of a dataset to cases: four layouts, one result. Nothing is decoded."""
 
-import re
 from collections import Counter
 from contextlib import suppress
 from math import prod
@@ -9,7 +8,7 @@ from typing import Any
 
 from segpipe.core.labels import Labels
 from segpipe.core.regular import lies, special
-from segpipe.core.system_names import real_path, require_name
+from segpipe.core.system_names import is_case_name, real_path, require_name
 from segpipe.core.whole import said_by_system
 from segpipe.core.workspace import Workspace
 from segpipe.dataset.declared import channel_names, read_labels_declaration
@@ -23,7 +22,6 @@ from segpipe.dataset.tables import read_json, read_table
 from segpipe.errors import DatasetError, UnreadableFileError
 from segpipe.io.formats import IMAGE_ENDINGS, ending_of, read_header
 
-_SAFE_ID = re.compile(r"^[^/\\\0]+$")
 _OTHER_TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 
 
@@ -156,7 +154,7 @@ def _case(row: CaseRow) -> Case:
 def _row_problem(row: CaseRow, n_rows: int) -> tuple[str, str] | None:
     if not row.images and row.label is None and row.lost:
         return "not read", row.lost
-    if not _SAFE_ID.match(row.case) or row.case in (".", ".."):
+    if not is_case_name(row.case):
         return "case id", f"{row.case!r} cannot be a file name; use letters, digits, '_', '-' and '.'"
     if n_rows > 1 and row.from_file:
         named = f"{n_rows} rows have this id, the name of their image's file, since none is given"

@@ -7,6 +7,7 @@ from typing import Literal
 from segpipe.core.artefact import Artefact, Record, RecordedPath, added_later, json_digest
 from segpipe.core.given import Given
 from segpipe.core.labels import Labels
+from segpipe.core.system_names import CaseName
 from segpipe.io.formats import files_behind
 
 Layout = Literal["nnunet", "decathlon", "pairs", "manifest"]
@@ -38,7 +39,7 @@ class FileStamp(Record):
 class Case(Record):
     """One subject's images (one file a channel, or one file with all channels) and its label file."""
 
-    id: str
+    id: CaseName
     images: tuple[FileStamp, ...]
     label: FileStamp | None
     group: str | None = None

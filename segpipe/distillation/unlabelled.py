@@ -9,6 +9,7 @@ import numpy as np
 from segpipe.core import seeds
 from segpipe.core.artefact import json_digest, sha256_on_record
 from segpipe.core.geometry import bounding_box
+from segpipe.core.system_names import below
 from segpipe.core.workspace import PreparedFiles, SoftLabelFiles
 from segpipe.dataset.check import image_problems
 from segpipe.dataset.load import load_image
@@ -58,7 +59,7 @@ def prepare_unlabelled(
         if outcome.failure:
             failed[case] = outcome.failure
         else:
-            done.append(Source(case, files, PreparedFiles(folder / case)))
+            done.append(Source(case, files, PreparedFiles(below(folder, case))))
         on_case(case)
     return sorted(done, key=lambda s: s.id), failed
 
@@ -75,7 +76,7 @@ def take_over_calls(source: Source, soft: SoftLabelFiles, plan: Plan, configurat
 
 def _prepare(item: tuple[str, tuple[Path, ...]], plan: Plan, configuration: Configuration, folder: Path) -> None:
     case, paths = item
-    files = PreparedFiles(folder / case)
+    files = PreparedFiles(below(folder, case))
     stamps = [FileStamp.of(path).model_dump(mode="json") for path in paths]
     shaped = {"spacing_mm", "patch_size", "normalisation", "use_mask_for_norm"}
     source = json_digest(

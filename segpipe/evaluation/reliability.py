@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.artefact import Artefact
 from segpipe.core.geometry import Box, bounding_box
+from segpipe.core.system_names import below
 from segpipe.dataset.grids import labels_exactly_on
 from segpipe.dataset.load import LoadedImage, read_label_file
 from segpipe.metrics.calibration import Counts
@@ -109,7 +110,7 @@ class _Counter:
             name: (tuple(c.n.tolist()), tuple(c.probability.tolist()), tuple(c.present.tolist()))
             for name, c in counts.items()
         }
-        CaseReliability(case=self.case, bins=bins).write(self.of.folder / f"{self.case}.json")
+        CaseReliability(case=self.case, bins=bins).write(below(self.of.folder, f"{self.case}.json"))
 
 
 def _around(boxes: list[Box]) -> Box:

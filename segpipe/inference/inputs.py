@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segpipe.core.given import Given
 from segpipe.core.regular import special
-from segpipe.core.system_names import real_path, require_name
+from segpipe.core.system_names import below, real_path, require_name
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.layouts import channels_within, image_paths
 from segpipe.dataset.names import Channels, Digits, cases_to_predict, numbered
@@ -161,7 +161,7 @@ def _folder_case(case: str, channels: Channels, output: Path) -> InputCase:
     elif problem is None and sorted(channels) != list(range(len(channels))):
         numbers = ", ".join(f"_{c:04d}" for c in sorted(channels))
         problem = f"channels found: {numbers}; expected them from _0000 without a gap"
-    return InputCase(case, tuple(files), output / f"{case}{output_ending(files[0])}", problem)
+    return InputCase(case, tuple(files), below(output, f"{case}{output_ending(files[0])}"), problem)
 
 
 def _manifest_cases(path: Path, output: Path) -> list[InputCase]:
@@ -193,4 +193,4 @@ def _manifest_case(table: CaseTable, case: str, rows: list[Row], output: Path) -
     images, problem = image_paths(table, rows[0])
     absent = next((why for image in images if (why := absence_of(image))), None)
     ending = output_ending(images[0]) if images else ".nii.gz"
-    return InputCase(case, tuple(images), output / f"{case}{ending}", problem[1] if problem else absent)
+    return InputCase(case, tuple(images), below(output, f"{case}{ending}"), problem[1] if problem else absent)

@@ -259,6 +259,8 @@ def make_stage(
         If it lacks a fold, or its plan is of another version.
     """
     missing = [f for f in folds if f not in model.folds]
+    if not model.folds:
+        raise ModelError(f"{path}: holds no weights; train it, or export it again")
     if missing:
         raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
     plan = model.plan

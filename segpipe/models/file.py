@@ -6,14 +6,16 @@ import zipfile
 from dataclasses import dataclass, field, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segpipe.core.artefact import require_not_newer
+from segpipe.core.artefact import first_problem, require_not_newer
 from segpipe.core.regular import open_regular, regular
+from segpipe.core.system_names import FolderName, VariantName
 from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError, ModelError, SegpipeError
 from segpipe.execution.memory import require_room_for
@@ -28,9 +30,22 @@ Weights = dict[str, Tensor]
 _PREVIOUS = "previous.segpipe"
 _POSTPROCESSING = "postprocessing.json"
 _OTHER = "other_{}.segpipe"
+_MOST_MEMBERS = 1000
 
 # A fixed date: the same content gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class _About(BaseModel):
+    """model.json: what the other members of the zip are."""
+
+    format: int = Field(ge=1)
+    made_by: str | None = None
+    configuration: FolderName
+    variant: VariantName
+    mirror_axes: tuple[Literal[0, 1, 2], ...]
+    folds: tuple[FolderName, ...]
+    others: int = Field(0, ge=0, le=_MOST_MEMBERS)
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,19 @@ class ModelFile:
             plan = Plan.from_json(self.plan_json, advice="make or export the model again", made_by=self.made_by)
         except ArtefactError as error:
             raise ArtefactError(f"its plan: {error}") from error
+        found = plan.configurations.get(self.configuration)
+        if found is None:
+            raise ArtefactError(
+                f"is of the configuration {self.configuration!r}; its plan has {', '.join(plan.configurations)}: make or export it again"
+            )
+        if any(axis >= found.dims for axis in self.mirror_axes) or len(set(self.mirror_axes)) < len(self.mirror_axes):
+            raise ArtefactError(
+                f"has the mirror axes {list(self.mirror_axes)}; expected some of the {found.dims} axes of {found.name}, none twice"
+            )
+        if (found.previous_stage is None) != (self.previous is None):
+            raise ArtefactError(
+                f"its plan and its members say different things of a cascade's first stage ({found.previous_stage})"
+            )
         object.__setattr__(self, "plan", plan)
 
     def write(self, path: Path) -> None:
@@ -173,24 +201,25 @@ class ModelFile:
         try:
             with zipfile.ZipFile(regular(file) if isinstance(file, Path) else file) as archive:
                 require_room_for_members(path, archive)
-                about = json.loads(archive.read("model.json"))
-                require_not_newer("model file", about["format"], ENSEMBLE_FORMAT, about.get("made_by"))
-                if about["format"] < 1:
-                    raise ArtefactError(
-                        f"model file has format {about['format']}, expected 1 to {ENSEMBLE_FORMAT}; make it again"
-                    )
-                folds = {str(f): load(archive.read(f"fold_{f}.safetensors")) for f in about["folds"]}
+                about = _about(archive.read("model.json"))
+                folds = {fold: load(archive.read(f"fold_{fold}.safetensors")) for fold in about.folds}
                 plan_json = archive.read("plan.json").decode()
                 rules = archive.read(_POSTPROCESSING).decode() if _POSTPROCESSING in archive.namelist() else ""
                 held = io.BytesIO(archive.read(_PREVIOUS)) if _PREVIOUS in archive.namelist() else None
                 previous = None if held is None else cls._from_zip(held, path)
                 others = tuple(
-                    cls._from_zip(io.BytesIO(archive.read(_OTHER.format(n))), path)
-                    for n in range(about.get("others", 0))
+                    cls._from_zip(io.BytesIO(archive.read(_OTHER.format(n))), path) for n in range(about.others)
                 )
-            axes, made_by = tuple(about["mirror_axes"]), about.get("made_by")
             return cls(
-                plan_json, about["configuration"], about["variant"], axes, folds, previous, rules, others, made_by
+                plan_json,
+                about.configuration,
+                about.variant,
+                about.mirror_axes,
+                folds,
+                previous,
+                rules,
+                others,
+                about.made_by,
             )
         except FileNotFoundError as error:
             raise ModelError(f"{path}: no such model file") from error
@@ -200,6 +229,25 @@ class ModelFile:
             raise
         except Exception as error:  # zip, JSON and safetensors raise many kinds here; each means the same to the user
             raise ModelError(f"{path}: not a segpipe model, or damaged ({error})") from error
+
+
+def _about(content: bytes) -> _About:
+    """Return what model.json says.
+
+    Raises
+    ------
+    ArtefactError
+        If it is of a newer version, or says nothing of the kind.
+    """
+    held = json.loads(content)
+    if isinstance(held, dict) and isinstance(held.get("format"), int):
+        require_not_newer("model file", held["format"], ENSEMBLE_FORMAT, str(held.get("made_by")))
+    try:
+        return _About.model_validate(held)
+    except ValidationError as error:
+        raise ArtefactError(
+            f"model.json: {first_problem(error)}; it is damaged: make or export the model again"
+        ) from error
 
 
 def model_in(path: Path) -> Path:

@@ -3,13 +3,19 @@
 import json
 import re
 from hashlib import sha256
-from typing import Literal
+from math import prod
+from typing import Annotated, Literal, Self
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from segpipe.core.artefact import Record
 from segpipe.errors import NetworkError
 
+_LONGEST_TEXT = 1000
+_MOST_WEIGHTS = 2**31
+Step = Annotated[int, Field(ge=1, le=127)]
+"""An edge of a kernel, or a stride."""
+Count = Annotated[int, Field(ge=1, le=65_536)]
 _LONGEST = 40
 """Characters of a network in a folder's name: on Windows a whole path has 259, and most of them are the user's."""
 
@@ -41,24 +47,46 @@ class NetworkChoice(Record):
 class NetworkSpec(Record):
     """A planned network. Tuples run from the highest resolution to the lowest; kernels and strides are (z, y, x) or (y, x)."""
 
-    architecture: str
-    features: tuple[int, ...] = ()
+    architecture: str = Field(max_length=_LONGEST_TEXT)
+    features: tuple[Count, ...] = ()
     """Feature maps of each resolution, where the plan chooses them (U-Nets)."""
-    kernel_sizes: tuple[tuple[int, ...], ...] = ()
-    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[Step, ...], ...] = ()
+    strides: tuple[tuple[Step, ...], ...] = Field(min_length=1)
     """Pooling before each resolution, the first one 1; of a network that the plan does not lay out, 1 only."""
-    encoder_blocks: tuple[int, ...] = ()
+    encoder_blocks: tuple[Count, ...] = ()
     """Convolutions (plain_unet) or residual blocks (resenc_unet) of each encoder stage."""
-    decoder_convs: tuple[int, ...] = ()
+    decoder_convs: tuple[Count, ...] = ()
     """Convolutions of each decoder stage, highest resolution last as in nnU-Net."""
-    divisors: tuple[int, ...] = ()
+    divisors: tuple[Count, ...] = ()
     """What input edges are padded to multiples of; empty for the product of the strides."""
-    patch_size: tuple[int, ...] = ()
+    patch_size: tuple[Count, ...] = ()
     """Patch that it was planned for, where a network is built for one size."""
     options: dict[str, JsonValue] = {}
     """What the network was asked for beyond its name, the defaults included."""
     package: str | None = None
     """Distribution and version that the network comes from, where that is not segpipe."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        dims, n = self.dims, len(self.strides)
+        if dims not in (2, 3):
+            raise ValueError(f"strides have {dims} axes; expected 2 or 3")
+        for name in ("strides", "kernel_sizes"):
+            if any(len(sizes) != dims for sizes in getattr(self, name)):
+                raise ValueError(f"{name} have other numbers of axes than {dims}")
+        for name, expected in (("features", n), ("kernel_sizes", n), ("encoder_blocks", n), ("decoder_convs", n - 1)):
+            found = len(getattr(self, name))
+            if found not in (0, expected):
+                raise ValueError(f"{name} are of {found} stages; expected {expected}, for {n} strides")
+        for name in ("divisors", "patch_size"):
+            if len(getattr(self, name)) not in (0, dims):
+                raise ValueError(f"{name} has {len(getattr(self, name))} values; expected {dims}")
+        kernels = self.kernel_sizes or ((1,) * dims,) * n
+        widths = (*self.features[:1], *self.features)
+        for kernel, before, after in zip(kernels, widths, self.features, strict=False):
+            if prod(kernel) * before * after > _MOST_WEIGHTS:
+                raise ValueError(f"features: a convolution from {before} to {after} features is larger than any memory")
+        return self
 
     @property
     def dims(self) -> int:

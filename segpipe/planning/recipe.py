@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, ValidationError
 from segpipe.augment.spec import AugmentationSettings
 from segpipe.core.artefact import Record, added_later, first_problem
 from segpipe.core.regular import lies, read_text
+from segpipe.core.system_names import FolderName
 from segpipe.core.text import did_you_mean
 from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm
@@ -99,7 +100,7 @@ class InferenceSettings(Record):
 class Recipe(Record):
     """A named set of choices."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")
+    name: FolderName
     """Names the folder of what is trained with it."""
     description: str
     network: NetworkChoice = NetworkChoice()

@@ -1,14 +1,17 @@
 """The plan artefact: what was chosen, and why."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
 
 from segpipe.core.artefact import Artefact, Record, added_later
 from segpipe.core.labels import Labels
+from segpipe.core.system_names import FolderName, VariantName
 from segpipe.core.text import did_you_mean
 from segpipe.dataset.fingerprint.schema import IntensityStatistics
 from segpipe.dataset.names import Digits
 from segpipe.errors import PlanError
-from segpipe.networks.spec import NetworkChoice, NetworkSpec
+from segpipe.networks.spec import Count, NetworkChoice, NetworkSpec
 from segpipe.planning.guard import IntensityGuard
 from segpipe.planning.recipe import InferenceSettings, PlannerSettings, TrainingSettings
 from segpipe.planning.usual import UsualCases
@@ -29,12 +32,14 @@ class Decision(Record):
 class Configuration(Record):
     """One way to see the data: its resolution, patch, batch and network. Tuples are in the plan's transposed axis order."""
 
-    name: str
-    spacing_mm: tuple[float, ...]
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: FolderName
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...]
     """Target spacing, 3 values, or 2 in-plane (slices keep their own distance)."""
-    median_shape: tuple[float, ...]
-    patch_size: tuple[int, ...]
-    batch_size: int
+    median_shape: tuple[Annotated[float, Field(gt=0)], ...]
+    patch_size: tuple[Count, ...] = Field(min_length=2, max_length=3)
+    batch_size: Count
     batch_dice: bool
     """Dice over the whole batch instead of sample by sample."""
     normalisation: tuple[Normalisation, ...]
@@ -42,10 +47,25 @@ class Configuration(Record):
     use_mask_for_norm: tuple[bool, ...]
     """Normalise inside the non-zero region only, one a channel."""
     network: NetworkSpec
-    estimated_memory_gb: float
+    estimated_memory_gb: float = Field(ge=0)
     """Device memory of a training step, by the planner's reference."""
-    previous_stage: str | None = None
+    previous_stage: FolderName | None = None
     """Configuration whose segmentation is a further input (cascade)."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for name in ("spacing_mm", "median_shape"):
+            if len(getattr(self, name)) != self.dims:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} values; expected {self.dims}, as patch_size has"
+                )
+        if self.network.dims != self.dims:
+            raise ValueError(f"the network has {self.network.dims} axes; expected {self.dims}, as patch_size has")
+        if len(self.use_mask_for_norm) != len(self.normalisation):
+            raise ValueError(
+                f"use_mask_for_norm has {len(self.use_mask_for_norm)} values; expected {len(self.normalisation)}, as normalisation has"
+            )
+        return self
 
     @property
     def dims(self) -> int:
@@ -58,23 +78,23 @@ class Plan(Artefact):
 
     dataset_name: str
     fingerprint_digest: str
-    recipe: str
-    planner_preset: str
+    recipe: VariantName
+    planner_preset: VariantName | Literal[""]
     """Name of nnU-Net's planner with the same rules, for export."""
     orientation: Literal["canonical", "as_stored"] = "canonical"
     transpose_forward: tuple[int, int, int]
     """Axis of the oriented array that becomes each axis of the plan."""
     transpose_backward: tuple[int, int, int]
-    channel_names: tuple[str, ...]
+    channel_names: tuple[str, ...] = Field(min_length=1)
     labels: Labels
     resample_channels: bool = False
     """Channels on other grids are brought onto the first one's, in prediction too."""
     digits: Digits = added_later("channel")
     """What digits such as _0001 at the end of the training images' names were; they are the same in prediction."""
-    original_median_spacing_mm: tuple[float, ...]
-    original_median_shape: tuple[float, ...]
+    original_median_spacing_mm: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    original_median_shape: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
     intensities: tuple[IntensityStatistics, ...]
-    configurations: dict[str, Configuration]
+    configurations: dict[str, Configuration] = Field(min_length=1)
     guard: IntensityGuard = IntensityGuard()
     """What images of the training kind look like."""
     usual: UsualCases = UsualCases()
@@ -82,7 +102,7 @@ class Plan(Artefact):
     labels_are_inside: bool = False
     """Voxels with a label count as inside the non-zero region when an image is normalised inside it: nnU-Net's rule, which reaches
     prediction where the labels are a cascade's first stage's. Of imported models only; segpipe's own never look at labels there."""
-    mirror_axes: tuple[int, ...]
+    mirror_axes: tuple[Literal[0, 1, 2], ...]
     """Axes (z, y, x after the transpose) along which mirror images are alike: mirrored in training and at inference."""
     planner: PlannerSettings | None = None
     """How patches and batches were sized; a plan for another network is sized the same way."""
@@ -93,6 +113,33 @@ class Plan(Artefact):
     training: TrainingSettings
     inference: InferenceSettings = InferenceSettings()
     decisions: tuple[Decision, ...]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        forward, back = self.transpose_forward, self.transpose_backward
+        if sorted(forward) != [0, 1, 2] or any(forward[back[axis]] != axis for axis in range(3) if 0 <= back[axis] < 3):
+            raise ValueError(
+                f"transpose_forward {list(forward)} and transpose_backward {list(back)} do not undo each other"
+            )
+        if sorted(back) != [0, 1, 2]:
+            raise ValueError(f"transpose_backward is {list(back)}; expected each axis once")
+        if len(set(self.mirror_axes)) < len(self.mirror_axes):
+            raise ValueError(f"mirror_axes {list(self.mirror_axes)} name an axis twice")
+        if not self.labels.targets:
+            raise ValueError("labels name nothing but the background")
+        n = len(self.channel_names)
+        if len(self.intensities) not in (0, n):
+            raise ValueError(f"intensities are of {len(self.intensities)} channels; expected {n}, as channel_names has")
+        for name, configuration in self.configurations.items():
+            if configuration.name != name:
+                raise ValueError(f"configuration {name!r} calls itself {configuration.name!r}")
+            if len(configuration.normalisation) != n:
+                raise ValueError(
+                    f"configuration {name}: normalisation has {len(configuration.normalisation)} values; expected {n}, one a channel"
+                )
+            if "ct" in configuration.normalisation and not self.intensities:
+                raise ValueError(f"configuration {name}: normalisation ct needs intensities, and there are none")
+        return self
 
     def configuration(self, name: str) -> Configuration:
         """Return a configuration.

@@ -6,6 +6,7 @@ from math import prod
 
 from segpipe.core import seeds
 from segpipe.core.artefact import json_digest
+from segpipe.core.system_names import below
 from segpipe.core.workspace import PreparedFiles, Workspace
 from segpipe.dataset.check import Expectations
 from segpipe.dataset.fingerprint.schema import Fingerprint
@@ -93,7 +94,7 @@ def peak_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuratio
 def _prepare_case(
     case: Case, expected: Expectations, plan: Plan, configuration: Configuration, workspace: Workspace
 ) -> None:
-    files = PreparedFiles(workspace.preprocessed(configuration.name) / case.id)
+    files = PreparedFiles(below(workspace.preprocessed(configuration.name), case.id))
     reading = read_case(case, expected, workspace.case(case.id))
     source = _source_digest(reading.record, plan, configuration)
     if is_prepared(files, source):

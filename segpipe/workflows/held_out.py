@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from segpipe.core.system_names import below
 from segpipe.dataset.schema import Case
 from segpipe.evaluation.schema import Evaluation
 from segpipe.preprocessing.previous import FoundBefore, prepare_previous
@@ -79,7 +80,7 @@ def prepare_first_stage(work: FoldWork) -> PreprocessedIndex:
     for fold in range(len(project.splits.folds)):
         before = replace(work, configuration=first, settings=replace(work.settings, fold=fold))
         # Apart from the predictions that were scored, which may have been made without mirroring.
-        folder = workspace.predictions / work.configuration / plan.recipe / "first_stage" / f"fold_{fold}"
+        folder = below(workspace.predictions, work.configuration, plan.recipe, "first_stage", f"fold_{fold}")
         predicted = predict_cases(
             project, held_out_cases(before), own_fold(before, tta=True), folder,
             title=f"predicting the held-out cases of fold {fold}", lost=index.failed,

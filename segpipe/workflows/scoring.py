@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.labels import Labels
+from segpipe.core.system_names import below
 from segpipe.dataset.schema import Case
 from segpipe.evaluation.run import evaluate
 from segpipe.evaluation.schema import Evaluation
@@ -48,7 +49,7 @@ class Models:
 
 def output_of(case: Case, folder: Path) -> Path:
     """Where a case's segmentation lies in a folder."""
-    return folder / f"{case.id}{output_ending(case.images[0].path)}"
+    return below(folder, f"{case.id}{output_ending(case.images[0].path)}")
 
 
 def inputs_of(cases: Sequence[Case], folder: Path) -> list[InputCase]:

@@ -40,7 +40,7 @@ def test_the_cpu_recipe_keeps_batches_and_networks_small():
         ("name = 'x'\ndescription = 'y'\n[planner]\nbase_featurs = 3", "planner.base_featurs"),
         ("name = 'x'\ndescription = 'y'\n[training]\nepochs = 0", "training.epochs.*found 0"),
         ("name = ", "not TOML"),
-        ("name = '../x'\ndescription = 'y'", "name: String should match"),
+        ("name = '../x'\ndescription = 'y'", "name: is no name of a file or folder"),
     ],
 )
 def test_a_wrong_recipe_says_where(tmp_path, text, message):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from segpipe.core.regular import lies, read_text
+from segpipe.core.system_names import below
 from segpipe.core.whole import write_atomically
 from segpipe.errors import ModelError, SegpipeError
 from segpipe.models.file import ModelFile, Weights
@@ -168,7 +169,7 @@ def _write(model: ModelFile, path: Path, ending: str) -> Path:
     name = model.configuration
     plans = plan_to_nnunet(plan.model_copy(update={"configurations": {name: plan.configuration(name)}}))
     plans["image_reader_writer"] = _READERS[plan.orientation]
-    folder = path / f"{_TRAINER}__{plans['plans_name']}__{name}"
+    folder = below(path, f"{_TRAINER}__{plans['plans_name']}__{name}")
     dataset = dataset_to_nnunet(plan, ending)
     init_args = {"plans": plans, "configuration": name, "dataset_json": dataset, "device": "cpu"}
     for fold, weights in model.folds.items():
@@ -178,7 +179,7 @@ def _write(model: ModelFile, path: Path, ending: str) -> Path:
             mirror_axes=model.mirror_axes,
             init_args={**init_args, "fold": int(fold) if fold.isdigit() else fold},
         )
-        write_atomically(folder / f"fold_{fold}" / FINAL, content)
+        write_atomically(below(folder, f"fold_{fold}") / FINAL, content)
     for file, value in (("plans.json", plans), ("dataset.json", dataset)):
         write_atomically(folder / file, json.dumps(value, indent=4).encode())
     if model.previous is not None:

@@ -12,7 +12,7 @@ import torch
 
 from segpipe.core.labels import Labels
 from segpipe.core.progress import SILENT, Watch
-from segpipe.core.system_names import real_path
+from segpipe.core.system_names import below, real_path
 from segpipe.core.text import Table
 from segpipe.core.writable import require_writable
 from segpipe.dataset.schema import Case
@@ -63,7 +63,7 @@ def compare(options: CompareOptions, watch: Watch = SILENT) -> Comparison:
             watch.note(f"{name}: {doubt}")
         watch.note(f"{name}: predicting {len(cases)} case(s) on {' and '.join(devices)}")
         meter = _Meter(name, Models((path,), used, options.tta), devices, threads)
-        cost, predicted = meter.cost(cases, target / "predictions" / name)
+        cost, predicted = meter.cost(cases, below(target / "predictions", name))
         predicted = replace(predicted, folder=_as_dataset(path, predicted.folder, measured.labels))
         costs.append(cost)
         evaluations[name] = score_cases(
