@@ -5,6 +5,7 @@ Headers are read by pydicom (`dicom_files`, `dicom_frames`), files become series
 """
 
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from segpipe.core.geometry import Grid
 from segpipe.core.regular import files_below
 from segpipe.errors import IrregularSeriesError, UnreadableFileError
+from segpipe.execution.memory import require_room_for
 from segpipe.io.dicom_files import Damaged, DicomFile, OtherObject, image_type, kept_back, looks_like_dicom, open_file
 from segpipe.io.dicom_pixels import forget_last_file, read_planes
 from segpipe.io.dicom_series import Found, Series, files_of, find_series, series_volumes, stack_of
@@ -57,7 +59,15 @@ def header_notes(path: Path) -> list[Note]:
 
 
 def read_voxels(stack: Stack) -> NDArray[Any]:
-    """Voxels (Z, Y, X) with slope and intercept applied: int16 where every value is one, else float32."""
+    """Voxels (Z, Y, X) with slope and intercept applied: int16 where every value is one, else float32.
+
+    Raises
+    ------
+    NoRoomError
+        If they would not fit into the free memory.
+    """
+    # Planes of int16, and the volume.
+    require_room_for(stack.slices[0].file, 4 * prod(stack.grid.shape))
     planes = [_narrow(plane) for plane in read_planes(stack.slices)]
     fits = all(plane.dtype == np.int16 for plane in planes)
     voxels = np.empty(stack.grid.shape, dtype=np.int16 if fits else np.float32)

@@ -2,20 +2,21 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from struct import unpack_from
 from typing import Any
+from zlib import MAX_WBITS, decompressobj, error
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from pydicom.values import converters
 
 from segpipe.core.regular import open_regular
 from segpipe.errors import CaseError, UnreadableFileError
-from segpipe.execution.memory import require_room_for
+from segpipe.execution.memory import free_bytes, require_room_for
 from segpipe.execution.quiet import collected_warnings, logger_levels
 
 ENDINGS = (".dcm", ".ima")
@@ -54,6 +55,7 @@ _FIRST_ELEMENTS = {
     0x0008: {0x0000, 0x0001, 0x0005, 0x0006, 0x0008, 0x0012, 0x0013, 0x0014, 0x0016, 0x0018, 0x0020, 0x0021, 0x0060},
 }
 _LONGEST_FIRST = 4096
+_BLOCK = 1 << 20
 
 
 class NoImageError(UnreadableFileError):
@@ -162,7 +164,7 @@ def open_file(file: Path) -> DicomFile | OtherObject | Damaged:
 
     header = Dataset()
     try:
-        require_room_for(file, file.stat().st_size)
+        require_room_for(file, max(file.stat().st_size, _unpacked_bytes(file)))
         with kept_back() as remarks, open_regular(file) as stream:
             header = read_partial(stream, stop_when=at_pixels, force=not _has_preamble(file))
             return _judged(file, header, bool(lengths), remarks)
@@ -172,6 +174,22 @@ def open_file(file: Path) -> DicomFile | OtherObject | Damaged:
         return Damaged(file, str(error))
     except Exception as error:  # noqa: BLE001 - a damaged file raises whatever its bytes lead to
         return Damaged(file, f"{file}: not a readable DICOM file ({error or type(error).__name__}); export it again")
+
+
+def _unpacked_bytes(file: Path) -> int:
+    """Return the bytes of a file that is compressed as a whole (Deflated Explicit VR), up to some more than the free memory; else 0."""
+    with open_regular(file) as stream:
+        head = stream.read(_LONGEST_FIRST)
+        if head[128:132] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in head:
+            return 0
+        # The first element states the length of the others of its group, which are not compressed.
+        stream.seek(_HEAD_BYTES + 12 + int.from_bytes(head[_HEAD_BYTES + 8 : _HEAD_BYTES + 12], "little"))
+        unpacker, n_bytes, most = decompressobj(-MAX_WBITS), 0, free_bytes()
+        # A stream that is damaged is pydicom's to refuse.
+        with suppress(error):
+            while n_bytes <= most and (pending := unpacker.unconsumed_tail or stream.read(_BLOCK)):
+                n_bytes += len(unpacker.decompress(pending, _BLOCK))
+    return n_bytes
 
 
 def _judged(file: Path, header: Dataset, has_pixels: bool, remarks: list[str]) -> DicomFile | OtherObject:

@@ -13,6 +13,7 @@ from segpipe.core.geometry import Floats, Grid
 from segpipe.core.regular import open_regular, regular
 from segpipe.core.system_names import name_problem, shown_name
 from segpipe.errors import UnreadableFileError
+from segpipe.execution.memory import require_room_for
 from segpipe.io.notes import Note, shear_notes, size_notes
 from segpipe.io.streams import require_no_second_volume, take
 from segpipe.io.text_header import MM, Stated, is_nrrd, stated_in
@@ -61,7 +62,7 @@ def read(path: Path) -> tuple[NDArray[Any], Grid]:
     else:
         _require_length(path, stated)
         _require_range(path, stated)
-        voxels = _decoded(path, header, stated.encoding)
+        voxels = _decoded(path, header, stated)
     return np.ascontiguousarray(voxels.reshape((n_channels, *grid.shape))), grid
 
 
@@ -146,12 +147,18 @@ def open_header(path: Path) -> Any:
     return reader
 
 
-def _decoded(path: Path, header: Any, encoding: str) -> NDArray[Any]:
+def _decoded(path: Path, header: Any, stated: Stated) -> NDArray[Any]:
     """Voxels by ITK, components first."""
+    # ITK's image, and the array of its voxels.
+    require_room_for(path, 2 * stated.n_values * np.dtype(stated.number).itemsize)
     try:
         image = header.Execute()
     except RuntimeError as error:
-        how = "" if encoding == "raw" else f" ({encoding}): they end too early, or their checksum does not fit"
+        how = (
+            ""
+            if stated.encoding == "raw"
+            else f" ({stated.encoding}): they end too early, or their checksum does not fit"
+        )
         raise UnreadableFileError(
             f"{path}: its voxels cannot be decoded{how or f': {one_line(error)}'}; copy the file again from its source"
         ) from error

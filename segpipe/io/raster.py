@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from segpipe.core.geometry import Grid
 from segpipe.core.regular import open_regular, regular
 from segpipe.errors import UnreadableFileError
+from segpipe.execution.memory import require_room_for
 from segpipe.io.bmp_data import indices_with_other_bits
 from segpipe.io.jpeg_end import is_cut_short
 from segpipe.io.notes import Note
@@ -47,6 +49,7 @@ def read_header(path: Path) -> tuple[Grid, int]:
 
 def read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Pixels of an image (C, 1, Y, X), and their grid: grey values or colours; a palette is applied, few bits are spread over 8."""
+    _require_room(path)
     _require_whole_png(path)
     _require_whole_jpeg(path)
     if _png_header(path)[0] == 16:
@@ -70,6 +73,7 @@ def read_labels(path: Path, accepted: tuple[int, ...] | None) -> tuple[NDArray[A
     accepted : tuple of int, optional
         Declared values. They decide between two readings of a file: 1 or 255 for the white of one bit, for example.
     """
+    _require_room(path)
     _require_whole_png(path)
     bits = _png_header(path)[0]
     if bits == 16:
@@ -166,6 +170,12 @@ def _orientation(picture: Any) -> int | None:
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
         return None
     return found if found in range(1, 9) else None
+
+
+def _require_room(path: Path) -> None:
+    """Raise NoRoomError unless the pixels fit into the free memory, twice: decoded, and by channels."""
+    grid, n_channels = read_header(path)
+    require_room_for(path, 2 * n_channels * prod(grid.shape) * (2 if _png_header(path)[0] == 16 else 1))
 
 
 def _require_whole_png(path: Path) -> None:

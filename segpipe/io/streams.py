@@ -93,6 +93,8 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
     ------
     UnreadableFileError
         If the content ends too early, goes on for too long, or its checksum does not fit.
+    NoRoomError
+        If it would not fit into the free memory.
     """
     packed = inside == "zlib" or is_gzip(path, at)
     size = path.stat().st_size - at
@@ -100,6 +102,8 @@ def take(path: Path, start: int, n_bytes: int, *, inside: str = "any", at: int =
     if n_bytes > most or start > most:
         # Before memory is taken: a damaged header may state any size.
         raise _too_short(path, f"at most {most if start <= most else 0}", n_bytes)
+    # The bytes, and the voxels in the order of their axes.
+    require_room_for(path, 2 * n_bytes)
     content = np.empty(n_bytes, dtype=np.uint8)
     filled, behind, zeros = -start, 0, True
     for block in _zlib_blocks(path, at) if inside == "zlib" else _blocks(path, at, _GIVEN):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.geometry import Grid, Shape
 from segpipe.errors import UnreadableFileError
+from segpipe.execution.memory import require_room_for
 from segpipe.io.notes import Note
 from segpipe.io.picture_values import (
     as_declared,
@@ -201,6 +202,7 @@ def _stored(path: Path, image: _Image) -> NDArray[Any]:
     require_data(path, image.series)
     require_codec_agrees(path, image.tif, image.series, image.samples)
     require_whole_jpeg(path, image.tif, image.series)
+    require_room_for(path, 2 * image.series.nbytes)
     decoded = np.asarray(image.series.asarray(maxworkers=1))
     decoded = decoded.reshape(image.series.get_shape(squeeze=False))
     expected = image.samples.dtype

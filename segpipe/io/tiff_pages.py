@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 
 from segpipe.core.regular import open_regular, regular
-from segpipe.errors import UnreadableFileError
+from segpipe.errors import CaseError, UnreadableFileError
 from segpipe.execution.quiet import logger_levels
 from segpipe.io.jpeg_end import is_cut_short
 from segpipe.io.tiff_alike import require_alike
@@ -57,9 +57,7 @@ def opened(path: Path) -> Iterator[Any]:
             # A part of a set of files is not the whole image: other files are not opened.
             with tifffile.TiffFile(regular(path), _multifile=False) as tif:
                 yield tif
-        except UnreadableFileError:
-            raise
-        except MemoryError:
+        except (CaseError, MemoryError):
             raise
         except Exception as error:
             raise UnreadableFileError(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 OFFLINE = ROOT / "tests" / "helpers" / "offline"
 ON = ("dataset", "--work", "work", "--jobs", "2")
 SHORT = ("--recipe", "tiny.toml", "--epochs", "1", "--device", "cpu")
-MODEL = "work/models/3d_fullres/tiny"
+MODEL = "whole/models/3d_fullres/tiny"
 TRIALS = {
     "doctor": [("doctor",)],
     "demo": [("demo", "phantoms")],
@@ -29,14 +29,14 @@ TRIALS = {
     "networks": [("networks",), ("networks", *ON, "--device", "cpu", "--network", "plain_unet")],
     "preprocess": [("preprocess", *ON)],
     "train": [("train", *ON, "--epochs", "1", "--device", "cpu", "--fold", "0", "--no-tta")],
-    "run": [("run", "dataset", "--work", "work", "--jobs", "2", *SHORT)],
+    "run": [("run", "dataset", "--work", "whole", "--jobs", "2", *SHORT)],
     "predict": [
         ("predict", "dataset/images", "out", "--model", MODEL, "--device", "cpu"),
         ("predict", "dataset/images", "out_torch", "--model", MODEL, "--device", "cpu", "--engine", "torch"),
     ],
     "postprocess": [("postprocess", "out", "--references", "dataset/labels", "--rules", "rules.json")],
     "evaluate": [("evaluate", "out", "dataset/labels", "--output", "scores.json")],
-    "report": [("report", "work")],
+    "report": [("report", "whole")],
     "export": [("export", MODEL, "nnunet")],
     "import": [("import", "nnunet", "imported.segpipe")],
     "compare": [("compare", MODEL, "--dataset", *ON, "--device", "cpu", "--no-tta")],

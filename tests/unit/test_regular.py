@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from segpipe.core import regular as door
 from segpipe.core.artefact import Artefact, sha256_on_record
@@ -26,9 +28,9 @@ from segpipe.dataset.tables import read_json, read_table
 from segpipe.errors import CaseError, DatasetError, NoRoomError, SegpipeError, UnreadableFileError
 from segpipe.execution import memory
 from segpipe.inference.inputs import find_inputs
-from segpipe.io import streams
+from segpipe.io import dicom_files, streams
 from segpipe.io.dicom_series import find_series
-from segpipe.io.formats import content_of, read_header, read_label_volume, read_volume
+from segpipe.io.formats import content_of, read_header, read_label_volume, read_volume, write_volume
 from segpipe.io.streams import take, whole_file
 from segpipe.models.file import ModelFile, read_weights
 from segpipe.models.nnunet.checkpoint import read_checkpoint
@@ -36,7 +38,8 @@ from segpipe.models.read import read_any_model
 from segpipe.models.torch_file import load_tested
 from segpipe.planning.recipe import load_recipe
 from segpipe.training.initial import InitialWeights
-from tests.dicoms import write_series
+from tests.dicoms import voxels, write_series
+from tests.phantoms import axis_grid
 
 SOURCE = Path(__file__).parents[2] / "segpipe"
 
@@ -293,6 +296,40 @@ def test_what_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
             (whole_file if name == "a.png" else read_weights)(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "a.nrrd", "a.mha", "a.png", "a.tif", "series"])
+def test_voxels_that_do_not_fit_into_the_memory_are_not_decoded(tmp_path, monkeypatch, name):
+    if name == "series":
+        write_series(tmp_path / name, voxels(rows=64, columns=64))
+    elif name == "a.mgz":
+        image = nibabel.MGHImage(np.zeros((64, 64, 64), dtype=np.uint8), np.eye(4))
+        nibabel.save(image, tmp_path / name)
+    else:
+        write_volume(
+            tmp_path / name,
+            np.zeros((1 if name == "a.png" else 16, 128, 128), dtype=np.uint8),
+            axis_grid((16, 128, 128)),
+        )
+    read_volume(tmp_path / name)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 20_000)
+    for read in (read_volume, read_label_volume):
+        with pytest.raises(NoRoomError, match=r"out of memory: its content takes"):
+            read(tmp_path / name)
+    # Headers are read all the same.
+    assert read_header(tmp_path / name).n_channels == 1
+
+
+def test_a_dicom_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    def deflated(image):
+        image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        image.ImageComments = " " * 8_000
+
+    write_series(tmp_path / "series", change=lambda _, image: deflated(image))
+    assert not find_series(tmp_path / "series").series[0].problem
+    monkeypatch.setattr(memory, "free_bytes", lambda: 4_000)
+    monkeypatch.setattr(dicom_files, "free_bytes", lambda: 4_000)
+    assert "out of memory" in find_series(tmp_path / "series").series[0].problem
+
+
 def test_torch_files_are_read_as_before(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "new.pth")
     torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -350,8 +387,6 @@ def test_a_file_that_goes_while_its_case_is_matched_is_a_finding(tmp_path, monke
 def test_whatever_a_dicom_file_raises_is_its_own_failure(tmp_path, monkeypatch, error):
     write_series(tmp_path / "in" / "good")
     write_series(tmp_path / "in" / "bad")
-    from segpipe.io import dicom_files
-
     read = dicom_files.read_partial
 
     def raising(stream, **how):
