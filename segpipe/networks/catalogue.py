@@ -217,6 +217,12 @@ def complete_options(choice: NetworkChoice) -> dict[str, JsonValue]:
     """
     allowed = architecture_of(choice.name).options
     if allowed is None:
+        fetched = next((name for name, value in choice.options.items() if fetches(name) and value), None)
+        if fetched is not None:
+            raise NetworkError(
+                f"network {choice.name}: {fetched} would download weights, and segpipe opens no connection; leave it out, and give weights "
+                "of a file with --init-from"
+            )
         return dict(choice.options)
     try:
         found: dict[str, JsonValue] = allowed.model_validate(choice.options).model_dump(mode="json")
@@ -226,6 +232,11 @@ def complete_options(choice: NetworkChoice) -> dict[str, JsonValue]:
             f"its options are {architecture_of(choice.name).describe_options()}"
         ) from error
     return found
+
+
+def fetches(option: str) -> bool:
+    """Tell whether an option of another package's network asks it to download weights, by its name."""
+    return "pretrain" in option.lower()
 
 
 def offered(name: str) -> EntryPoint:

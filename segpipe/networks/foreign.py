@@ -1,7 +1,7 @@
 """Networks that others define: MONAI's, and those of packages that offer one by an entry point."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.errors import NetworkError
-from segpipe.networks.catalogue import ENTRY_POINTS, MONAI, offered
+from segpipe.networks.catalogue import ENTRY_POINTS, MONAI, fetches, offered
 from segpipe.networks.measure import heads_without_content
 from segpipe.networks.segmenter import Segmenter
 from segpipe.networks.spec import NetworkSpec
@@ -181,6 +181,10 @@ def build_offered(spec: NetworkSpec, n_channels: int, n_outputs: int) -> Foreign
     return Foreign(network, spec, n_outputs)
 
 
+def _is_on(takes: Mapping[str, inspect.Parameter], name: str) -> bool:
+    return name in takes and takes[name].default is True
+
+
 def _made(made: Callable[..., Any], spec: NetworkSpec, given: dict[str, Any]) -> Any:
     """Call with what segpipe gives and what the user asked for, and say what is wrong with the latter."""
     takes = inspect.signature(made).parameters
@@ -191,8 +195,14 @@ def _made(made: Callable[..., Any], spec: NetworkSpec, given: dict[str, Any]) ->
     if taken or unknown:
         why = f"{', '.join(taken)} follows from the plan" if taken else f"it has no option {', '.join(unknown)}"
         raise NetworkError(f"network {spec.architecture}: {why}; its options are {', '.join(own) or 'none'}")
+    # Weights come from a file or from training; a model of elsewhere may have been planned with another wish, or that be the default.
+    silent = {
+        name: False
+        for name in {*spec.options, *takes}
+        if fetches(name) and (spec.options.get(name) or _is_on(takes, name))
+    }
     try:
-        return made(**given, **spec.options)
+        return made(**given, **(spec.options | silent))
     except Exception as error:
         raise NetworkError(
             f"network {spec.architecture}: cannot be built with {spec.options or 'its defaults'} ({type(error).__name__}: {error}); "

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from segpipe.core.system_names import real_path
 from segpipe.dataset.fingerprint.schema import Fingerprint
 from segpipe.errors import PlanError
 from segpipe.losses.spec import WeightedTerm
@@ -36,9 +37,10 @@ def adopt_plan(theirs: Plan, fingerprint: Fingerprint, source: Path) -> Plan:
     pair = sided_labels(fingerprint.labels.names)
     last = theirs.transpose_forward.index(2)
     spacing, shape = medians(fingerprint, theirs.transpose_forward)
+    # The name alone: the model that is trained by this plan may be given away, and says nothing of this machine.
     decision = Decision(
         rule="plan",
-        chosen=f"that of {source}",
+        chosen=f"that of {real_path(source).name}",
         because="training begins with its weights; labels, intensity guard and mirror axes are this dataset's",
     )
     return theirs.model_copy(

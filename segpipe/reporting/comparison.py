@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from segpipe.core.text import shown
 from segpipe.evaluation.comparison import ALL_LABELS, Comparison, Difference, Latency
+from segpipe.reporting.drawn import save
 
 _WORTH_A_LOGARITHM = 4.0
 
@@ -97,7 +98,7 @@ def _interval(low: float | None, high: float | None, digits: int) -> str:
 
 def _markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
     lines = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def draw_comparison(found: Comparison, path: Path) -> None:
@@ -130,5 +131,4 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         panel.grid(visible=True, which="both", alpha=0.25)
     axes[0][0].set_ylabel("mean Dice")
     figure.suptitle(f"{found.dataset}: {len(found.cases)} cases", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)

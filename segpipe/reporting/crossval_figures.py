@@ -12,7 +12,9 @@ from segpipe.crossvalidation.schema import Calibration
 from segpipe.evaluation.comparison import ALL_LABELS
 from segpipe.evaluation.schema import CaseScores
 from segpipe.evaluation.score import case_value
+from segpipe.reporting.drawn import legend_name, save
 
+_DPI = 120
 _WIDEST_INCHES = 14.0
 
 
@@ -34,7 +36,7 @@ def draw_scores(folds: Mapping[str, Sequence[CaseScores]], labels: Sequence[str]
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("Dice")
     axes.grid(axis="y", alpha=0.25)
-    return _saved(figure, path)
+    return save(figure, path, _DPI)
 
 
 def draw_calibration(found: Mapping[str, Calibration], path: Path) -> Path:
@@ -44,16 +46,12 @@ def draw_calibration(found: Mapping[str, Calibration], path: Path) -> Path:
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
     for name, calibration in found.items():
         x, y = [b.probability for b in calibration.bins], [b.frequency for b in calibration.bins]
-        axes.plot(x, y, marker="o", markersize=3, linewidth=1.2, label=f"{name}, ECE {calibration.ece:.3f}")
+        axes.plot(
+            x, y, marker="o", markersize=3, linewidth=1.2, label=f"{legend_name(name)}, ECE {calibration.ece:.3f}"
+        )
     axes.set_xlabel("probability")
     axes.set_ylabel("share of voxels with the label")
     axes.set_aspect("equal")
     if len(found) <= 20:
         axes.legend(fontsize=7)
-    return _saved(figure, path)
-
-
-def _saved(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    return save(figure, path, _DPI)

@@ -19,6 +19,7 @@ from segpipe.dataset.grids import labels_exactly_on
 from segpipe.dataset.load import read_label_file
 from segpipe.io.formats import is_picture, read_volume
 from segpipe.losses.spec import LossTerm
+from segpipe.reporting.drawn import legend_name, save
 
 _COLOURS = (
     "#e6194b",
@@ -36,6 +37,7 @@ _COLOURS = (
 
 # Of more labels, only the mean is drawn.
 _MOST_CURVES = 8
+_DPI = 110
 _AXIS_CHARACTERS = 36
 """Longest line of text beside an axis of the training curve."""
 
@@ -73,7 +75,7 @@ def training_curve(log: Path, names: tuple[str, ...], loss: Sequence[LossTerm], 
     dice_axis.set_ylim(0, 1)
     dice_axis.set_ylabel("Dice")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path, _DPI)
 
 
 def loss_words(terms: Sequence[LossTerm], *, guided: bool = False) -> str:
@@ -128,7 +130,7 @@ def overlay(image: Path, prediction: Path, reference: Path, labels: Labels, titl
     handles = [_patch(_COLOURS[n % len(_COLOURS)], name) for n, name in enumerate(labels.names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save(figure, path, _DPI)
 
 
 def _draw_plane(panel: Any, scan: _Scan, axis: int, labels: Labels, limits: tuple[float, float]) -> None:
@@ -162,10 +164,4 @@ def _fill(panel: Any, mask: NDArray[np.bool_], colour: str, aspect: float) -> No
 def _patch(colour: str, name: str) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(color=colour, label=name)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return Patch(color=colour, label=legend_name(name))

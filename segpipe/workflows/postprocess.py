@@ -11,6 +11,7 @@ from segpipe.core.given import Given, PassedOver
 from segpipe.core.labels import Labels
 from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
+from segpipe.core.system_names import real_path
 from segpipe.core.text import Table, shown
 from segpipe.core.writable import require_writable, require_writable_file
 from segpipe.dataset.entries import entries_of
@@ -76,7 +77,7 @@ def choose_postprocessing(
     _say(watch, _painting(labels))
     with watch.counting("choosing post-processing", None) as step:
         chosen, failed = choose_rules(
-            pairs, labels, chosen_on=str(options.predictions), workers=options.jobs, on_pass=step
+            pairs, labels, chosen_on=real_path(options.predictions).name, workers=options.jobs, on_pass=step
         )
     # The references of a dataset are more than those of the cases that were predicted.
     alone = tuple(PassedOver(what=case, why=why) for case, why in matched.missing.items())
