@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path, PurePath
+from textwrap import shorten
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo, model_validator
@@ -14,7 +15,7 @@ from segpipe.errors import ArtefactError
 from segpipe.version import __version__
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
-_LONGEST_SHOWN = 80
+_LONGEST_SHOWN, _LONGEST_MESSAGE = 80, 300
 RecordedPath = Annotated[Path, PlainSerializer(PurePath.as_posix, return_type=str, when_used="json")]
 """A path in a record: written with ``/``, which every system reads, also where it was made on Windows."""
 
@@ -164,7 +165,7 @@ def migrated(
     """
     found = content.get("schema_version", newest)
     if not isinstance(found, int):
-        raise ValueError(f"schema_version: expected a whole number, found {found!r}")
+        raise ValueError(f"schema_version: expected a whole number, found {repr(found)[:_LONGEST_SHOWN]}")
     require_not_newer(kind, found, newest, made_by)
     for version in range(found, newest):
         if version not in migrations:
@@ -196,7 +197,7 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     found = repr(first["input"])
     shown = "" if first["type"] == "missing" or len(found) > _LONGEST_SHOWN else f", found {found}"
-    what = first["msg"].removeprefix("Value error, ")
+    what = shorten(first["msg"].removeprefix("Value error, "), _LONGEST_MESSAGE, placeholder="...")
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), f"{what}{shown}")))
 
 

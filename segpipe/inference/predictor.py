@@ -16,7 +16,7 @@ from torch import Tensor
 from segpipe.core.geometry import Grid, triple
 from segpipe.core.volume import Volume
 from segpipe.dataset.check import image_problems
-from segpipe.errors import CaseError, ModelError
+from segpipe.errors import CaseError, ModelError, NetworkError
 from segpipe.execution.device import Runtime, choose_runtime
 from segpipe.inference.engines.base import EngineName, Precision
 from segpipe.inference.engines.choose import inference_runtime, make_engine
@@ -265,10 +265,18 @@ def make_stage(
         raise ModelError(f"{path}: has no fold {', '.join(missing)}; it has {', '.join(model.folds)}")
     plan = model.plan
     configuration = plan.configuration(model.configuration)
-    engines = tuple(
-        make_engine(plan, configuration, model.folds[f], runtime, name=options.engine, cache=options.cache)
-        for f in model.used(folds)
-    )
+    try:
+        engines = tuple(
+            make_engine(plan, configuration, model.folds[f], runtime, name=options.engine, cache=options.cache)
+            for f in model.used(folds)
+        )
+    except (ModelError, NetworkError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # Values that no plan of segpipe's has together: layers refuse them in many ways.
+        raise ModelError(
+            f"{path}: its network cannot be built ({type(error).__name__}: {error}); make the model again"
+        ) from error
     first = None
     if model.previous is not None:
         first = make_stage(model.previous, path, runtime, options, model.folds_before(folds))

@@ -40,7 +40,7 @@ class _About(BaseModel):
     """model.json: what the other members of the zip are."""
 
     format: int = Field(ge=1)
-    made_by: str | None = None
+    made_by: str | None = Field(None, max_length=100)
     configuration: FolderName
     variant: VariantName
     mirror_axes: tuple[Literal[0, 1, 2], ...]

@@ -4,7 +4,7 @@ import json
 import re
 from hashlib import sha256
 from math import prod
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -81,6 +81,11 @@ class NetworkSpec(Record):
         for name in ("divisors", "patch_size"):
             if len(getattr(self, name)) not in (0, dims):
                 raise ValueError(f"{name} has {len(getattr(self, name))} values; expected {dims}")
+        if self.features and set(self.strides[0]) != {1}:
+            raise ValueError(f"the first of the strides is {list(self.strides[0])}; expected 1 along each axis")
+        norm = self.options.get("norm", "instance")
+        if self.features and (not isinstance(norm, str) or norm not in get_args(Norm)):
+            raise ValueError(f"options.norm is {str(norm)[:40]!r}; expected one of {', '.join(get_args(Norm))}")
         kernels = self.kernel_sizes or ((1,) * dims,) * n
         widths = (*self.features[:1], *self.features)
         for kernel, before, after in zip(kernels, widths, self.features, strict=False):

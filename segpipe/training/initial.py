@@ -42,6 +42,8 @@ class InitialWeights:
             return cls(real_path(path), None)
         file = real_path(model_in(path))
         model = ModelFile.read(file).single(file, "--init-from")
+        if not model.folds:
+            raise ModelError(f"{file}: holds no weights; train it, or export it again")
         fold = "all" if "all" in model.folds else min(model.folds)
         return cls(file, fold, channels=model.plan.channel_names)
 

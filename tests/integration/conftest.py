@@ -13,10 +13,10 @@ def _in_place(tmp_path_factory, monkeypatch, request):
     """
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
     if request.node.get_closest_marker("figures") is None:
-        monkeypatch.setattr("segpipe.reporting.figures._save", one_pixel)
+        monkeypatch.setattr("segpipe.reporting.figures.save", one_pixel)
 
 
-def one_pixel(_figure, path):
+def one_pixel(_figure, path, _dpi):
     """Stand in for a drawing, which takes longer than what is drawn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (1, 1)).save(path)

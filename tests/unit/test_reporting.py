@@ -116,7 +116,7 @@ def test_another_plan_is_not_shown_as_a_folds_own(workspace):
 def drawn_axis(tmp_path, monkeypatch, loss, **line) -> str:
     """Text beside the axis of the loss."""
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(figures, "save", lambda figure, path, _: kept.append(figure) or path)
     epoch = {"elapsed_s": 60, "train_loss": 0.5, "validation_dice": [0.5], "mean_validation_dice": 0.5, **line}
     (tmp_path / "log.jsonl").write_text(json.dumps(epoch) + "\n", encoding="utf-8")
     figures.training_curve(tmp_path / "log.jsonl", ("organ",), loss, tmp_path / "curves.png")

@@ -1,6 +1,7 @@
 """What an engine is, and the network that it computes."""
 
 from contextlib import nullcontext
+from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from segpipe.networks.build import build_network
 from segpipe.networks.segmenter import Segmenter
 from segpipe.planning.schema import Configuration, Plan
 
+_LONGEST = 200
 EngineName = Literal["auto", "torch", "openvino"]
 
 
@@ -48,11 +50,15 @@ def make_network(plan: Plan, configuration: Configuration, weights: Weights) -> 
     with torch.device("meta") if planned else nullcontext():
         network = build_network(configuration.network, n_inputs, plan.labels.n_outputs)
     try:
-        network.load_state_dict(weights, assign=planned)
+        network.load_state_dict(_of_its_types(weights, network), assign=planned)
     except RuntimeError as error:
         package = configuration.network.package
         made_with = "" if package is None else f" (of {package} when it was trained)"
-        raise ModelError(f"the weights do not fit the planned network{made_with}: {error}") from error
+        _, *problems = str(error).splitlines() or [""]
+        first = shorten(problems[0] if problems else str(error), _LONGEST, placeholder="...")
+        raise ModelError(
+            f"the weights do not fit the planned network{made_with}: {first} ({len(problems)} problem(s) in all)"
+        ) from error
     return network.eval().requires_grad_(requires_grad=False), n_inputs
 
 
@@ -89,3 +95,20 @@ def _takes_generator(func: Any) -> bool:
 def precision_name(runtime: Runtime) -> str:
     """Number type that a runtime computes in."""
     return "float32" if runtime.autocast is None else str(runtime.autocast).removeprefix("torch.")
+
+
+def _of_its_types(weights: Weights, network: Segmenter) -> Weights:
+    """Return weights in the number types that a network has.
+
+    Raises
+    ------
+    ModelError
+        If a tensor holds what is no number.
+    """
+    own = network.state_dict()
+    broken = next((name for name, value in weights.items() if not bool(torch.isfinite(value).all())), None)
+    if broken is not None:
+        raise ModelError(
+            f"the weights hold values that are no numbers (NaN, infinity), first in {broken}: its training went wrong"
+        )
+    return {name: value.to(own[name].dtype) if name in own else value for name, value in weights.items()}
