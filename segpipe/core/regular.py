@@ -99,7 +99,7 @@ def read_bytes(path: Path, most: int = LONGEST_TEXT) -> bytes:
 
 
 def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """Read a regular file as text; line ends become newlines.
+    """Read a regular file as text; line ends become newlines, a byte order mark goes.
 
     Raises
     ------
@@ -107,7 +107,8 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
         As :func:`read_bytes` does, and if it has another encoding.
     """
     try:
-        text = read_bytes(path).decode(encoding, errors)
+        # Notepad and Excel put a byte order mark in front.
+        text = read_bytes(path).decode("utf-8-sig" if encoding == "utf-8" else encoding, errors)
     except UnicodeDecodeError as error:
         raise UnreadableFileError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -510,3 +510,12 @@ def test_nothing_of_a_user_is_mapped_into_memory():
         if alias.name in ("mmap", "safe_open", "load_file", "memmap")
     }
     assert imported == set()
+
+
+def test_a_byte_order_mark_of_notepad_is_no_part_of_a_text(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_bytes(b"\xef\xbb\xbf" + 'name = "mine"\ndescription = "für uns"\n'.encode())
+    assert load_recipe(recipe).description == "für uns"
+    recipe.write_bytes('name = "mine"\ndescription = "für uns"\n'.encode("latin-1"))
+    with pytest.raises(SegpipeError, match=r"mine\.toml: is not UTF-8"):
+        load_recipe(recipe)
