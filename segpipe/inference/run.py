@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,64 +19,25 @@ from segpipe.dataset.fingerprint.measure import image_percentiles
 from segpipe.dataset.load import LoadedImage, load_image
 from segpipe.dataset.room import require_room_to_read
 from segpipe.dataset.schema import FileStamp
-from segpipe.errors import CaseError, NoRoomError, SegpipeError
+from segpipe.errors import CaseError, SegpipeError
 from segpipe.execution.memory import PeakMemory
-from segpipe.execution.processes import reason_of
 from segpipe.inference.alone import killed_before, predict_alone
 from segpipe.inference.inputs import InputCase
+from segpipe.inference.job import Job
 from segpipe.inference.manifest import Manifest, still_holds
 from segpipe.inference.outputs import Extras, Save, beside, left_by_killed
-from segpipe.inference.predictor import Prediction, Predictor, Sink
+from segpipe.inference.predictor import Predictor, Sink
 from segpipe.inference.quality import quality_of, volumes_ml, voxels_of
 from segpipe.inference.schema import PredictionRow
 from segpipe.io.formats import content_of, header_warnings, labels_written_like
 from segpipe.planning.guard import doubts
 from segpipe.planning.usual import unusual_spacing, unusual_volumes
-from segpipe.preprocessing.prepare import Placement, Prepared
+from segpipe.preprocessing.prepare import Placement
 from segpipe.version import __version__
 
 logger = logging.getLogger(__name__)
 
 Onlooker = Callable[[str, LoadedImage], Sink | None]
-
-
-@dataclass
-class _Job:
-    """A case on its way through the stage."""
-
-    case: InputCase
-    claim: FileLock
-    start: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=dict)
-    stamps: tuple[FileStamp, ...] = ()
-    content: str = ""
-    image: LoadedImage | None = None
-    percentiles: tuple[tuple[float, ...], ...] = ()
-    header_doubts: tuple[str, ...] = ()
-    prepared: tuple[Prepared | None, ...] = ()
-    waits: bool = False
-    """Whether it needs the memory that other cases hold: it is read when these are done."""
-    remarks: tuple[str, ...] = ()
-    prediction: Prediction | None = None
-    extras: Extras | None = None
-    peak_gb: float | None = None
-    failure: str | None = None
-
-    def attempt(self, work: Callable[["_Job"], None]) -> "_Job":
-        """Do a part of the work unless an earlier one failed; whatever it raises becomes the case's reason."""
-        if self.failure is not None:
-            return self
-        try:
-            work(self)
-        except NoRoomError as error:
-            if not self.waits and self.prediction is None:
-                self.waits, self.image, self.prepared = True, None, ()
-            else:
-                self.failure = str(error)
-        except Exception as error:  # noqa: BLE001 - the reason is the case's result
-            # A full disk is no case's fault, and is raised again.
-            self.failure = reason_of(error, f"case {self.case.id}")
-        return self
 
 
 def predict(
@@ -239,12 +200,12 @@ class _Batch:
         writing: Future[PredictionRow] | None = None
         for number in range(len(cases)):
             job = upcoming.pop().result()
-            tight = isinstance(job, _Job) and job.waits
+            tight = isinstance(job, Job) and job.waits
             if number + 1 < len(cases) and not tight:
                 upcoming.append(reader.submit(self._read, cases[number + 1], wait=wait))
             if isinstance(job, PredictionRow):
                 self._keep(job)
-            if not isinstance(job, _Job):
+            if not isinstance(job, Job):
                 continue
             if not tight:
                 job.attempt(self._compute)
@@ -266,7 +227,7 @@ class _Batch:
         self.rows[row.output.name] = row
         self.on_case(row)
 
-    def _read(self, case: InputCase, *, wait: bool) -> _Job | PredictionRow | None:
+    def _read(self, case: InputCase, *, wait: bool) -> Job | PredictionRow | None:
         """Claim a case and read it; its row if it is done already, None if another process has it."""
         claim = self.manifest.claim(case.output, wait=wait)
         if claim is None:
@@ -281,12 +242,12 @@ class _Batch:
             # The case is ours alone: what a killed process left of it is nobody's.
             for partial in self.leftovers.get(name, []):
                 partial.unlink(missing_ok=True)
-        job = _Job(case, claim)
+        job = Job(case, claim)
         if case.problem:
             job.failure = case.problem
         return job.attempt(self._require_unchanged).attempt(self._load)
 
-    def _require_unchanged(self, job: _Job) -> None:
+    def _require_unchanged(self, job: Job) -> None:
         """Refuse to replace what was changed after prediction wrote it, such as a mask that somebody corrected."""
         output = job.case.output
         for file in (output, *self.save.files(output)):
@@ -310,7 +271,7 @@ class _Batch:
             return still_holds(known, case, self.predictor.digest, self.save.files(case.output))
         return False
 
-    def _load(self, job: _Job) -> None:
+    def _load(self, job: Job) -> None:
         start, case, plan = time.perf_counter(), job.case, self.predictor.plan
         require_room_to_read(case.images)
         job.image = load_image(
@@ -331,7 +292,7 @@ class _Batch:
         job.prepared = self.predictor.prepare(job.image.volume)
         job.seconds["prepare"] = time.perf_counter() - start
 
-    def _compute(self, job: _Job) -> None:
+    def _compute(self, job: Job) -> None:
         assert job.image is not None
         if self.save.files(job.case.output):
             job.extras = Extras(
@@ -351,11 +312,11 @@ class _Batch:
         job.peak_gb = memory.gb
         job.prepared = ()
 
-    def _finish(self, job: _Job) -> PredictionRow:
+    def _finish(self, job: Job) -> PredictionRow:
         """Write what was made of a case and its row, also where there is only a reason; then the case is free again."""
         row: PredictionRow | None = None
 
-        def write(job: _Job) -> None:
+        def write(job: Job) -> None:
             nonlocal row
             row = self._write(job)
 
@@ -370,7 +331,7 @@ class _Batch:
             self._release(job.claim)
         return row
 
-    def _write(self, job: _Job) -> PredictionRow:
+    def _write(self, job: Job) -> PredictionRow:
         assert job.image is not None
         assert job.prediction is not None
         start, case, plan = time.perf_counter(), job.case, self.predictor.plan
@@ -406,7 +367,7 @@ class _Batch:
             self.manifest.append(row)
         return row
 
-    def _row(self, job: _Job, *, status: str) -> PredictionRow:
+    def _row(self, job: Job, *, status: str) -> PredictionRow:
         return PredictionRow(
             case=job.case.id,
             status="done" if status == "done" else "failed",
