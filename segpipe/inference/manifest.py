@@ -65,7 +65,10 @@ class Manifest:
         """Remember what was written, whichever row is the latest: a row goes before its files, and a process may be killed between."""
         further = {path.name: row.saved_sha256.get(path.name, _ANY_CONTENT) for path in row.saved}
         for name, digest in {row.output.name: row.output_sha256, **further}.items():
-            self._written.setdefault(name, set()).update({digest} - {""})
+            known = self._written.setdefault(name, set())
+            known |= {digest} - {""}
+            if digest not in ("", _ANY_CONTENT):
+                known.discard(_ANY_CONTENT)
 
     def append(self, row: PredictionRow) -> None:
         """Add a row; one process at a time, each line whole."""

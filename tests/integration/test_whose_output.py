@@ -104,6 +104,9 @@ def test_a_row_of_an_older_version_has_no_digest_of_what_lies_beside(six_scans, 
     log.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     assert "saved_sha256" not in log.read_text(encoding="utf-8")
     assert {row.status for row in segpipe.predict(six_scans, out, **how)} == {"done"}
+    # From then on there is one.
+    (out / "c.npz").write_bytes(b"another program's")
+    assert [row.case for row in segpipe.predict(six_scans, out, **how) if row.status == "failed"] == ["c"]
 
 
 def test_what_is_corrected_while_its_case_is_computed_stays(six_scans, tmp_path, two_fold_model, monkeypatch):
