@@ -7,15 +7,28 @@ from pathlib import Path, PurePath
 from textwrap import shorten
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from segpipe.core.regular import read_bytes
+from segpipe.core.system_names import case_name, folder_name, variant_name
 from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError
 from segpipe.version import __version__
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 _LONGEST_SHOWN, _LONGEST_MESSAGE = 80, 300
+FolderName = Annotated[str, AfterValidator(folder_name)]
+VariantName = Annotated[str, AfterValidator(variant_name)]
+CaseName = Annotated[str, AfterValidator(case_name)]
 RecordedPath = Annotated[Path, PlainSerializer(PurePath.as_posix, return_type=str, when_used="json")]
 """A path in a record: written with ``/``, which every system reads, also where it was made on Windows."""
 

@@ -4,9 +4,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from segpipe.errors import SegpipeError
 
@@ -35,12 +32,12 @@ def folder_name(name: str) -> str:
     return _checked(name, _FOLDER, "letters, digits, '_', '-' and '.'")
 
 
-def _variant_name(name: str) -> str:
+def variant_name(name: str) -> str:
     """As :func:`folder_name`, with what segpipe itself adds for another network (``+``, ``=``) and for a student (``~``)."""
     return _checked(name, _VARIANT, "letters, digits and _ - . = + ~")
 
 
-def _case_name(name: str) -> str:
+def case_name(name: str) -> str:
     """Return the id of a case: what a name of a file may hold, but nothing that separates folders."""
     return _checked(name, _CASE, "any characters but separators and control characters")
 
@@ -48,15 +45,10 @@ def _case_name(name: str) -> str:
 def is_case_name(name: str) -> bool:
     """Tell whether a name can be the id of a case."""
     try:
-        _case_name(name)
+        case_name(name)
     except ValueError:
         return False
     return True
-
-
-FolderName = Annotated[str, AfterValidator(folder_name)]
-VariantName = Annotated[str, AfterValidator(_variant_name)]
-CaseName = Annotated[str, AfterValidator(_case_name)]
 
 
 def below(folder: Path, *names: str) -> Path:
@@ -71,7 +63,7 @@ def below(folder: Path, *names: str) -> Path:
     """
     for name in names:
         try:
-            _case_name(name)
+            case_name(name)
         except ValueError as error:
             raise SegpipeError(f"{folder}: {name[:80]!r} {error}; nothing is written there") from error
     return folder.joinpath(*names)

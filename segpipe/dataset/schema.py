@@ -4,10 +4,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from segpipe.core.artefact import Artefact, Record, RecordedPath, added_later, json_digest
+from segpipe.core.artefact import Artefact, CaseName, Record, RecordedPath, added_later, json_digest
 from segpipe.core.given import Given
 from segpipe.core.labels import Labels
-from segpipe.core.system_names import CaseName
 from segpipe.io.formats import files_behind
 
 Layout = Literal["nnunet", "decathlon", "pairs", "manifest"]

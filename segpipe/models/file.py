@@ -13,9 +13,8 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segpipe.core.artefact import first_problem, require_not_newer
+from segpipe.core.artefact import FolderName, VariantName, first_problem, require_not_newer
 from segpipe.core.regular import open_regular, regular
-from segpipe.core.system_names import FolderName, VariantName
 from segpipe.core.whole import write_atomically
 from segpipe.errors import ArtefactError, ModelError, SegpipeError
 from segpipe.execution.memory import require_room_for
@@ -88,6 +87,10 @@ class ModelFile:
         if any(axis >= found.dims for axis in self.mirror_axes) or len(set(self.mirror_axes)) < len(self.mirror_axes):
             raise ArtefactError(
                 f"has the mirror axes {list(self.mirror_axes)}; expected some of the {found.dims} axes of {found.name}, none twice"
+            )
+        if "ct" in found.normalisation and not plan.intensities:
+            raise ArtefactError(
+                f"its plan: configuration {found.name}: normalisation ct needs intensities, and there are none"
             )
         if (found.previous_stage is None) != (self.previous is None):
             raise ArtefactError(

@@ -7,9 +7,8 @@ from typing import Literal, TypeVar
 from pydantic import Field, NonNegativeFloat, ValidationError
 
 from segpipe.augment.spec import AugmentationSettings
-from segpipe.core.artefact import Record, added_later, first_problem
+from segpipe.core.artefact import FolderName, Record, added_later, first_problem
 from segpipe.core.regular import lies, read_text
-from segpipe.core.system_names import FolderName
 from segpipe.core.text import did_you_mean
 from segpipe.errors import RecipeError, SegpipeError
 from segpipe.losses.spec import DEFAULT_LOSS, LossTerm

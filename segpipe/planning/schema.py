@@ -4,9 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from segpipe.core.artefact import Artefact, Record, added_later
+from segpipe.core.artefact import Artefact, FolderName, Record, VariantName, added_later
 from segpipe.core.labels import Labels
-from segpipe.core.system_names import FolderName, VariantName
 from segpipe.core.text import did_you_mean
 from segpipe.dataset.fingerprint.schema import IntensityStatistics
 from segpipe.dataset.names import Digits
@@ -137,8 +136,6 @@ class Plan(Artefact):
                 raise ValueError(
                     f"configuration {name}: normalisation has {len(configuration.normalisation)} values; expected {n}, one a channel"
                 )
-            if "ct" in configuration.normalisation and not self.intensities:
-                raise ValueError(f"configuration {name}: normalisation ct needs intensities, and there are none")
         return self
 
     def configuration(self, name: str) -> Configuration:

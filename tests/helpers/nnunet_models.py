@@ -21,7 +21,8 @@ def model_of(plan, configuration="3d_fullres", folds=("0",), axes=(0, 1, 2), pre
     for number, fold in enumerate(folds):
         torch.manual_seed(number)
         weights[fold] = build_network(chosen.network, n_inputs, plan.labels.n_outputs).state_dict()
-    return ModelFile(plan.to_json(), configuration, "tiny", axes, weights, previous)
+    own = tuple(axis for axis in axes if axis < chosen.dims)
+    return ModelFile(plan.to_json(), configuration, "tiny", own, weights, previous)
 
 
 def exported(model, folder):

@@ -105,8 +105,6 @@ def weights_with(members, change):
 
 
 WEIGHTS = {
-    "not a number": lambda w, n: {**w, n: w[n] * float("nan")},
-    "infinite": lambda w, n: {**w, n: torch.full_like(w[n], float("inf"))},
     "missing": lambda w, n: {k: v for k, v in w.items() if k != n},
     "of another shape": lambda w, n: {**w, n: w[n][:1]},
     "none": lambda w, n: {},
@@ -117,6 +115,13 @@ WEIGHTS = {
 def test_weights_that_no_training_made_are_refused(tmp_path, members, change):
     with pytest.raises(ModelError, match=r"strange\.segpipe: the weights"):
         predicted(packed(tmp_path / "strange.segpipe", weights_with(members, change)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_give_no_mask(tmp_path, members, value):
+    spoilt = weights_with(members, lambda w, n: {k: torch.full_like(v, value) for k, v in w.items()})
+    with pytest.raises(SegpipeError, match="not finite"):
+        predicted(packed(tmp_path / "strange.segpipe", spoilt))
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int32])
@@ -201,7 +206,7 @@ PLANS = {
     "spacing_mm": [[], [0.0, 1.0, 1.0], [float("inf"), 1.0, 1.0], [1.0, 1.0]],
     "median_shape": [[1.0, 2.0], [0, 1, 1]],
     "batch_size": [0, -1],
-    "normalisation": [[], ["zscore", "zscore"], ["ct"]],
+    "normalisation": [[], ["zscore", "zscore"], ["nonsense"]],
     "use_mask_for_norm": [[], [True, False]],
 }
 
@@ -211,9 +216,22 @@ def test_a_configuration_means_something(field, value):
     plan = json.loads(small_plan().to_json())
     name = "3d_fullres"
     plan["configurations"][name][field] = value
-    plan["intensities"] = [] if value == ["ct"] else plan["intensities"]
-    with pytest.raises(SegpipeError, match=field if value != ["ct"] else "ct needs intensities"):
+    with pytest.raises(SegpipeError, match=field):
         Plan.from_json(json.dumps(plan), advice="make it again")
+
+
+def test_a_ct_without_its_intensities_cannot_be_normalised(tmp_path, members):
+    changed = with_value(members, "plan.json", ("intensities",), [])
+    changed = with_value(
+        {**changed, "plan.json": json.dumps(changed["plan.json"])},
+        "plan.json",
+        ("configurations", "3d_fullres", "normalisation"),
+        ["ct"],
+    )
+    with pytest.raises(
+        ModelError, match=r"strange\.segpipe: its plan: configuration 3d_fullres: normalisation ct needs intensities"
+    ):
+        predicted(packed(tmp_path / "strange.segpipe", changed))
 
 
 NETWORKS = {
