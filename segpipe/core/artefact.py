@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path, PurePath
 from textwrap import shorten
@@ -21,7 +22,7 @@ from pydantic import (
 from segpipe.core.regular import read_bytes
 from segpipe.core.system_names import case_name, folder_name, variant_name
 from segpipe.core.whole import write_atomically
-from segpipe.errors import ArtefactError
+from segpipe.errors import ArtefactError, SegpipeError
 from segpipe.version import __version__
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
@@ -109,6 +110,15 @@ class Artefact(Record):
                 f"{first_problem(error)} ({error.error_count()} problem(s) in all); "
                 f"it is damaged or from another version: {advice}"
             ) from error
+
+    @classmethod
+    def lies(cls, path: Path) -> bool:
+        """Tell whether a file is an artefact of this kind."""
+        try:
+            cls.read(path)
+        except (SegpipeError, OSError):
+            return False
+        return True
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -221,3 +231,21 @@ def _maker(made_by: str | None) -> str:
 def json_digest(value: object) -> str:
     """Return the sha256 of a plain value's canonical JSON."""
     return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def json_lines(text: str, *needed: str) -> list[dict[str, Any]]:
+    """Return the objects of a log with an object a line; a line that is damaged, or lacks a key, is passed over.
+
+    Parameters
+    ----------
+    text : str
+    *needed : str
+        Keys without which a line is none.
+    """
+    found = []
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
+            held = json.loads(line)
+            if isinstance(held, dict) and held.keys() >= set(needed):
+                found.append(held)
+    return found

@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from segpipe.core.regular import special
+from segpipe.core.system_names import require_name
 from segpipe.errors import SegpipeError
 
 Confused = Literal["case", "form"]
@@ -29,6 +32,7 @@ def require_writable(folder: Path, what: str = "") -> None:
     SegpipeError
         With the place and the system's reason.
     """
+    require_name(folder)
     there = _nearest(folder)
     try:
         handle, name = tempfile.mkstemp(dir=there, prefix=".trial.")
@@ -43,17 +47,32 @@ def require_writable(folder: Path, what: str = "") -> None:
         raise SegpipeError(unwritable(folder, error, what, there)) from error
 
 
-def require_writable_file(file: Path, what: str = "") -> None:
-    """Raise unless a file can be written: as :func:`require_writable` of its folder, and it is no folder itself.
+def require_writable_file(file: Path, what: str, is_own: Callable[[Path], bool]) -> None:
+    """Raise unless a file can be written: as :func:`require_writable` of its folder, and what is there is segpipe's own.
+
+    Parameters
+    ----------
+    file : Path
+    what : str
+        The option that names it, for the error.
+    is_own : callable
+        Whether a file that is there is of the kind that is to be written, so that it may be replaced.
 
     Raises
     ------
     SegpipeError
         With the place and the reason.
     """
+    where = f"{what} {file}"
     if file.is_dir():
-        raise SegpipeError(f"{' '.join(filter(None, (what, str(file))))}: is a folder; give a file")
-    require_writable(file.parent, f"{' '.join(filter(None, (what, str(file))))}: its folder")
+        raise SegpipeError(f"{where}: is a folder; give a file")
+    if special(file):
+        raise SegpipeError(f"{where}: is a pipe, a socket or a device; give a file")
+    if file.exists() and not is_own(file):
+        raise SegpipeError(
+            f"{where}: is there already and is none that this command writes; give another name, or move it away"
+        )
+    require_writable(file.parent, f"{where}: its folder")
 
 
 def confused_names(folder: Path) -> set[Confused]:

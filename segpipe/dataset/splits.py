@@ -1,8 +1,10 @@
 """Which cases train and which are held out."""
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+from pydantic import model_validator
 
 from segpipe.core.artefact import Artefact, Record
 from segpipe.core.regular import lies
@@ -33,6 +35,16 @@ class Splits(Artefact):
     cases: tuple[str, ...]
     folds: tuple[Fold, ...]
     """Empty when there is but one group: nothing can be held out."""
+
+    @model_validator(mode="after")
+    def _hold_out(self) -> Self:
+        for number, fold in enumerate(self.folds):
+            if not fold.holds_out:
+                both = min(set(fold.train) & set(fold.validation))
+                raise ValueError(
+                    f"folds.{number}: case {both} is held out and trained on; its scores would say nothing"
+                )
+        return self
 
     def fold(self, fold: int | str) -> Fold:
         """Return a fold by number, or ``all``: every case both trains and validates.

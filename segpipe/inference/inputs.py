@@ -1,13 +1,15 @@
 """What to predict: one file, a folder, or a manifest, as cases. Nothing is decoded."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from segpipe.core.given import Given
 from segpipe.core.regular import special
-from segpipe.core.system_names import below, real_path, require_name
+from segpipe.core.system_names import is_case_name, real_path, require_name
 from segpipe.dataset.entries import Entries, absence_of, dangles, entries_of, without_segmentations
 from segpipe.dataset.layouts import channels_within, image_paths
 from segpipe.dataset.names import Channels, Digits, cases_to_predict, numbered
@@ -24,6 +26,8 @@ from segpipe.io.formats import (
     output_ending,
     stem_of,
 )
+
+_NO_NAME = re.compile(r"[^\w-]+")
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,16 @@ def _folder_case(case: str, channels: Channels, output: Path) -> InputCase:
     elif problem is None and sorted(channels) != list(range(len(channels))):
         numbers = ", ".join(f"_{c:04d}" for c in sorted(channels))
         problem = f"channels found: {numbers}; expected them from _0000 without a gap"
-    return InputCase(case, tuple(files), below(output, f"{case}{output_ending(files[0])}"), problem)
+    return _named(InputCase(case, tuple(files), output / f"{case}{output_ending(files[0])}", problem))
+
+
+def _named(case: InputCase) -> InputCase:
+    """Return a case whose id can be the name of its output; where it cannot, that is its problem and no other case's."""
+    if is_case_name(case.id):
+        return case
+    readable, digest = _NO_NAME.sub("_", case.id)[:40], sha256(case.id.encode(errors="replace")).hexdigest()[:8]
+    why = "its name is too long for a file's, or holds a line break, a tab or a separator; give it another name, or an id in a manifest"
+    return InputCase(case.id, case.images, case.output.parent / f"{readable}_{digest}.nii.gz", why)
 
 
 def _manifest_cases(path: Path, output: Path) -> list[InputCase]:
@@ -193,4 +206,4 @@ def _manifest_case(table: CaseTable, case: str, rows: list[Row], output: Path) -
     images, problem = image_paths(table, rows[0])
     absent = next((why for image in images if (why := absence_of(image))), None)
     ending = output_ending(images[0]) if images else ".nii.gz"
-    return InputCase(case, tuple(images), below(output, f"{case}{ending}"), problem[1] if problem else absent)
+    return _named(InputCase(case, tuple(images), output / f"{case}{ending}", problem[1] if problem else absent))

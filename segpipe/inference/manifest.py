@@ -33,6 +33,8 @@ class Manifest:
         self._locks = path.parent / ".segpipe"
         self._rows: dict[str, PredictionRow] = {}
         self._written: dict[str, set[str]] = {}
+        self.n_damaged = 0
+        """Lines that cannot be read: what they said was written is not known."""
         self._read_up_to = 0
 
     def rows(self) -> dict[str, PredictionRow]:
@@ -44,10 +46,13 @@ class Manifest:
                 lines, end, _ = file.read().rpartition(b"\n")
             self._read_up_to += len(lines) + len(end)
             for line in lines.splitlines():
-                with suppress(ValueError):
+                try:
                     row = PredictionRow.model_validate_json(line)
-                    self._rows[row.output.name] = row
-                    self._note_written(row)
+                except ValueError:
+                    self.n_damaged += 1
+                    continue
+                self._rows[row.output.name] = row
+                self._note_written(row)
         return dict(self._rows)
 
     def is_own(self, file: Path) -> bool:

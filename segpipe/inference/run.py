@@ -182,7 +182,8 @@ class _Batch:
         # An older version wrote a mask before its row: the claim that a killed process left says whose it is.
         self.inherited = {f for f, claimed in unknown.items() if claimed}
         foreign = [f for f, claimed in unknown.items() if not claimed]
-        if foreign:
+        # Where a row is damaged, a file may be its: it is kept, and costs its own case.
+        if foreign and not self.manifest.n_damaged:
             raise SegpipeError(
                 f"{foreign[0]}: is there already and was not written by segpipe predict ({len(foreign)} such file(s)); "
                 "choose another output folder"
@@ -253,6 +254,11 @@ class _Batch:
         for file in (output, *self.save.files(output)):
             own = self.how.overwrite or file in self.inherited or self.manifest.is_unchanged(file)
             if not own:
+                if not self.manifest.is_own(file):
+                    raise CaseError(
+                        f"{file}: is there already, and the log does not say who wrote it ({self.manifest.n_damaged} of its lines are "
+                        "damaged); it is kept: move it away, or give --overwrite"
+                    )
                 raise CaseError(
                     f"{file}: was changed after segpipe predict wrote it, and is kept; to have it predicted again, move it away or give "
                     "--overwrite"

@@ -245,12 +245,14 @@ def _about(content: bytes) -> _About:
     held = json.loads(content)
     if isinstance(held, dict) and isinstance(held.get("format"), int):
         require_not_newer("model file", held["format"], ENSEMBLE_FORMAT, str(held.get("made_by")))
+    again = "it is damaged: make or export the model again"
     try:
-        return _About.model_validate(held)
+        about = _About.model_validate(held)
     except ValidationError as error:
-        raise ArtefactError(
-            f"model.json: {first_problem(error)}; it is damaged: make or export the model again"
-        ) from error
+        raise ArtefactError(f"model.json: {first_problem(error)}; {again}") from error
+    if len(set(about.folds)) < len(about.folds):
+        raise ArtefactError(f"model.json: folds {list(about.folds)[:10]} name one fold twice; {again}")
+    return about
 
 
 def model_in(path: Path) -> Path:

@@ -17,7 +17,7 @@ class Rule(Record):
     """Its name, or ``*`` for the foreground as a whole."""
     keep: Literal["all", "largest"] = "all"
     """Which connected components stay; voxels that touch at a face, an edge or a corner are connected."""
-    min_mm3: float = Field(0.0, ge=0)
+    min_mm3: float = Field(0.0, ge=0, le=1e9)
     """Smaller components go."""
     fill_holes: bool = False
     """Background that is enclosed becomes the label."""
@@ -46,5 +46,5 @@ class PostprocessingRules(Artefact):
 
     rules: tuple[Rule, ...] = ()
     chosen_on: str = ""
-    n_cases: int = 0
+    n_cases: int = Field(0, ge=0)
     trials: tuple[Trial, ...] = ()

@@ -1,7 +1,6 @@
 """Figures of the report, as PNG files and as data for a self-contained page."""
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from segpipe.core.artefact import json_lines
 from segpipe.core.geometry import canonical_orientation
 from segpipe.core.labels import Labels
 from segpipe.core.regular import read_bytes, read_text
@@ -56,7 +56,7 @@ def training_curve(log: Path, names: tuple[str, ...], loss: Sequence[LossTerm], 
     path : Path
         Picture to write.
     """
-    lines = [json.loads(line) for line in read_text(log).splitlines()]
+    lines = json_lines(read_text(log), "elapsed_s", "train_loss", "validation_dice", "mean_validation_dice")
     guided = any("guide" in line for line in lines)
     minutes = [line["elapsed_s"] / 60 for line in lines]
     figure = Figure(figsize=(8, 3.2), layout="constrained")

@@ -1,8 +1,8 @@
 """TensorBoard, for those who asked for it; the log itself stays JSON lines."""
 
-import json
 from importlib.util import find_spec
 
+from segpipe.core.artefact import json_lines
 from segpipe.core.regular import read_text
 from segpipe.core.workspace import FoldFolder
 from segpipe.errors import TrainingError
@@ -28,7 +28,7 @@ class Board:
 
     def show(self) -> None:
         """Write what the log has gained."""
-        lines = [json.loads(line) for line in read_text(self.folder.log).splitlines()]
+        lines = json_lines(read_text(self.folder.log), "epoch", "validation_dice")
         for line in lines[self.shown :]:
             for name, value in line.items():
                 if isinstance(value, (int, float)) and name != "epoch":

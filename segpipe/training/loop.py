@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segpipe.core.artefact import json_lines
 from segpipe.core.labels import Labels
 from segpipe.core.regular import lies, read_text
 from segpipe.core.whole import write_atomically
@@ -400,9 +401,8 @@ class Trainer:
     def _cut_log(self) -> None:
         """Take out lines of epochs that a crash undid: they are later than the checkpoint."""
         if lies(self.folder.log):
-            # A last line that was cut off is no line.
-            whole = [line for line in read_text(self.folder.log).splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in whole if self.progress.holds(json.loads(line))]
+            lines = json_lines(read_text(self.folder.log), "epoch", "iteration")
+            kept = [json.dumps(line) + "\n" for line in lines if self.progress.holds(line)]
             write_atomically(self.folder.log, "".join(kept).encode())
 
     def _log(self, line: dict[str, Any]) -> None:

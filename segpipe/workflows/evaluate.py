@@ -23,7 +23,7 @@ def evaluate(options: EvaluateOptions, watch: Watch = SILENT) -> Evaluation:
         If the scores cannot be written; it holds them.
     """
     if options.output is not None:
-        require_writable_file(options.output, "--output")
+        require_writable_file(options.output, "--output", Evaluation.lies)
     declared = None if options.labels is None else read_labels_file(options.labels)
     for problem in [] if declared is None or declared.by_set else painting_problems(declared.targets):
         watch.note(f"{options.labels}: painted in this order, {problem}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zipfile import is_zipfile
+
 from segpipe.core.labels import Labels
 from segpipe.core.painting import painting_problems
 from segpipe.core.progress import SILENT, Watch
@@ -19,7 +21,7 @@ def import_(options: ImportOptions, watch: Watch = SILENT) -> dict[str, str]:
     """
     if options.output.suffix != ".segpipe":
         raise SegpipeError(f"{options.output}: a model file ends in .segpipe; give such a name")
-    require_writable_file(options.output, "MODEL")
+    require_writable_file(options.output, "MODEL", is_zipfile)
     model = read_model_folder(options.folder, folds=options.folds, checkpoint=options.checkpoint)
     model.write(options.output)
     plan = model.plan

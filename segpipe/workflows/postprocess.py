@@ -58,7 +58,7 @@ def _require_places(options: PostprocessOptions) -> None:
             require_writable(options.output, "OUTPUT")
         return
     if options.rules is not None:
-        require_writable_file(options.rules, "--rules")
+        require_writable_file(options.rules, "--rules", PostprocessingRules.lies)
     if options.model is not None:
         require_writable(options.model if options.model.is_dir() else options.model.parent, "--model")
 

@@ -156,6 +156,34 @@ class Killed(BaseException):
     """No ``except Exception`` sees it, as none sees SIGKILL."""
 
 
+@pytest.mark.parametrize("damage", ["cut", "nonsense", "nan"])
+def test_a_damaged_row_costs_its_own_case(six_scans, tmp_path, two_fold_model, damage):
+    """The mask may be anybody's: it stays. The others are sound, and are done."""
+    out, how = tmp_path / "out", QUICK | {"model": two_fold_model}
+    segpipe.predict(six_scans, out, **how)
+    log = out / "predictions.jsonl"
+    *kept, last = log.read_text(encoding="utf-8").splitlines()
+    spoilt = {"cut": last[:-50], "nonsense": "\0" * 200, "nan": last.replace('"status":"done"', '"status":NaN')}[damage]
+    log.write_text("\n".join([*kept, spoilt]) + "\n", encoding="utf-8")
+    mine = (out / "f.nii.gz").read_bytes()
+    rows = segpipe.predict(six_scans, out, resume=True, **how)
+    assert statuses(rows) == dict.fromkeys("abcde", "done") | {"f": "failed"}
+    assert "the log does not say who wrote it (1 of its lines are damaged)" in next(r.reason for r in rows if r.reason)
+    assert (out / "f.nii.gz").read_bytes() == mine
+    assert {row.status for row in segpipe.predict(six_scans, out, overwrite=True, **how)} == {"done"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
+def test_a_name_that_no_output_can_have_costs_its_own_case(six_scans, tmp_path, two_fold_model):
+    for name in ("x\ny", "a\tb", "l" * 230):
+        shutil.copy(six_scans / "a.nii.gz", six_scans / f"{name}.nii.gz")
+    (tmp_path / "cases.csv").write_text('case,image\n"m\tn",in/a.nii.gz\nb,in/b.nii.gz\n', encoding="utf-8")
+    rows = segpipe.predict(six_scans, tmp_path / "out", model=two_fold_model, **QUICK)
+    assert statuses(rows) == dict.fromkeys("abcdef", "done") | dict.fromkeys(("x\ny", "a\tb", "l" * 230), "failed")
+    rows = segpipe.predict(tmp_path / "cases.csv", tmp_path / "out2", model=two_fold_model, **QUICK)
+    assert statuses(rows) == {"b": "done", "m\tn": "failed"}
+
+
 def test_a_converted_volume_that_was_changed_stays(tmp_path):
     from tests.unit.test_dicom import write_series
 

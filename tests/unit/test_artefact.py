@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from segpipe.core.artefact import Artefact, Record, first_problem
+from segpipe.core.artefact import Artefact, Record, first_problem, json_lines
 from segpipe.core.whole import write_atomically
+from segpipe.dataset.splits import Fold, Splits
 from segpipe.errors import ArtefactError
+from segpipe.postprocessing.schema import Rule
 from segpipe.version import __version__
 
 
@@ -152,3 +154,21 @@ def test_the_first_problem_is_a_phrase(content, phrase):
     with pytest.raises(ValidationError) as error:
         Pair.model_validate(content)
     assert first_problem(error.value) == phrase
+
+
+def test_damaged_lines_of_a_log_are_passed_over():
+    text = '{"epoch": 1}\n{"epo\n3\n[]\nnull\n' + "[" * 100_000 + '\n{"other": 1}\n{"epoch": 2}\n'
+    assert json_lines(text, "epoch") == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_a_case_that_is_held_out_is_not_trained_on():
+    """By hand: the scores would look better than they are, without a word."""
+    folds = (Fold(train=("a", "b"), validation=("c",)), Fold(train=("b", "c"), validation=("b",)))
+    with pytest.raises(ValueError, match=r"folds\.1: case b is held out and trained on"):
+        Splits(dataset_digest="", grouped=False, cases=("a", "b", "c"), folds=folds)
+
+
+def test_a_rule_has_a_size_that_a_body_has():
+    for size in (float("inf"), 1e308, float("nan"), -1):
+        with pytest.raises(ValueError, match="min_mm3"):
+            Rule(label="liver", min_mm3=size)

@@ -8,11 +8,12 @@ import pytest
 
 from segpipe.core.writable import require_writable, require_writable_file
 from segpipe.errors import SegpipeError
+from segpipe.postprocessing.schema import PostprocessingRules
 
 
 def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
     require_writable(tmp_path / "a" / "b", "OUTPUT")
-    require_writable_file(tmp_path / "a" / "scores.json")
+    require_writable_file(tmp_path / "a" / "scores.json", "--output", PostprocessingRules.lies)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -23,7 +24,7 @@ def test_a_place_below_a_file_is_refused_with_its_option(tmp_path):
     ):
         require_writable(tmp_path / "file" / "out", "OUTPUT")
     with pytest.raises(SegpipeError, match="is a folder; give a file"):
-        require_writable_file(tmp_path, "--output")
+        require_writable_file(tmp_path, "--output", PostprocessingRules.lies)
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.EACCES])
@@ -40,3 +41,19 @@ def test_a_read_only_share_and_a_full_quota_are_noticed(tmp_path, monkeypatch, n
 def test_a_place_that_no_file_can_be_in():
     with pytest.raises(SegpipeError, match="cannot be written"):
         require_writable(Path("/proc/segpipe/out"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_only_what_segpipe_wrote_is_replaced(tmp_path):
+    """A mask given as --output by mistake would be lost."""
+    mask, rules, pipe = tmp_path / "mask.nii.gz", tmp_path / "rules.json", tmp_path / "pipe"
+    mask.write_bytes(b"a mask")
+    PostprocessingRules().write(rules)
+    os.mkfifo(pipe)
+    require_writable_file(rules, "--rules", PostprocessingRules.lies)
+    with pytest.raises(
+        SegpipeError, match=r"--output .*mask\.nii\.gz: is there already and is none that this command writes"
+    ):
+        require_writable_file(mask, "--output", PostprocessingRules.lies)
+    with pytest.raises(SegpipeError, match="is a pipe, a socket or a device"):
+        require_writable_file(pipe, "--rules", PostprocessingRules.lies)
