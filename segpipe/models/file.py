@@ -245,6 +245,10 @@ def _about(content: bytes) -> _About:
     held = json.loads(content)
     if isinstance(held, dict) and isinstance(held.get("format"), int):
         require_not_newer("model file", held["format"], ENSEMBLE_FORMAT, str(held.get("made_by")))
+        if held["format"] < FORMAT:
+            raise ArtefactError(
+                f"model file has format {held['format']}, expected {FORMAT} to {ENSEMBLE_FORMAT}; make it again"
+            )
     again = "it is damaged: make or export the model again"
     try:
         about = _About.model_validate(held)
