@@ -103,6 +103,8 @@ class Project:
             self.__dict__.pop(name, None)
         with self.watch.counting("checking and measuring", None) as done:
             before = self.matched if lies(self.workspace.dataset) else None
+            if resample_channels is None and before is not None:
+                resample_channels = before.resample_channels
             found = match_again(self.dataset, self.workspace, resample_channels)
             matched = found if before is None else _named_as(before, found)
             self.measured = measure(matched, self.workspace, before=before, workers=self.workers, on_case=done)
